@@ -1,0 +1,59 @@
+"""The exceptions that leave this package: one for each decision that a caller can take."""
+
+from __future__ import annotations
+
+import os
+
+
+class MvirtNetError(Exception):
+    """Base of everything raised on purpose by this package."""
+
+
+class ConfigError(MvirtNetError):
+    """A specification or configuration value is wrong; the user has to change it.
+
+    Args:
+        key: where the value stands, as the user writes it (``nic[1].mac_address``); may be empty.
+        problem: one line, without the key.
+    """
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}" if key else problem)
+        self.key = key
+        self.problem = problem
+
+
+class DuplicateError(ConfigError):
+    """A name, MAC address, IP address or socket path is taken already in this switch."""
+
+
+class NotFoundError(MvirtNetError):
+    """No network or NIC of that name."""
+
+
+class SocketInUseError(MvirtNetError):
+    """Another process listens on the socket path; it is left alone."""
+
+
+class SocketAccessError(MvirtNetError):
+    """The socket path cannot be made or listened on (permission, missing folder, not a socket)."""
+
+
+class RequestRefused(MvirtNetError):
+    """A vhost-user request cannot be carried out; nothing has changed.
+
+    The session answers with an error where the frontend asked for an answer and ends the
+    connection where it did not.
+    """
+
+
+class ConnectionBroken(MvirtNetError):
+    """The vhost-user conversation cannot go on (malformed, refused without a way to say so, too slow)."""
+
+
+class CoreError(MvirtNetError):
+    """The C core refused; `errno` is the reason (a positive errno value)."""
+
+    def __init__(self, what: str, errno: int) -> None:
+        super().__init__(f"{what}: {os.strerror(errno)}")
+        self.errno = errno

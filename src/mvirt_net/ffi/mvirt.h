@@ -1,0 +1,242 @@
+/*
+ * The C core: guest memory, split virtqueues seen from the device, and NIC ports.
+ *
+ * Everything between the two "cdef" lines is also what CFFI reads (see build.py), so it holds
+ * declarations only. No C file of the core includes Python: the same sources build the extension,
+ * the benchmarks and the sanitizer programs.
+ *
+ * Rules that hold for every function
+ * - Guest memory and all that a frontend says is hostile. A field of guest memory is read once
+ *   into private memory, the copy is checked, only the copy is used.
+ * - A function returns >= 0 or a negative errno value. It never aborts, prints, blocks or calls
+ *   back, and its work is bounded.
+ * - RX and TX are the guest's: queue 0 is what the guest receives, queue 1 what it transmits.
+ * - A port, its rings and its memory belong to one thread at a time; calls are not locked.
+ * - File descriptors stay the caller's: the core neither keeps one past the next mv_ring_set_*
+ *   of the same kind (or the end of the port) nor closes one.
+ */
+#ifndef MVIRT_H
+#define MVIRT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* cdef: begin */
+
+enum mv_limit {
+	MV_MAX_REGIONS = 32,		/* memory slots of one frontend */
+	MV_MIN_RING_SIZE = 2,
+	MV_MAX_RING_SIZE = 32768,	/* virtio 1.2, 2.7 */
+	MV_MAX_CHAIN = 1024,		/* descriptors of one frame, and of one indirect table used */
+	MV_MAX_FRAME = 14 + 65535,	/* Ethernet header and the largest IP packet */
+	MV_BACKLOG = 256,		/* frames kept for a guest that gives no RX buffers */
+	MV_PUNT_FRAMES = 64,		/* slow-path frames of one drain */
+	MV_DROP_REASONS = 22
+};
+
+enum mv_drop {
+	MV_DROP_RING_DISABLED = 0,
+	MV_DROP_TX_BUFFER_INVALID = 1,
+	MV_DROP_TX_TOO_SHORT = 2,
+	MV_DROP_TX_TOO_LONG = 3,
+	MV_DROP_OFFLOAD_NOT_NEGOTIATED = 4,
+	MV_DROP_SOURCE_MAC = 5,
+	MV_DROP_DESTINATION_MAC = 6,
+	MV_DROP_ETHERTYPE = 7,
+	MV_DROP_MULTICAST = 8,
+	MV_DROP_IP_MALFORMED = 9,
+	MV_DROP_NO_ROUTE = 10,
+	MV_DROP_FRAGMENT = 11,
+	MV_DROP_RX_RING_DOWN = 12,
+	MV_DROP_RX_BACKLOG_FULL = 13,
+	MV_DROP_RX_BUFFER_TOO_SMALL = 14,
+	MV_DROP_RX_BUFFER_INVALID = 15,
+	MV_DROP_ARP_MALFORMED = 16,
+	MV_DROP_ARP_IGNORED = 17,
+	MV_DROP_DHCP_MALFORMED = 18,
+	MV_DROP_DHCP_IGNORED = 19,
+	MV_DROP_ICMP_MALFORMED = 20,
+	MV_DROP_ICMP_IGNORED = 21
+};
+
+/* Which service a punted frame is for. */
+enum mv_punt_kind {
+	MV_PUNT_ARP = 0,
+	MV_PUNT_DHCPV4 = 1,
+	MV_PUNT_ICMPV4 = 2
+};
+
+/* What a ring needs next: the result of mv_port_drain and mv_port_flush. */
+enum mv_next {
+	MV_NEXT_KICK = 0,	/* nothing to do before the driver's next kick, which was asked for */
+	MV_NEXT_CALL_AGAIN = 1,	/* a bound was reached with work left: let others run, call again */
+	MV_NEXT_NOTHING = 2	/* flush: the backlog is empty; drain: the ring is not running */
+};
+
+/* A region of guest memory, in bytes (vhost-user, "Memory region description"). */
+struct mv_region_spec {
+	uint64_t guest_addr;
+	uint64_t size;
+	uint64_t user_addr;
+	uint64_t mmap_offset;
+};
+
+/* The parts of a split ring, as user addresses (vhost-user, "A vring address description"). */
+struct mv_ring_addr {
+	uint64_t desc;
+	uint64_t used;
+	uint64_t avail;
+};
+
+struct mv_stats {
+	uint64_t tx_frames;
+	uint64_t tx_bytes;
+	uint64_t rx_frames;
+	uint64_t rx_bytes;
+	uint64_t kicks;
+	uint64_t calls;
+	uint64_t punts;
+	uint64_t drops[MV_DROP_REASONS];
+};
+
+/* A slow-path frame (no virtio_net_hdr) in the buffer given to mv_port_drain. */
+struct mv_punt {
+	uint32_t kind;		/* enum mv_punt_kind */
+	uint32_t offset;
+	uint32_t length;
+};
+
+typedef struct mv_memory mv_memory;
+typedef struct mv_port mv_port;
+
+/* ---- memory.c: regions and translation ---- */
+
+/*
+ * A table without regions. When the file behind one of its regions shrinks under the daemon,
+ * the region is replaced by zero pages and 1 is added to the eventfd fault_fd (SIGBUS handler);
+ * fault_fd must stay open until mv_memory_free() of the last table that shares a region.
+ * NULL when there is no memory.
+ */
+mv_memory *mv_memory_new(int fault_fd);
+
+/* A second table that shares the regions of the first. NULL when there is no memory. */
+mv_memory *mv_memory_copy(const mv_memory *memory);
+
+/*
+ * Map fd and add it as a region. The fd stays the caller's and may be closed afterwards.
+ * -EINVAL: size 0, an overflow, an overlap in guest or user addresses, misaligned mmap_offset,
+ * or not within the file; -ENOSPC: table full; -EACCES, -ENODEV, ...: what fstat or mmap said.
+ */
+int mv_memory_add(mv_memory *memory, const struct mv_region_spec *spec, int fd);
+
+/* Take the region with exactly these addresses and size out of the table; -ENOENT: none such. */
+int mv_memory_remove(mv_memory *memory, const struct mv_region_spec *spec);
+
+/* Free the table and unmap the regions that no other table shares. NULL is allowed. */
+void mv_memory_free(mv_memory *memory);
+
+/* ---- port.c: one NIC ---- */
+
+/* A port for the NIC with this MAC address. NULL when there is no memory. */
+mv_port *mv_port_new(const uint8_t *mac);
+
+/* Free the port and its backlog. Its memory table stays the caller's. NULL is allowed. */
+void mv_port_free(mv_port *port);
+
+/* The gateway that IPv4 punts are for, in network byte order. */
+void mv_port_set_gateway_ipv4(mv_port *port, const uint8_t *address);
+
+/* The virtio feature bits that the driver accepted. -EBUSY: a ring is running. */
+int mv_port_set_features(mv_port *port, uint64_t features);
+
+/*
+ * Use this table from now on (NULL: none). Running rings are translated again; -EFAULT when one
+ * of them is not wholly within one region of the new table: nothing has changed then. The caller
+ * may free the former table once this has returned 0.
+ */
+int mv_port_set_memory(mv_port *port, const mv_memory *memory);
+
+/* Copy the counters. */
+void mv_port_stats(const mv_port *port, struct mv_stats *stats);
+
+/* Count one drop for a reason found outside the core. */
+void mv_port_count_drop(mv_port *port, unsigned int reason);
+
+/*
+ * Whether these ring parts could be used with the present memory. -EINVAL: size not a power of two
+ * from 2 to 32768, or a misaligned part; -EFAULT: a part is not wholly within one region.
+ */
+int mv_ring_check(const mv_port *port, unsigned int size, const struct mv_ring_addr *addr);
+
+/*
+ * Start ring `queue`. base is the next available index to look at (0..65535), or -1 for "where
+ * the used ring stands". Errors as mv_ring_check; -EBUSY: it runs already.
+ *
+ * A base that claims that every available buffer has been consumed, while the used ring says that
+ * some of them were never returned, is replaced by the used index: this device completes in order
+ * and keeps nothing, so those buffers would be lost for ever (frontends that reconnect with the
+ * available index do this).
+ */
+int mv_ring_start(mv_port *port, unsigned int queue, unsigned int size,
+		  const struct mv_ring_addr *addr, int base);
+
+/* Move the parts of a running ring (SET_VRING_ADDR while it runs). Errors as mv_ring_check. */
+int mv_ring_move(mv_port *port, unsigned int queue, const struct mv_ring_addr *addr);
+
+/*
+ * Stop the ring and return the next available index to look at, 0..65535; nothing is written to
+ * the ring afterwards. A stopped ring returns the same value again. The RX backlog is dropped.
+ */
+int mv_ring_stop(mv_port *port, unsigned int queue);
+
+/* A started but disabled TX ring is consumed and discarded, a disabled RX ring left untouched. */
+void mv_ring_enable(mv_port *port, unsigned int queue, bool enabled);
+
+/* Whether the ring stands still because the driver broke its rules; a new start clears it. */
+bool mv_ring_broken(const mv_port *port, unsigned int queue);
+
+/* The eventfd that interrupts the driver, or -1: it polls. Made non-blocking. */
+void mv_ring_set_call(mv_port *port, unsigned int queue, int fd);
+
+/* The eventfd that tells the frontend of a broken ring, or -1. Made non-blocking. */
+void mv_ring_set_err(mv_port *port, unsigned int queue, int fd);
+
+/*
+ * Take frames off the TX ring for about 50 microseconds, at most 1 MiB and MV_PUNT_FRAMES punts:
+ * drop them or copy them to `buffer` (at least MV_MAX_FRAME bytes) with an entry in `punts` (room
+ * for MV_PUNT_FRAMES). All used entries are published once, the driver interrupted at most once.
+ * *n_punts is set. Returns enum mv_next.
+ */
+int mv_port_drain(mv_port *port, uint8_t *buffer, size_t buffer_size, struct mv_punt *punts,
+		  unsigned int *n_punts);
+
+/*
+ * Put a frame (no virtio_net_hdr) at the end of the RX backlog, copied. Returns 1 when it was
+ * taken, 0 when it was dropped and counted, -EINVAL: length not 14..MV_MAX_FRAME, -ENOMEM.
+ */
+int mv_port_enqueue(mv_port *port, const uint8_t *frame, size_t length);
+
+/*
+ * Move the backlog to the RX ring as far as the driver has given buffers; publish once, interrupt
+ * at most once. Returns enum mv_next; MV_NEXT_KICK: frames are left and a kick was asked for.
+ */
+int mv_port_flush(mv_port *port);
+
+/* Frames in the backlog. */
+unsigned int mv_port_backlog(const mv_port *port);
+
+/* ---- event.c: foreign eventfds ---- */
+
+/* 1: an eventfd, 0: something else, negative: fd unusable. */
+int mv_event_check(int fd);
+
+/* Read the counter without ever blocking: 1 read, 0 it was zero, negative error. */
+int mv_event_read(int fd);
+
+/* Add 1 without ever blocking: 1 written, 0 the counter is full, negative error. */
+int mv_event_write(int fd);
+
+/* cdef: end */
+
+#endif

@@ -1,0 +1,323 @@
+"""Values that every part of the package may use; nothing here does I/O.
+
+Directions are the guest's everywhere: **TX** is what the guest sends (queue 1), **RX** what it
+receives (queue 0).
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import attrs
+
+from .errors import ConfigError
+
+RX_QUEUE = 0
+"""The receive queue of the one queue pair (virtio 1.2, 5.1.2)."""
+TX_QUEUE = 1
+"""The transmit queue of the one queue pair (virtio 1.2, 5.1.2)."""
+
+MIN_MTU = 68
+"""Least MTU of an IPv4 link (RFC 791, 3.2) and of virtio-net (virtio 1.2, 5.1.4.1)."""
+MAX_MTU = 65535
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
+_MAC_TEXT = re.compile(r"[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}", re.ASCII)
+
+
+@attrs.frozen(order=True)
+class MacAddress:
+    """A 48-bit MAC address; `packed` holds its six bytes in wire order."""
+
+    packed: bytes = attrs.field()
+
+    @packed.validator
+    def _six_bytes(self, _attribute: object, value: bytes) -> None:
+        if len(value) != 6:
+            raise ValueError(f"a MAC address has 6 bytes, not {len(value)}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ``52:54:00:12:34:56``. Raises ValueError for any other form."""
+        if not _MAC_TEXT.fullmatch(text):
+            raise ValueError(f"{text!r} is not a MAC address like 52:54:00:12:34:56")
+        return cls(bytes.fromhex(text.replace(":", "")))
+
+    @property
+    def is_multicast(self) -> bool:
+        """Whether the group bit is set (IEEE 802, also true of the broadcast address)."""
+        return bool(self.packed[0] & 1)
+
+    def __str__(self) -> str:
+        return self.packed.hex(":")
+
+
+GATEWAY_MAC = MacAddress.parse("02:00:00:00:00:01")
+GATEWAY_IPV4 = IPv4Address("169.254.0.1")
+GATEWAY_IPV6 = IPv6Address("fe80::1")
+DEFAULT_DNS_SERVERS: tuple[IPv4Address | IPv6Address, ...] = (
+    IPv4Address("1.1.1.1"),
+    IPv4Address("8.8.8.8"),
+)
+
+
+class DropReason(enum.IntEnum):
+    """Why a frame went no further. The numbers are those of ``enum mv_drop`` in ``ffi/mvirt.h``."""
+
+    RING_DISABLED = 0
+    """Sent while the TX ring was started but disabled (vhost-user, "Ring states")."""
+    TX_BUFFER_INVALID = 1
+    """A TX descriptor that is write-only or points outside guest memory."""
+    TX_TOO_SHORT = 2
+    """Less than a virtio_net_hdr and an Ethernet header."""
+    TX_TOO_LONG = 3
+    """More than a virtio_net_hdr, an Ethernet header and 65,535 bytes."""
+    OFFLOAD_NOT_NEGOTIATED = 4
+    """The virtio_net_hdr asks for a checksum or segmentation that was not negotiated."""
+    SOURCE_MAC = 5
+    """The source MAC address is not the NIC's."""
+    DESTINATION_MAC = 6
+    """Unicast to a MAC address that is not the gateway's."""
+    ETHERTYPE = 7
+    """Not a protocol that this network carries (VLAN tags and 802.3 included)."""
+    MULTICAST = 8
+    """Broadcast or multicast that no service answers; it never leaves the NIC."""
+    IP_MALFORMED = 9
+    """An IP header that contradicts itself or the frame."""
+    NO_ROUTE = 10
+    """No route to the destination address."""
+    FRAGMENT = 11
+    """A fragment addressed to the gateway."""
+    RX_RING_DOWN = 12
+    """For a guest whose RX ring is not started and enabled."""
+    RX_BACKLOG_FULL = 13
+    """For a guest that gives no RX buffers, past the bound of its backlog."""
+    RX_BUFFER_TOO_SMALL = 14
+    """The frame does not fit in the RX buffers (virtio 1.2, 5.1.6.3.1)."""
+    RX_BUFFER_INVALID = 15
+    """An RX descriptor that is read-only or points outside guest memory."""
+    ARP_MALFORMED = 16
+    ARP_IGNORED = 17
+    """An ARP packet that asks nothing of the gateway."""
+    DHCP_MALFORMED = 18
+    DHCP_IGNORED = 19
+    """A DHCP message that RFC 2131 leaves unanswered, or no DHCP on this NIC."""
+    ICMP_MALFORMED = 20
+    ICMP_IGNORED = 21
+    """An ICMP message to the gateway that is no echo request."""
+
+
+class PuntKind(enum.IntEnum):
+    """Which service a slow-path frame is for: ``enum mv_punt_kind`` in ``ffi/mvirt.h``."""
+
+    ARP = 0
+    DHCPV4 = 1
+    """UDP to port 67, to broadcast or to the gateway; not a fragment."""
+    ICMPV4 = 2
+    """ICMP to the gateway; not a fragment."""
+
+
+@attrs.frozen
+class MemoryRegion:
+    """One region of guest memory as the frontend describes it, in bytes.
+
+    Ring addresses are user addresses, descriptor addresses are guest addresses
+    (vhost-user, "Memory region description").
+    """
+
+    guest_addr: int
+    size: int
+    user_addr: int
+    mmap_offset: int
+
+
+@attrs.frozen
+class VringAddr:
+    """Where the three parts of a split ring are, as user addresses (vhost-user, "A vring address")."""
+
+    desc: int
+    used: int
+    avail: int
+
+
+@attrs.frozen
+class NicStats:
+    """Counters of one NIC since it was added. `tx_frames` counts dropped frames too."""
+
+    tx_frames: int
+    tx_bytes: int
+    rx_frames: int
+    rx_bytes: int
+    kicks: int
+    """Drains of the TX ring that a kick (or a poll) began."""
+    calls: int
+    """Interrupts signalled to the driver."""
+    punts: int
+    """TX frames handed to the services."""
+    drops: Mapping[DropReason, int]
+    """Only the reasons seen so far."""
+
+
+_T = TypeVar("_T")
+
+
+def _checked(key: str, convert: Callable[[Any], _T]) -> Callable[[Any], _T]:
+    """`convert` with its ValueError and TypeError turned into a ConfigError for `key`."""
+
+    def converter(value: Any) -> _T:
+        try:
+            return convert(value)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(key, str(error)) from error
+
+    return converter
+
+
+def _optional(convert: Callable[[Any], _T]) -> Callable[[Any], _T | None]:
+    return lambda value: None if value is None else convert(value)
+
+
+def _tuple_of(convert: Callable[[Any], _T]) -> Callable[[Any], tuple[_T, ...]]:
+    def converter(values: Iterable[Any]) -> tuple[_T, ...]:
+        if isinstance(values, str | bytes):
+            raise TypeError(f"{values!r} is not a list")
+        return tuple(convert(value) for value in values)
+
+    return converter
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError(
+            f"{value!r} is not a name (1 to 64 letters, digits, '.', '_', '-'; not '.' first)"
+        )
+    return value
+
+
+def _mac(value: MacAddress | str | bytes) -> MacAddress:
+    if isinstance(value, bytes):
+        mac = MacAddress(value)
+    else:
+        mac = value if isinstance(value, MacAddress) else MacAddress.parse(value)
+    if mac.is_multicast or not any(mac.packed):
+        raise ValueError(f"{mac} is not a unicast MAC address")
+    if mac == GATEWAY_MAC:
+        raise ValueError(f"{mac} is the gateway's")
+    return mac
+
+
+def _ip(value: Any) -> IPv4Address | IPv6Address:
+    return ip_address(value)
+
+
+def _text(kind: str, convert: Callable[[Any], _T]) -> Callable[[Any], _T]:
+    """`convert` for text or a value that is one already; never for an int, which `ipaddress` takes."""
+
+    def converter(value: Any) -> _T:
+        if isinstance(value, int | bool | bytes):
+            raise TypeError(f"{value!r} is not {kind}")
+        return convert(value)
+
+    return converter
+
+
+_ipv4 = _text("an IPv4 address", IPv4Address)
+_ipv6 = _text("an IPv6 address", IPv6Address)
+_ipv4_network = _text("an IPv4 network", IPv4Network)
+_ipv6_network = _text("an IPv6 network", IPv6Network)
+
+
+def _mtu(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not MIN_MTU <= value <= MAX_MTU:
+        raise ValueError(f"{value!r} is not an MTU from {MIN_MTU} to {MAX_MTU}")
+    return value
+
+
+def _netmask(value: Any) -> Netmask:
+    try:
+        return Netmask(value)
+    except ValueError:
+        choices = " or ".join(repr(str(choice)) for choice in Netmask)
+        raise ValueError(f"{value!r} is not {choices}") from None
+
+
+class Netmask(enum.StrEnum):
+    """The subnet mask that DHCP gives to the guests of a network."""
+
+    HOST = "host"
+    """255.255.255.255: everything goes by the gateway (the default)."""
+    SUBNET = "subnet"
+    """The subnet's own, for guests that cannot use a /32; ARP then answers for the whole subnet."""
+
+
+@attrs.frozen(kw_only=True)
+class NetworkSpec:
+    """One isolated layer-3 network, as a user asks for it.
+
+    Text is converted; a wrong value raises ConfigError with the field's name as its key. With
+    neither subnet nor prefix its NICs have no address and no services.
+    """
+
+    name: str = attrs.field(converter=_checked("name", _name))
+    ipv4_subnet: IPv4Network | None = attrs.field(
+        default=None, converter=_checked("ipv4_subnet", _optional(_ipv4_network))
+    )
+    ipv6_prefix: IPv6Network | None = attrs.field(
+        default=None, converter=_checked("ipv6_prefix", _optional(_ipv6_network))
+    )
+    ipv4_netmask: Netmask = attrs.field(
+        default=Netmask.HOST, converter=_checked("ipv4_netmask", _netmask)
+    )
+    dns_servers: tuple[IPv4Address | IPv6Address, ...] = attrs.field(
+        default=(), converter=_checked("dns_servers", _tuple_of(_text("an IP address", _ip)))
+    )
+    """What DHCP names; empty means `DEFAULT_DNS_SERVERS`."""
+    ntp_servers: tuple[IPv4Address | IPv6Address, ...] = attrs.field(
+        default=(), converter=_checked("ntp_servers", _tuple_of(_text("an IP address", _ip)))
+    )
+    mtu: int = attrs.field(default=1500, converter=_checked("mtu", _mtu))
+
+
+@attrs.frozen(kw_only=True)
+class NicSpec:
+    """One virtual NIC, as a user asks for it; a `Switch` fills in what is absent.
+
+    Text is converted; a wrong value raises ConfigError with the field's name as its key.
+    """
+
+    name: str = attrs.field(converter=_checked("name", _name))
+    network: str = attrs.field(converter=_checked("network", _name))
+    mac_address: MacAddress | None = attrs.field(
+        default=None, converter=_checked("mac_address", _optional(_mac))
+    )
+    """Absent: derived from the names of network and NIC, the same each time."""
+    ipv4_address: IPv4Address | None = attrs.field(
+        default=None, converter=_checked("ipv4_address", _optional(_ipv4))
+    )
+    """Absent: the lowest free host address of the subnet that ends neither in .0 nor in .255."""
+    ipv6_address: IPv6Address | None = attrs.field(
+        default=None, converter=_checked("ipv6_address", _optional(_ipv6))
+    )
+    routed_ipv4_prefixes: tuple[IPv4Network, ...] = attrs.field(
+        default=(), converter=_checked("routed_ipv4_prefixes", _tuple_of(_ipv4_network))
+    )
+    routed_ipv6_prefixes: tuple[IPv6Network, ...] = attrs.field(
+        default=(), converter=_checked("routed_ipv6_prefixes", _tuple_of(_ipv6_network))
+    )
+    socket_path: Path | None = attrs.field(
+        default=None, converter=_checked("socket_path", _optional(Path))
+    )
+    """Where frontends connect; absent for a NIC that serves an already connected socket."""
+
+
+@attrs.frozen
+class DaemonConfig:
+    """Everything that `serve` needs to know: networks first, then NICs, in the order given."""
+
+    networks: tuple[NetworkSpec, ...] = ()
+    nics: tuple[NicSpec, ...] = ()
