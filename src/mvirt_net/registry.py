@@ -1,0 +1,434 @@
+"""Who is in which network: names, MAC addresses, IP addresses, routed prefixes and socket paths.
+
+Everything that makes a network or NIC acceptable, beyond the form of its single values (`model`
+sees to that), is decided here and nowhere else, so that checking a configuration and running it
+cannot disagree. A `Registry` is pure book-keeping: no socket, no time, no randomness, and each of
+its methods either does all it says or raises and leaves everything as it was.
+
+What a NIC gives itself (its *claim*) is told apart from what it leaves to us (its *fill*). One NIC
+at a time, `Registry.add_nic` does both. For a whole configuration `plan` makes all the claims
+first, so that an address handed out never collides with one that stands further down in the file.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Generic, TypeVar
+
+import attrs
+
+from .errors import ConfigError, DuplicateError, NotFoundError
+from .model import GATEWAY_MAC, DaemonConfig, MacAddress, NetworkSpec, NicSpec
+
+MIN_IPV6_MTU: Final = 1280
+"""Least MTU of a link that carries IPv6 (RFC 8200, 5)."""
+MAX_SOCKET_PATH: Final = 107
+"""Bytes of a unix socket path: ``sun_path`` has 108, one for the closing zero (unix(7))."""
+
+_UNROUTABLE: Final = tuple(
+    ip_network(text)
+    for text in (
+        "0.0.0.0/8",  # "this network" (RFC 1122, 3.2.1.3)
+        "127.0.0.0/8",  # loopback
+        "169.254.0.0/16",  # link-local, the gateway's own address among it (RFC 3927, 2.7)
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, limited broadcast
+        "::/127",  # unspecified and loopback
+        "fe80::/10",  # link-local
+        "ff00::/8",  # multicast
+    )
+)
+
+
+class Registry:
+    """The networks and NICs of one switch.
+
+    NIC names, MAC addresses and socket paths are unique in the whole registry; IP addresses and
+    routed prefixes are unique in their network, for networks do not see each other.
+    """
+
+    def __init__(self) -> None:
+        self._networks: dict[str, NetworkSpec] = {}
+        self._nics: dict[str, NicSpec] = {}
+        self._spaces: dict[str, tuple[_Space[IPv4Address], _Space[IPv6Address]]] = {}
+        self._macs: dict[MacAddress, str] = {}
+        self._sockets: dict[str, str] = {}
+
+    @property
+    def networks(self) -> Mapping[str, NetworkSpec]:
+        """A live, read-only view: name → network."""
+        return MappingProxyType(self._networks)
+
+    @property
+    def nics(self) -> Mapping[str, NicSpec]:
+        """A live, read-only view: name → NIC, all filled in."""
+        return MappingProxyType(self._nics)
+
+    def add_network(self, spec: NetworkSpec) -> NetworkSpec:
+        """Take in a network.
+
+        Returns:
+            The network as it is kept.
+
+        Raises:
+            DuplicateError: the name is taken.
+            ConfigError: its subnet, prefix or MTU cannot be used.
+        """
+        if spec.name in self._networks:
+            raise DuplicateError("name", f"there is a network {spec.name!r} already")
+        _check_routable("ipv4_subnet", spec.ipv4_subnet)
+        _check_routable("ipv6_prefix", spec.ipv6_prefix)
+        if spec.ipv6_prefix is not None and spec.mtu < MIN_IPV6_MTU:
+            raise ConfigError("mtu", f"{spec.mtu} is too small for IPv6, which needs 1280")
+        self._networks[spec.name] = spec
+        self._spaces[spec.name] = (
+            _Space(
+                IPv4Address, spec.ipv4_subnet, "ipv4_subnet", "ipv4_address", "routed_ipv4_prefixes"
+            ),
+            _Space(
+                IPv6Address, spec.ipv6_prefix, "ipv6_prefix", "ipv6_address", "routed_ipv6_prefixes"
+            ),
+        )
+        return spec
+
+    def remove_network(self, name: str) -> None:
+        """Forget a network.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            ConfigError: a NIC is still in it.
+        """
+        if name not in self._networks:
+            raise NotFoundError(f"there is no network {name!r}")
+        for nic in self._nics.values():
+            if nic.network == name:
+                raise ConfigError("name", f"network {name!r} still has the NIC {nic.name!r}")
+        del self._networks[name], self._spaces[name]
+
+    def add_nic(self, spec: NicSpec) -> NicSpec:
+        """Take in a NIC and give it what it does not bring along.
+
+        Returns:
+            The NIC as it is kept: its MAC address always set, its IP addresses set where its
+            network has a subnet or prefix.
+
+        Raises:
+            DuplicateError: name, MAC address, IP address or socket path are taken.
+            ConfigError: anything else, the key names the field (``network`` when it is unknown).
+        """
+        self.claim_nic(spec)
+        try:
+            return self.fill_nic(spec.name)
+        except ConfigError:
+            self.remove_nic(spec.name)
+            raise
+
+    def claim_nic(self, spec: NicSpec) -> None:
+        """Take in what a NIC brings along; `fill_nic` must follow. Raises like `add_nic`."""
+        if spec.name in self._nics:
+            raise DuplicateError("name", f"there is a NIC {spec.name!r} already")
+        if spec.network not in self._networks:
+            raise ConfigError("network", f"there is no network {spec.network!r}")
+        if spec.mac_address in self._macs:
+            owner = self._macs[spec.mac_address]
+            raise DuplicateError("mac_address", f"{spec.mac_address} is taken by NIC {owner!r}")
+        socket = _socket_key(spec.socket_path)
+        if socket in self._sockets:
+            owner = self._sockets[socket]
+            raise DuplicateError("socket_path", f"{spec.socket_path} is taken by NIC {owner!r}")
+        ipv4, ipv6 = self._spaces[spec.network]
+        ipv4.check(spec.ipv4_address, spec.routed_ipv4_prefixes)
+        ipv6.check(spec.ipv6_address, spec.routed_ipv6_prefixes)
+
+        ipv4.take(spec.name, spec.ipv4_address, spec.routed_ipv4_prefixes)
+        ipv6.take(spec.name, spec.ipv6_address, spec.routed_ipv6_prefixes)
+        if spec.mac_address is not None:
+            self._macs[spec.mac_address] = spec.name
+        if socket is not None:
+            self._sockets[socket] = spec.name
+        self._nics[spec.name] = spec
+
+    def fill_nic(self, name: str) -> NicSpec:
+        """Give a claimed NIC the addresses it lacks.
+
+        Raises:
+            ConfigError: its network has no free address; the claim stays, `remove_nic` undoes it.
+        """
+        spec = self._nics[name]
+        ipv4, ipv6 = self._spaces[spec.network]
+        mac = spec.mac_address or self._free_mac(spec)
+        ipv4_address = spec.ipv4_address or ipv4.lowest_free()
+        ipv6_address = spec.ipv6_address or ipv6.lowest_free()
+
+        self._macs[mac] = name
+        ipv4.take(name, ipv4_address)
+        ipv6.take(name, ipv6_address)
+        self._nics[name] = attrs.evolve(
+            spec, mac_address=mac, ipv4_address=ipv4_address, ipv6_address=ipv6_address
+        )
+        return self._nics[name]
+
+    def remove_nic(self, name: str) -> None:
+        """Forget a NIC; all it had is free again. Raises NotFoundError."""
+        spec = self._nics.pop(name, None)
+        if spec is None:
+            raise NotFoundError(f"there is no NIC {name!r}")
+        for space in self._spaces[spec.network]:
+            space.release(name)
+        self._macs = _without(self._macs, name)
+        self._sockets = _without(self._sockets, name)
+
+    def _free_mac(self, spec: NicSpec) -> MacAddress:
+        """The first of `generated_macs` that nobody has."""
+        macs = generated_macs(spec.network, spec.name)
+        return next(mac for mac in macs if mac != GATEWAY_MAC and mac not in self._macs)
+
+
+def generated_macs(network: str, nic: str) -> Iterator[MacAddress]:
+    """MAC addresses for the NIC `nic` of `network`, the same ones each time, without an end.
+
+    They are locally administered and unicast (IEEE 802, 8.2): 46 bits of a hash of both names.
+    All but the first are for the case that it is taken.
+    """
+    for attempt in itertools.count():
+        digest = hashlib.sha256(f"{network}/{nic}/{attempt}".encode()).digest()
+        yield MacAddress(bytes([digest[0] & 0xFC | 0x02]) + digest[1:6])
+
+
+@attrs.frozen
+class Plan:
+    """What `plan` made of a configuration."""
+
+    config: DaemonConfig
+    """The networks and NICs without a problem, the NICs filled in."""
+    problems: tuple[ConfigError, ...]
+    """Their keys are whole paths, ``nic[1].mac_address``, counted from 0 in the order given."""
+
+
+def plan(config: DaemonConfig) -> Plan:
+    """Check a whole configuration and give each NIC what it lacks, in the order given.
+
+    Planning the result once more changes nothing, and adding its parts to a `Registry` one by one
+    cannot fail.
+    """
+    registry = Registry()
+    problems: list[ConfigError] = []
+
+    def succeeds(path: str, step: Callable[[], object]) -> bool:
+        try:
+            step()
+        except ConfigError as error:
+            problems.append(type(error)(f"{path}.{error.key}", error.problem))
+            return False
+        return True
+
+    networks = [
+        spec
+        for index, spec in enumerate(config.networks)
+        if succeeds(f"network[{index}]", partial(registry.add_network, spec))
+    ]
+    # A NIC is not to blame for its network's problem.
+    refused = {spec.name for spec in config.networks} - registry.networks.keys()
+    claimed = [
+        (index, spec.name)
+        for index, spec in enumerate(config.nics)
+        if spec.network not in refused
+        and succeeds(f"nic[{index}]", partial(registry.claim_nic, spec))
+    ]
+    nics = [
+        registry.nics[name]
+        for index, name in claimed
+        if succeeds(f"nic[{index}]", partial(registry.fill_nic, name))
+    ]
+    return Plan(DaemonConfig(tuple(networks), tuple(nics)), tuple(problems))
+
+
+_Address = TypeVar("_Address", bound=IPv4Address | IPv6Address)
+_K = TypeVar("_K")
+_AnyNetwork = IPv4Network | IPv6Network
+
+
+@attrs.frozen(order=True)
+class _Route:
+    """A routed prefix, its bounds as integers; both belong to it."""
+
+    first: int
+    last: int
+    owner: str
+
+
+class _Space(Generic[_Address]):
+    """The addresses of one family in one network: who has which, and which is free.
+
+    Addresses are integers here, and both lists are sorted. Routed prefixes never overlap, so the
+    last one that begins at or before an address is the only one that can hold it.
+
+    Args:
+        family: the class of its addresses.
+        subnet: what NICs get their addresses from; None when the network has none.
+        subnet_key: the field that gives `subnet`, for messages.
+        address_key: the field that gives a NIC's address.
+        prefixes_key: the field that gives a NIC's routed prefixes.
+    """
+
+    def __init__(
+        self,
+        family: type[_Address],
+        subnet: _AnyNetwork | None,
+        subnet_key: str,
+        address_key: str,
+        prefixes_key: str,
+    ) -> None:
+        self._family = family
+        self._subnet = subnet
+        self._subnet_key = subnet_key
+        self._address_key = address_key
+        self._prefixes_key = prefixes_key
+        self._owners: dict[int, str] = {}
+        self._addresses: list[int] = []
+        self._routes: list[_Route] = []
+        self._lowest = 0
+        """Nothing below it is free."""
+
+    def check(self, address: _Address | None, prefixes: Sequence[_AnyNetwork]) -> None:
+        """Whether a NIC that has nothing in here yet may have `address` and `prefixes`.
+
+        Raises:
+            DuplicateError: somebody has the address.
+            ConfigError: not in the subnet, not a host's, or an overlap.
+        """
+        if address is not None:
+            self._check_address(address)
+        for index, prefix in enumerate(prefixes):
+            key = f"{self._prefixes_key}[{index}]"
+            self._check_prefix(key, prefix)
+            for other in prefixes[:index]:
+                if prefix.overlaps(other):
+                    raise ConfigError(key, f"{prefix} overlaps {other}")
+
+    def take(
+        self, nic: str, address: _Address | None, prefixes: Sequence[_AnyNetwork] = ()
+    ) -> None:
+        """Enter what `check` or `lowest_free` found good; what `nic` has already stays its own."""
+        if address is not None and int(address) not in self._owners:
+            self._owners[int(address)] = nic
+            bisect.insort(self._addresses, int(address))
+        for prefix in prefixes:
+            bisect.insort(self._routes, _Route(*_bounds(prefix), nic))
+
+    def release(self, nic: str) -> None:
+        """Take out all that `nic` has."""
+        self._owners = _without(self._owners, nic)
+        self._addresses = sorted(self._owners)
+        self._routes = [route for route in self._routes if route.owner != nic]
+        self._lowest = 0
+
+    def lowest_free(self) -> _Address | None:
+        """The lowest address that a NIC may be given; None where there is no subnet.
+
+        Raises:
+            ConfigError: none is left.
+        """
+        if self._subnet is None:
+            return None
+        first, last = _bounds(self._subnet)
+        # Each turn passes an address somebody has, a whole prefix, or one of a few in 256.
+        candidate = max(first, self._lowest)
+        while candidate <= last:
+            if (route := self._route_at_or_before(candidate)) and route.last >= candidate:
+                candidate = route.last + 1
+            elif candidate in self._owners or not _is_assignable(self._subnet, candidate):
+                candidate += 1
+            else:
+                self._lowest = candidate
+                return self._family(candidate)
+        raise ConfigError(self._address_key, f"no address of {self._subnet} is free")
+
+    def _check_address(self, address: _Address) -> None:
+        key, subnet = self._address_key, self._subnet
+        if subnet is None:
+            raise ConfigError(key, f"{address} is given, but the network has no {self._subnet_key}")
+        if address not in subnet:
+            raise ConfigError(key, f"{address} is not in the network's {subnet}")
+        if not _is_host(subnet, int(address)):
+            raise ConfigError(key, f"{address} is not a host's address in {subnet}")
+        if (owner := self._owners.get(int(address))) is not None:
+            raise DuplicateError(key, f"{address} is taken by NIC {owner!r}")
+        if (route := self._route_at_or_before(int(address))) and route.last >= int(address):
+            raise ConfigError(key, f"{address} is in a prefix routed to NIC {route.owner!r}")
+
+    def _check_prefix(self, key: str, prefix: _AnyNetwork) -> None:
+        _check_routable(key, prefix)
+        first, last = _bounds(prefix)
+        if (route := self._route_at_or_before(last)) and route.last >= first:
+            raise ConfigError(key, f"{prefix} overlaps a prefix routed to NIC {route.owner!r}")
+        index = bisect.bisect_left(self._addresses, first)
+        if index < len(self._addresses) and self._addresses[index] <= last:
+            owner = self._owners[self._addresses[index]]
+            raise ConfigError(key, f"{prefix} holds the address of NIC {owner!r}")
+
+    def _route_at_or_before(self, address: int) -> _Route | None:
+        index = bisect.bisect_right(self._routes, address, key=lambda route: route.first)
+        return self._routes[index - 1] if index else None
+
+
+def _check_routable(key: str, network: _AnyNetwork | None) -> None:
+    """Raise ConfigError when a part of `network` may not be routed at all."""
+    for special in _UNROUTABLE:
+        if network is not None and network.overlaps(special):
+            raise ConfigError(key, f"{network} overlaps {special}, which is never routed")
+
+
+def _is_host(subnet: _AnyNetwork, address: int) -> bool:
+    """Whether a host of `subnet` may have `address`, which lies in it.
+
+    IPv4 keeps the first and the last address for itself (RFC 1122, 3.2.1.3), IPv6 the first
+    (RFC 4291, 2.6.1), but neither does on a link of two (RFC 3021, RFC 6164) or one.
+    """
+    first, last = _bounds(subnet)
+    if last - first <= 1:
+        return True
+    return address != first and (subnet.version == 6 or address != last)
+
+
+def _is_assignable(subnet: _AnyNetwork, address: int) -> bool:
+    """Whether to give `address` to a NIC that did not ask for one.
+
+    Users and old software take an IPv4 address that ends in .0 or .255 for a mistake, and
+    an IPv6 address that ends in ::1 for the router.
+    """
+    first, last = _bounds(subnet)
+    if last - first <= 1:
+        return True
+    if subnet.version == 6:
+        return address >= first + 2
+    return _is_host(subnet, address) and address & 0xFF not in (0, 0xFF)
+
+
+def _bounds(network: _AnyNetwork) -> tuple[int, int]:
+    """The first and last address."""
+    return int(network.network_address), int(network.broadcast_address)
+
+
+def _socket_key(path: Path | None) -> str | None:
+    """What two paths of one socket have in common. Raises ConfigError when it cannot be one."""
+    if path is None:
+        return None
+    if not path.name or "\0" in str(path):
+        raise ConfigError("socket_path", f"{str(path)!r} does not name a file")
+    if (length := len(os.fsencode(path))) > MAX_SOCKET_PATH:
+        raise ConfigError("socket_path", f"{path} has {length} bytes, more than {MAX_SOCKET_PATH}")
+    return os.path.abspath(path)  # noqa: PTH100  (Path.absolute keeps "..")
+
+
+def _without(owners: dict[_K, str], owner: str) -> dict[_K, str]:
+    """`owners` less what `owner` has."""
+    return {key: value for key, value in owners.items() if value != owner}

@@ -1,0 +1,368 @@
+"""The registry: what may be in one switch together, and what a NIC is given."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mvirt_net.errors import ConfigError, DuplicateError, NotFoundError
+from mvirt_net.model import GATEWAY_MAC, DaemonConfig, NetworkSpec, NicSpec
+from mvirt_net.registry import Registry, generated_macs, plan
+
+BLUE = NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/24", ipv6_prefix="fd00:0:0:1::/64")
+
+
+def registry_with(*nics: NicSpec, network: NetworkSpec = BLUE) -> Registry:
+    registry = Registry()
+    registry.add_network(network)
+    for nic in nics:
+        registry.add_nic(nic)
+    return registry
+
+
+def nic(name: str, **fields: object) -> NicSpec:
+    return NicSpec(name=name, network="blue", **fields)
+
+
+def addresses(registry: Registry, count: int) -> list[str]:
+    return [str(registry.add_nic(nic(f"vm{i}")).ipv4_address) for i in range(count)]
+
+
+class TestNetworks:
+    def test_is_kept(self) -> None:
+        registry = Registry()
+        assert registry.add_network(BLUE) == BLUE
+        assert dict(registry.networks) == {"blue": BLUE}
+
+    def test_name_taken(self) -> None:
+        with pytest.raises(DuplicateError, match="name: there is a network 'blue' already"):
+            registry_with().add_network(NetworkSpec(name="blue"))
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("ipv4_subnet", "169.254.0.0/24"),
+            ("ipv4_subnet", "0.0.0.0/0"),
+            ("ipv4_subnet", "127.0.0.0/30"),
+            ("ipv4_subnet", "224.1.0.0/16"),
+            ("ipv4_subnet", "255.255.255.255/32"),
+            ("ipv6_prefix", "fe80::/64"),
+            ("ipv6_prefix", "ff02::/64"),
+            ("ipv6_prefix", "::/0"),
+        ],
+    )
+    def test_never_routed(self, field: str, value: str) -> None:
+        with pytest.raises(ConfigError, match=f"{field}: .* is never routed") as caught:
+            Registry().add_network(NetworkSpec(name="blue", **{field: value}))
+        assert caught.value.key == field
+
+    def test_mtu_below_ipv6s_least(self) -> None:
+        with pytest.raises(ConfigError, match="mtu: 1279 is too small for IPv6"):
+            Registry().add_network(NetworkSpec(name="blue", ipv6_prefix="fd00::/64", mtu=1279))
+        Registry().add_network(NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/24", mtu=1279))
+
+    def test_remove(self) -> None:
+        registry = registry_with()
+        registry.remove_network("blue")
+        assert not registry.networks
+        with pytest.raises(NotFoundError, match="'blue'"):
+            registry.remove_network("blue")
+
+    def test_remove_with_nics_in_it(self) -> None:
+        registry = registry_with(nic("vm1"))
+        with pytest.raises(ConfigError, match="network 'blue' still has the NIC 'vm1'"):
+            registry.remove_network("blue")
+        registry.remove_nic("vm1")
+        registry.remove_network("blue")
+
+    def test_may_share_addresses(self) -> None:
+        registry = registry_with(nic("vm1", ipv4_address="10.0.0.5"))
+        registry.add_network(NetworkSpec(name="red", ipv4_subnet="10.0.0.0/24"))
+        registry.add_nic(NicSpec(name="vm2", network="red", ipv4_address="10.0.0.5"))
+
+
+class TestGenerated:
+    def test_mac_is_stable_and_its_own(self) -> None:
+        first = registry_with().add_nic(nic("vm1")).mac_address
+        assert first == registry_with(nic("vm0")).add_nic(nic("vm1")).mac_address
+        assert first != registry_with().add_nic(nic("vm2")).mac_address
+
+    @given(st.text(max_size=8), st.text(max_size=8))
+    def test_mac_is_local_and_unicast(self, network: str, name: str) -> None:
+        mac = next(generated_macs(network, name))
+        assert mac.packed[0] & 3 == 2
+        assert mac != GATEWAY_MAC
+
+    def test_mac_taken(self) -> None:
+        first, second = (
+            mac for _, mac in zip(range(2), generated_macs("blue", "vm2"), strict=False)
+        )
+        registry = registry_with(nic("vm1", mac_address=first))
+        assert registry.add_nic(nic("vm2")).mac_address == second
+
+    @pytest.mark.parametrize(
+        ("subnet", "expected"),
+        [
+            ("10.0.0.0/24", ["10.0.0.1", "10.0.0.2", "10.0.0.3"]),
+            ("10.0.0.252/30", ["10.0.0.253", "10.0.0.254"]),
+            ("10.0.0.0/30", ["10.0.0.1", "10.0.0.2"]),
+            ("10.0.0.0/31", ["10.0.0.0", "10.0.0.1"]),
+            ("10.0.0.254/31", ["10.0.0.254", "10.0.0.255"]),
+            ("10.0.0.0/32", ["10.0.0.0"]),
+        ],
+    )
+    def test_ipv4_lowest(self, subnet: str, expected: list[str]) -> None:
+        registry = registry_with(network=NetworkSpec(name="blue", ipv4_subnet=subnet))
+        assert addresses(registry, len(expected)) == expected
+
+    def test_ipv4_never_ends_in_0_or_255(self) -> None:
+        registry = registry_with(network=NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/23"))
+        given_out = addresses(registry, 254 + 254)
+        assert given_out[253:255] == ["10.0.0.254", "10.0.1.1"]
+        assert given_out[-1] == "10.0.1.254"
+        with pytest.raises(ConfigError, match="ipv4_address: no address of"):
+            registry.add_nic(nic("one-more"))
+        assert "one-more" not in registry.nics
+
+    def test_ipv4_freed_is_given_out_again(self) -> None:
+        registry = registry_with(nic("a"), nic("b"), nic("c"))
+        registry.remove_nic("b")
+        assert addresses(registry, 2) == ["10.0.0.2", "10.0.0.4"]
+
+    def test_ipv4_passes_over_what_is_taken_or_routed(self) -> None:
+        registry = registry_with(
+            nic("a", ipv4_address="10.0.0.1"),
+            nic("b", ipv4_address="10.0.0.100", routed_ipv4_prefixes=["10.0.0.2/31"]),
+            nic("c", ipv4_address="10.0.0.101", routed_ipv4_prefixes=["10.0.0.4/30"]),
+        )
+        assert addresses(registry, 1) == ["10.0.0.8"]
+
+    @pytest.mark.parametrize(
+        ("prefix", "expected"),
+        [
+            ("fd00::/64", ["fd00::2", "fd00::3"]),
+            ("fd00::/126", ["fd00::2", "fd00::3"]),
+            ("fd00::/127", ["fd00::", "fd00::1"]),
+            ("fd00::9/128", ["fd00::9"]),
+        ],
+    )
+    def test_ipv6_lowest(self, prefix: str, expected: list[str]) -> None:
+        registry = registry_with(network=NetworkSpec(name="blue", ipv6_prefix=prefix))
+        given_out = [registry.add_nic(nic(f"vm{i}")).ipv6_address for i in range(len(expected))]
+        assert given_out == [IPv6Address(text) for text in expected]
+
+    def test_nothing_without_subnet_and_prefix(self) -> None:
+        spec = registry_with(network=NetworkSpec(name="blue")).add_nic(nic("vm1"))
+        assert (spec.ipv4_address, spec.ipv6_address) == (None, None)
+        assert spec.mac_address is not None
+
+
+class TestClaims:
+    def test_all_given(self) -> None:
+        spec = nic(
+            "vm1",
+            mac_address="52:54:00:12:34:56",
+            ipv4_address="10.0.0.5",
+            ipv6_address="fd00:0:0:1::5",
+            routed_ipv4_prefixes=["10.0.1.0/24", "10.0.2.0/24"],
+            routed_ipv6_prefixes=["fd00:0:0:2::/64"],
+            socket_path="/run/vm1.sock",
+        )
+        registry = registry_with()
+        assert registry.add_nic(spec) == spec
+        assert dict(registry.nics) == {"vm1": spec}
+
+    TAKEN = nic(
+        "vm1",
+        mac_address="52:54:00:12:34:56",
+        ipv4_address="10.0.0.5",
+        ipv6_address="fd00:0:0:1::5",
+        routed_ipv4_prefixes=["10.0.1.0/24"],
+        routed_ipv6_prefixes=["fd00:0:0:2::/64"],
+        socket_path="/run/vm1.sock",
+    )
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"mac_address": "52:54:00:12:34:56"}, "mac_address: 52:54:00:12:34:56 is taken by"),
+            ({"ipv4_address": "10.0.0.5"}, "ipv4_address: 10.0.0.5 is taken by NIC 'vm1'"),
+            ({"ipv6_address": "fd00:0:0:1::5"}, "ipv6_address: fd00:0:0:1::5 is taken by"),
+            ({"socket_path": "/run/vm1.sock"}, "socket_path: /run/vm1.sock is taken by"),
+            ({"socket_path": "/run/x/../vm1.sock"}, "socket_path: .* is taken by NIC 'vm1'"),
+        ],
+    )
+    def test_duplicates(self, fields: dict[str, object], message: str) -> None:
+        registry = registry_with(self.TAKEN)
+        with pytest.raises(DuplicateError, match=message):
+            registry.add_nic(nic("vm2", **fields))
+        assert dict(registry.nics) == {"vm1": self.TAKEN}
+
+    def test_name_taken(self) -> None:
+        with pytest.raises(DuplicateError, match="name: there is a NIC 'vm1' already"):
+            registry_with(self.TAKEN).add_nic(nic("vm1"))
+
+    @pytest.mark.parametrize(
+        ("fields", "key", "message"),
+        [
+            ({"ipv4_address": "10.0.1.5"}, "ipv4_address", "not in the network's 10.0.0.0/24"),
+            ({"ipv4_address": "10.0.0.0"}, "ipv4_address", "not a host's address"),
+            ({"ipv4_address": "10.0.0.255"}, "ipv4_address", "not a host's address"),
+            ({"ipv6_address": "fd00:0:0:1::"}, "ipv6_address", "not a host's address"),
+            ({"ipv6_address": "fd00::1"}, "ipv6_address", "not in the network's"),
+            (
+                {"routed_ipv4_prefixes": ["10.9.0.0/24", "10.0.1.128/25"]},
+                "routed_ipv4_prefixes[1]",
+                "10.0.1.128/25 overlaps a prefix routed to NIC 'vm1'",
+            ),
+            (
+                {"routed_ipv4_prefixes": ["10.0.0.0/16"]},
+                "routed_ipv4_prefixes[0]",
+                "overlaps a prefix routed to NIC 'vm1'",
+            ),
+            (
+                {"routed_ipv4_prefixes": ["10.0.0.4/31"]},
+                "routed_ipv4_prefixes[0]",
+                "10.0.0.4/31 holds the address of NIC 'vm1'",
+            ),
+            (
+                {"routed_ipv4_prefixes": ["10.9.0.0/24", "10.9.0.0/25"]},
+                "routed_ipv4_prefixes[1]",
+                "10.9.0.0/25 overlaps 10.9.0.0/24",
+            ),
+            (
+                {"routed_ipv6_prefixes": ["fd00::/16"]},
+                "routed_ipv6_prefixes[0]",
+                "overlaps a prefix routed to NIC 'vm1'",
+            ),
+            (
+                {"routed_ipv4_prefixes": ["169.254.0.1/32"]},
+                "routed_ipv4_prefixes[0]",
+                "which is never routed",
+            ),
+            ({"socket_path": ""}, "socket_path", "does not name a file"),
+            ({"socket_path": "/"}, "socket_path", "does not name a file"),
+            ({"socket_path": "/run/a\0b"}, "socket_path", "does not name a file"),
+            ({"socket_path": "/" + "x" * 107}, "socket_path", "108 bytes, more than 107"),
+        ],
+    )
+    def test_refused(self, fields: dict[str, object], key: str, message: str) -> None:
+        registry = registry_with(self.TAKEN)
+        with pytest.raises(ConfigError) as caught:
+            registry.add_nic(nic("vm2", **fields))
+        assert caught.value.key == key
+        assert message in caught.value.problem
+        assert dict(registry.nics) == {"vm1": self.TAKEN}
+
+    def test_address_in_a_routed_prefix(self) -> None:
+        registry = registry_with(nic("vm1", routed_ipv4_prefixes=["10.0.0.16/28"]))
+        with pytest.raises(ConfigError, match="is in a prefix routed to NIC 'vm1'"):
+            registry.add_nic(nic("vm2", ipv4_address="10.0.0.20"))
+
+    def test_own_address_in_own_prefix(self) -> None:
+        registry_with(nic("vm1", ipv4_address="10.0.0.20", routed_ipv4_prefixes=["10.0.0.16/28"]))
+
+    def test_address_without_a_subnet(self) -> None:
+        registry = registry_with(network=NetworkSpec(name="blue"))
+        with pytest.raises(ConfigError, match="the network has no ipv4_subnet"):
+            registry.add_nic(nic("vm1", ipv4_address="10.0.0.5"))
+
+    def test_unknown_network(self) -> None:
+        with pytest.raises(ConfigError, match="network: there is no network 'blue'"):
+            Registry().add_nic(nic("vm1"))
+
+    def test_removed_leaves_nothing_behind(self) -> None:
+        registry = registry_with(self.TAKEN)
+        registry.remove_nic("vm1")
+        assert not registry.nics
+        registry.add_nic(self.TAKEN)
+
+    def test_remove_unknown(self) -> None:
+        with pytest.raises(NotFoundError, match="there is no NIC 'vm1'"):
+            registry_with().remove_nic("vm1")
+
+
+class TestPlan:
+    def test_claims_come_before_gifts(self) -> None:
+        planned = plan(
+            DaemonConfig(
+                (BLUE,),
+                (
+                    nic("a"),
+                    nic("b", ipv4_address="10.0.0.1"),
+                    nic(
+                        "c",
+                        ipv6_address="fd00:0:0:1::2",
+                        mac_address=next(generated_macs("blue", "a")),
+                    ),
+                    nic("d", routed_ipv4_prefixes=["10.0.0.2/31"]),
+                ),
+            )
+        )
+        assert not planned.problems
+        assert [spec.name for spec in planned.config.nics] == ["a", "b", "c", "d"]
+        assert [str(spec.ipv4_address) for spec in planned.config.nics] == [
+            "10.0.0.4",
+            "10.0.0.1",
+            "10.0.0.5",
+            "10.0.0.6",
+        ]
+        assert plan(planned.config) == planned
+
+    def test_every_problem_with_its_path(self) -> None:
+        planned = plan(
+            DaemonConfig(
+                (BLUE, BLUE, NetworkSpec(name="bad", ipv4_subnet="127.0.0.0/8")),
+                (
+                    nic("a"),
+                    nic("a"),
+                    NicSpec(name="b", network="bad"),
+                    NicSpec(name="c", network="green"),
+                    nic("d", ipv4_address="10.1.0.1"),
+                ),
+            )
+        )
+        assert [problem.key for problem in planned.problems] == [
+            "network[1].name",
+            "network[2].ipv4_subnet",
+            "nic[1].name",
+            "nic[3].network",
+            "nic[4].ipv4_address",
+        ]
+        assert isinstance(planned.problems[0], DuplicateError)
+        assert [spec.name for spec in planned.config.nics] == ["a"]
+
+    def test_full_network(self) -> None:
+        network = NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/31")
+        planned = plan(DaemonConfig((network,), (nic("a"), nic("b"), nic("c"))))
+        assert [str(problem) for problem in planned.problems] == [
+            "nic[2].ipv4_address: no address of 10.0.0.0/31 is free"
+        ]
+
+    @given(st.lists(st.integers(0, 15) | st.none(), max_size=12))
+    def test_adding_one_by_one_agrees(self, wanted: list[int | None]) -> None:
+        base = IPv4Address("10.0.0.240")
+        nics = tuple(
+            nic(f"vm{i}", ipv4_address=None if offset is None else base + offset)
+            for i, offset in enumerate(wanted)
+        )
+        network = NetworkSpec(name="blue", ipv4_subnet="10.0.0.240/28")
+        planned = plan(DaemonConfig((network,), nics))
+        registry = registry_with(network=network)
+        for spec in planned.config.nics:
+            assert registry.add_nic(spec) == spec
+        used = [spec.ipv4_address for spec in planned.config.nics]
+        assert len(set(used)) == len(used)
+        assert len(planned.problems) + len(used) == len(wanted)
+
+
+def test_a_large_prefix_is_passed_over_at_once() -> None:
+    network = NetworkSpec(name="blue", ipv6_prefix=IPv6Network("fd00::/16"))
+    registry = registry_with(
+        nic("vm1", ipv6_address="fd00:8000::1", routed_ipv6_prefixes=["fd00::/17"]),
+        network=network,
+    )
+    assert registry.add_nic(nic("vm2")).ipv6_address == IPv6Address("fd00:8000::")
