@@ -51,6 +51,10 @@ class ConnectionBroken(MvirtNetError):
     """The vhost-user conversation cannot go on (malformed, refused without a way to say so, too slow)."""
 
 
+class GuestMemoryLost(MvirtNetError):
+    """A frontend took back memory that it had shared (its file shrank); the connection is over."""
+
+
 class CoreError(MvirtNetError):
     """The C core refused; `errno` is the reason (a positive errno value)."""
 

@@ -32,6 +32,7 @@ enum mv_limit {
 	MV_MAX_FRAME = 14 + 65535,	/* Ethernet header and the largest IP packet */
 	MV_BACKLOG = 256,		/* frames kept for a guest that gives no RX buffers */
 	MV_PUNT_FRAMES = 64,		/* slow-path frames of one drain */
+	MV_PUNT_BYTES = 128 * 1024,	/* and room for them; at least MV_MAX_FRAME */
 	MV_DROP_REASONS = 22
 };
 
@@ -191,25 +192,24 @@ int mv_ring_move(mv_port *port, unsigned int queue, const struct mv_ring_addr *a
 int mv_ring_stop(mv_port *port, unsigned int queue);
 
 /* A started but disabled TX ring is consumed and discarded, a disabled RX ring left untouched. */
-void mv_ring_enable(mv_port *port, unsigned int queue, bool enabled);
+int mv_ring_enable(mv_port *port, unsigned int queue, bool enabled);
 
 /* Whether the ring stands still because the driver broke its rules; a new start clears it. */
 bool mv_ring_broken(const mv_port *port, unsigned int queue);
 
 /* The eventfd that interrupts the driver, or -1: it polls. Made non-blocking. */
-void mv_ring_set_call(mv_port *port, unsigned int queue, int fd);
+int mv_ring_set_call(mv_port *port, unsigned int queue, int fd);
 
 /* The eventfd that tells the frontend of a broken ring, or -1. Made non-blocking. */
-void mv_ring_set_err(mv_port *port, unsigned int queue, int fd);
+int mv_ring_set_err(mv_port *port, unsigned int queue, int fd);
 
 /*
  * Take frames off the TX ring for about 50 microseconds, at most 1 MiB and MV_PUNT_FRAMES punts:
- * drop them or copy them to `buffer` (at least MV_MAX_FRAME bytes) with an entry in `punts` (room
- * for MV_PUNT_FRAMES). All used entries are published once, the driver interrupted at most once.
+ * drop them or copy them to `buffer` (MV_PUNT_BYTES) with an entry in `punts` (room for
+ * MV_PUNT_FRAMES). All used entries are published once, the driver interrupted at most once.
  * *n_punts is set. Returns enum mv_next.
  */
-int mv_port_drain(mv_port *port, uint8_t *buffer, size_t buffer_size, struct mv_punt *punts,
-		  unsigned int *n_punts);
+int mv_port_drain(mv_port *port, uint8_t *buffer, struct mv_punt *punts, unsigned int *n_punts);
 
 /*
  * Put a frame (no virtio_net_hdr) at the end of the RX backlog, copied. Returns 1 when it was

@@ -1,0 +1,339 @@
+"""Typed owners of what the C core allocates. `mvirt.h` says what each call does and promises.
+
+Nothing outside this package sees a C pointer. A negative result of the core becomes a CoreError;
+arguments are checked here where C could not tell (lengths, ranges).
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import threading
+from ipaddress import IPv4Address
+from typing import Any, Self
+
+import attrs
+
+from ..errors import CoreError
+from ..model import (
+    GATEWAY_IPV4,
+    DropReason,
+    MacAddress,
+    MemoryRegion,
+    NicStats,
+    PuntKind,
+    VringAddr,
+)
+from ._core import ffi, lib
+
+__all__ = [
+    "MAX_FRAME",
+    "MAX_REGIONS",
+    "MAX_RING_SIZE",
+    "Drained",
+    "GuestMemory",
+    "NextStep",
+    "Port",
+    "Punt",
+    "is_eventfd",
+    "read_event",
+    "write_event",
+]
+
+MAX_REGIONS: int = lib.MV_MAX_REGIONS
+MAX_RING_SIZE: int = lib.MV_MAX_RING_SIZE
+MAX_FRAME: int = lib.MV_MAX_FRAME
+"""Bytes of the longest frame, Ethernet header included, virtio_net_hdr not."""
+
+
+class NextStep(enum.IntEnum):
+    """What a ring needs next (``enum mv_next``)."""
+
+    KICK = 0
+    """Nothing to do before the driver's next kick, which was asked for."""
+    CALL_AGAIN = 1
+    """A bound was reached with work left: let others run, then call again."""
+    NOTHING = 2
+    """The ring is not running; of a flush also: the backlog is empty."""
+
+
+def _same_numbers(python: type[enum.IntEnum], c_enum: str, prefix: str) -> None:
+    """Make sure at import that an enumeration here and its twin in mvirt.h agree."""
+    ours = {f"{prefix}{member.name}": member.value for member in python}
+    theirs = {name: value for value, name in ffi.typeof(f"enum {c_enum}").elements.items()}
+    if ours != theirs:
+        raise ImportError(f"{python.__name__} and enum {c_enum} of the C core differ: rebuild it")
+
+
+_same_numbers(NextStep, "mv_next", "MV_NEXT_")
+_same_numbers(DropReason, "mv_drop", "MV_DROP_")
+_same_numbers(PuntKind, "mv_punt_kind", "MV_PUNT_")
+
+
+def _check(what: str, result: int) -> int:
+    if result < 0:
+        raise CoreError(what, -result)
+    return result
+
+
+def _region_spec(region: MemoryRegion) -> Any:
+    return ffi.new(
+        "struct mv_region_spec *",
+        {
+            "guest_addr": region.guest_addr,
+            "size": region.size,
+            "user_addr": region.user_addr,
+            "mmap_offset": region.mmap_offset,
+        },
+    )
+
+
+def _ring_addr(addr: VringAddr) -> Any:
+    return ffi.new(
+        "struct mv_ring_addr *", {"desc": addr.desc, "used": addr.used, "avail": addr.avail}
+    )
+
+
+class GuestMemory:
+    """A table of mapped guest memory regions; it never changes, tables share their mappings.
+
+    Close a table only when no `Port` uses it any more. A mapping goes with its last table.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        if handle == ffi.NULL:
+            raise MemoryError
+        self._handle = handle
+
+    @classmethod
+    def empty(cls, fault_fd: int) -> Self:
+        """A table without regions.
+
+        Args:
+            fault_fd: an eventfd to which 1 is added when memory vanishes because the frontend
+                shortened its file (zero pages take its place then). It stays the caller's and
+                must stay open until the last table made from this one is closed.
+        """
+        return cls(lib.mv_memory_new(fault_fd))
+
+    def with_region(self, region: MemoryRegion, fd: int) -> Self:
+        """A new table with this region of file `fd` mapped besides the present ones.
+
+        The fd stays the caller's and may be closed afterwards.
+
+        Raises:
+            CoreError: the region is misaligned, overlaps another, lies outside the file, cannot
+                be mapped for writing, or is one too many.
+        """
+        table = type(self)(lib.mv_memory_copy(self._handle))
+        try:
+            _check("memory region", lib.mv_memory_add(table._handle, _region_spec(region), fd))
+        except CoreError:
+            table.close()
+            raise
+        return table
+
+    def without_region(self, region: MemoryRegion) -> Self:
+        """A new table without the region of these addresses and this size.
+
+        Raises:
+            CoreError: there is no such region.
+        """
+        table = type(self)(lib.mv_memory_copy(self._handle))
+        try:
+            _check("memory region", lib.mv_memory_remove(table._handle, _region_spec(region)))
+        except CoreError:
+            table.close()
+            raise
+        return table
+
+    def close(self) -> None:
+        """Give up the table; unmaps what no other table shares. May be called again."""
+        handle, self._handle = self._handle, ffi.NULL
+        lib.mv_memory_free(handle)
+
+
+class _PuntRoom(threading.local):
+    """Where a drain leaves its slow-path frames: one a thread, as it is empty between drains."""
+
+    def __init__(self) -> None:
+        self.buffer = ffi.new("uint8_t[]", lib.MV_PUNT_BYTES)
+        self.view = memoryview(ffi.buffer(self.buffer))
+        self.entries = ffi.new("struct mv_punt[]", lib.MV_PUNT_FRAMES)
+        self.count = ffi.new("unsigned int *")
+
+
+_punt_room = _PuntRoom()
+
+
+@attrs.frozen
+class Punt:
+    """A frame for one of the services, copied out of guest memory, without virtio_net_hdr."""
+
+    kind: PuntKind
+    frame: bytes
+
+
+@attrs.frozen
+class Drained:
+    """What one drain of the TX ring left to do."""
+
+    next: NextStep
+    punts: list[Punt]
+
+
+class Port:
+    """The rings, backlog and counters of one NIC; it outlives the NIC's connections.
+
+    To be used by one thread at a time. Queues are 0 (RX, to the guest) and 1 (TX).
+
+    Args:
+        mac: the NIC's MAC address; frames from any other are dropped.
+        gateway_ipv4: the address whose packets go to the services.
+    """
+
+    def __init__(self, mac: MacAddress, gateway_ipv4: IPv4Address = GATEWAY_IPV4) -> None:
+        self._handle = lib.mv_port_new(mac.packed)
+        if self._handle == ffi.NULL:
+            raise MemoryError
+        lib.mv_port_set_gateway_ipv4(self._handle, gateway_ipv4.packed)
+        self._stats = ffi.new("struct mv_stats *")
+        # What C points to must not be freed under it.
+        self._memory: GuestMemory | None = None
+
+    def set_features(self, features: int) -> None:
+        """Use the virtio features that the driver accepted. Raises CoreError while a ring runs."""
+        _check("features", lib.mv_port_set_features(self._handle, features))
+
+    def set_memory(self, memory: GuestMemory | None) -> None:
+        """Use this table from now on; running rings are found again in it.
+
+        The table stays the caller's, who closes it after it was replaced.
+
+        Raises:
+            CoreError: a running ring does not lie within the new table; nothing has changed.
+        """
+        handle = ffi.NULL if memory is None else memory._handle
+        _check("memory table", lib.mv_port_set_memory(self._handle, handle))
+        self._memory = memory
+
+    def check_ring(self, size: int, addr: VringAddr) -> None:
+        """Raise CoreError unless a ring of `size` entries could be at `addr`."""
+        _check("ring address", lib.mv_ring_check(self._handle, size, _ring_addr(addr)))
+
+    def start_ring(self, queue: int, size: int, addr: VringAddr, base: int | None) -> None:
+        """Start a stopped ring.
+
+        Args:
+            base: the next available index, 0 to 65535; None for where the used ring stands.
+
+        Raises:
+            CoreError: as `check_ring`, or the ring runs already.
+        """
+        start = -1 if base is None else base
+        _check(
+            "ring start",
+            lib.mv_ring_start(self._handle, queue, size, _ring_addr(addr), start),
+        )
+
+    def move_ring(self, queue: int, addr: VringAddr) -> None:
+        """Move the parts of a running ring, as SET_VRING_ADDR may. Raises CoreError."""
+        _check("ring address", lib.mv_ring_move(self._handle, queue, _ring_addr(addr)))
+
+    def stop_ring(self, queue: int) -> int:
+        """Stop a ring and return its next available index; the same again when it is stopped."""
+        return _check("ring stop", lib.mv_ring_stop(self._handle, queue))
+
+    def enable_ring(self, queue: int, enabled: bool) -> None:
+        """Enable or disable a ring, whether it runs or not."""
+        _check("ring enable", lib.mv_ring_enable(self._handle, queue, enabled))
+
+    def ring_broken(self, queue: int) -> bool:
+        """Whether the ring stands still until its next start because the driver broke its rules."""
+        return bool(lib.mv_ring_broken(self._handle, queue))
+
+    def set_call(self, queue: int, fd: int | None) -> None:
+        """The eventfd that interrupts the driver; None: it polls. The fd stays the caller's."""
+        _check("call", lib.mv_ring_set_call(self._handle, queue, -1 if fd is None else fd))
+
+    def set_err(self, queue: int, fd: int | None) -> None:
+        """The eventfd that reports a broken ring to the frontend. The fd stays the caller's."""
+        _check("err", lib.mv_ring_set_err(self._handle, queue, -1 if fd is None else fd))
+
+    def drain(self) -> Drained:
+        """Take frames off the TX ring for about 50 µs; drops are counted, the rest are punts."""
+        room = _punt_room
+        step = lib.mv_port_drain(self._handle, room.buffer, room.entries, room.count)
+        punts = []
+        for i in range(room.count[0]):
+            entry = room.entries[i]
+            frame = bytes(room.view[entry.offset : entry.offset + entry.length])
+            punts.append(Punt(PuntKind(entry.kind), frame))
+        return Drained(NextStep(step), punts)
+
+    def enqueue(self, frame: bytes) -> bool:
+        """Put a frame (14 to `MAX_FRAME` bytes) in the RX backlog.
+
+        Returns:
+            False when it was dropped and counted: the ring is down or the backlog full.
+
+        Raises:
+            CoreError: EINVAL for a frame too short or too long.
+        """
+        return bool(_check("frame", lib.mv_port_enqueue(self._handle, frame, len(frame))))
+
+    def flush(self) -> NextStep:
+        """Move the RX backlog to the guest as far as it has given buffers."""
+        return NextStep(lib.mv_port_flush(self._handle))
+
+    @property
+    def backlog(self) -> int:
+        """Frames that wait for RX buffers."""
+        return int(lib.mv_port_backlog(self._handle))
+
+    def count_drop(self, reason: DropReason) -> None:
+        """Count a frame that was dropped outside the core."""
+        lib.mv_port_count_drop(self._handle, reason)
+
+    def stats(self) -> NicStats:
+        """The counters as they are now."""
+        stats = self._stats
+        lib.mv_port_stats(self._handle, stats)
+        drops = {reason: stats.drops[reason] for reason in DropReason if stats.drops[reason]}
+        return NicStats(
+            tx_frames=stats.tx_frames,
+            tx_bytes=stats.tx_bytes,
+            rx_frames=stats.rx_frames,
+            rx_bytes=stats.rx_bytes,
+            kicks=stats.kicks,
+            calls=stats.calls,
+            punts=stats.punts,
+            drops=drops,
+        )
+
+    def close(self) -> None:
+        """Free the port. Nothing else may be called afterwards, but for `close` itself."""
+        handle, self._handle = self._handle, ffi.NULL
+        self._memory = None
+        lib.mv_port_free(handle)
+
+
+def _event_result(result: int) -> bool:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result == 1
+
+
+def is_eventfd(fd: int) -> bool:
+    """Whether `fd` is an eventfd. Raises OSError when it is no open file descriptor."""
+    return _event_result(lib.mv_event_check(fd))
+
+
+def read_event(fd: int) -> bool:
+    """Take the count of an eventfd without ever blocking; False: it was 0. Raises OSError."""
+    return _event_result(lib.mv_event_read(fd))
+
+
+def write_event(fd: int) -> bool:
+    """Add 1 to an eventfd without ever blocking; False: it is full. Raises OSError."""
+    return _event_result(lib.mv_event_write(fd))

@@ -1,0 +1,256 @@
+/*
+ * Guest memory: regions that a frontend shares, and the two kinds of address in which it speaks.
+ *
+ * A table is an array of pointers to regions. Tables are built beside one another and share their
+ * regions, so a change is a new table that replaces the old one in a single step; a region is
+ * unmapped with the last table that holds it.
+ */
+#include "core.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+
+/*
+ * Address space that one table may take. A frontend can offer sparse files of any size; without a
+ * bound one of them could use up the process's 128 TiB and leave nothing for the other NICs.
+ */
+static const uint64_t MAX_TOTAL = UINT64_C(4) << 40;
+
+mv_memory *mv_memory_new(int fault_fd)
+{
+	mv_memory *memory = calloc(1, sizeof(*memory));
+
+	if (memory)
+		memory->fault_fd = fault_fd;
+	return memory;
+}
+
+mv_memory *mv_memory_copy(const mv_memory *memory)
+{
+	mv_memory *copy = malloc(sizeof(*copy));
+
+	if (!copy)
+		return NULL;
+	*copy = *memory;
+	for (unsigned int i = 0; i < copy->n_regions; i++)
+		copy->regions[i]->tables++;
+	return copy;
+}
+
+static void region_release(struct mv_region *region)
+{
+	if (--region->tables > 0)
+		return;
+	/* Nobody uses it any more, and its addresses may be mapped anew once they are free. */
+	mv_sigbus_unwatch(region->watch);
+	munmap(region->map, region->map_size);
+	free(region);
+}
+
+void mv_memory_free(mv_memory *memory)
+{
+	if (!memory)
+		return;
+	for (unsigned int i = 0; i < memory->n_regions; i++)
+		region_release(memory->regions[i]);
+	free(memory);
+}
+
+static bool ranges_overlap(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size)
+{
+	return a < b + b_size && b < a + a_size;
+}
+
+/* Whether the numbers make sense by themselves: nothing wraps, everything is page aligned. */
+static bool spec_is_sane(const struct mv_region_spec *spec)
+{
+	uint64_t end;
+
+	return spec->size > 0 && spec->size % MV_PAGE == 0 && spec->mmap_offset % MV_PAGE == 0 &&
+	       !__builtin_add_overflow(spec->guest_addr, spec->size, &end) &&
+	       !__builtin_add_overflow(spec->user_addr, spec->size, &end) &&
+	       !__builtin_add_overflow(spec->mmap_offset, spec->size, &end) && end <= INT64_MAX;
+}
+
+static int spec_fits_table(const mv_memory *memory, const struct mv_region_spec *spec)
+{
+	uint64_t total = 0;
+
+	for (unsigned int i = 0; i < memory->n_regions; i++) {
+		const struct mv_region *region = memory->regions[i];
+
+		total += region->size;
+		if (ranges_overlap(region->guest_addr, region->size, spec->guest_addr, spec->size) ||
+		    ranges_overlap(region->user_addr, region->size, spec->user_addr, spec->size))
+			return -EINVAL;
+	}
+	if (memory->n_regions == MV_MAX_REGIONS || spec->size > MAX_TOTAL - total)
+		return -ENOSPC;
+	return 0;
+}
+
+/* The size of the pages that fd's file is made of: what mmap() wants offset and length in. */
+static uint64_t file_page_size(int fd)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC)
+		return (uint64_t)fs.f_bsize;
+	return MV_PAGE;
+}
+
+static int file_check(const struct mv_region_spec *spec, int fd, uint64_t page)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	if (!S_ISREG(st.st_mode))
+		return -ENODEV;
+	if (st.st_size < 0 || (uint64_t)st.st_size < spec->mmap_offset + spec->size ||
+	    spec->size % page)
+		return -EINVAL;
+	return 0;
+}
+
+/* Map the region shared and writable. On hugetlbfs the mapping may begin before the region. */
+static int region_map(struct mv_region *region, const struct mv_region_spec *spec, int fd)
+{
+	uint64_t page = file_page_size(fd), lead = spec->mmap_offset % page;
+	int r = file_check(spec, fd, page);
+
+	if (r < 0)
+		return r;
+	/* A file that cannot shrink cannot take memory away under us; it need not allow this. */
+	(void)fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
+	region->map_size = (lead + spec->size + page - 1) / page * page;
+	region->map = mmap(NULL, region->map_size, PROT_READ | PROT_WRITE,
+			   MAP_SHARED | MAP_NORESERVE, fd, (off_t)(spec->mmap_offset - lead));
+	if (region->map == MAP_FAILED)
+		return -errno;
+	region->host = region->map + lead;
+	return 0;
+}
+
+static int region_new(struct mv_region **result, const struct mv_region_spec *spec, int fd,
+		      int fault_fd)
+{
+	struct mv_region *region = calloc(1, sizeof(*region));
+	int r;
+
+	if (!region)
+		return -ENOMEM;
+	r = region_map(region, spec, fd);
+	if (r < 0)
+		goto fail;
+	r = mv_sigbus_watch(region->map, region->map_size, fault_fd);
+	if (r < 0) {
+		munmap(region->map, region->map_size);
+		goto fail;
+	}
+	/* Guest memory in a core dump of the daemon would be a leak, and huge. */
+	(void)madvise(region->map, region->map_size, MADV_DONTDUMP);
+	region->watch = (unsigned int)r;
+	region->guest_addr = spec->guest_addr;
+	region->user_addr = spec->user_addr;
+	region->size = spec->size;
+	region->tables = 1;
+	*result = region;
+	return 0;
+fail:
+	free(region);
+	return r;
+}
+
+int mv_memory_add(mv_memory *memory, const struct mv_region_spec *spec, int fd)
+{
+	struct mv_region *region;
+	unsigned int at;
+	int r;
+
+	if (!spec_is_sane(spec))
+		return -EINVAL;
+	r = spec_fits_table(memory, spec);
+	if (r < 0)
+		return r;
+	r = region_new(&region, spec, fd, memory->fault_fd);
+	if (r < 0)
+		return r;
+	for (at = memory->n_regions; at > 0; at--) {
+		if (memory->regions[at - 1]->guest_addr < region->guest_addr)
+			break;
+		memory->regions[at] = memory->regions[at - 1];
+	}
+	memory->regions[at] = region;
+	memory->n_regions++;
+	return 0;
+}
+
+int mv_memory_remove(mv_memory *memory, const struct mv_region_spec *spec)
+{
+	for (unsigned int i = 0; i < memory->n_regions; i++) {
+		struct mv_region *region = memory->regions[i];
+
+		if (region->guest_addr != spec->guest_addr || region->user_addr != spec->user_addr ||
+		    region->size != spec->size)
+			continue;
+		memory->n_regions--;
+		memmove(&memory->regions[i], &memory->regions[i + 1],
+			(memory->n_regions - i) * sizeof(memory->regions[0]));
+		region_release(region);
+		return 0;
+	}
+	return -ENOENT;
+}
+
+uint8_t *mv_memory_guest(const mv_memory *memory, uint64_t addr, uint32_t length, uint32_t *run)
+{
+	for (unsigned int i = 0; i < memory->n_regions; i++) {
+		const struct mv_region *region = memory->regions[i];
+		uint64_t offset = addr - region->guest_addr;
+
+		if (offset < region->size) {
+			uint64_t left = region->size - offset;
+
+			*run = left < length ? (uint32_t)left : length;
+			return region->host + offset;
+		}
+	}
+	return NULL;
+}
+
+uint8_t *mv_memory_user(const mv_memory *memory, uint64_t addr, uint64_t length)
+{
+	for (unsigned int i = 0; i < memory->n_regions; i++) {
+		const struct mv_region *region = memory->regions[i];
+		uint64_t offset = addr - region->user_addr;
+
+		if (offset < region->size)
+			return length <= region->size - offset ? region->host + offset : NULL;
+	}
+	return NULL;
+}
+
+int mv_memory_read(const mv_memory *memory, uint64_t addr, void *into, uint32_t length)
+{
+	uint8_t *to = into;
+
+	while (length > 0) {
+		uint32_t run;
+		const uint8_t *from = mv_memory_guest(memory, addr, length, &run);
+
+		if (!from)
+			return -EFAULT;
+		memcpy(to, from, run);
+		to += run;
+		addr += run;
+		length -= run;
+	}
+	return 0;
+}
