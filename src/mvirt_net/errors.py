@@ -48,7 +48,7 @@ class RequestRefused(MvirtNetError):
 
 
 class ConnectionBroken(MvirtNetError):
-    """The vhost-user conversation cannot go on (malformed, refused without a way to say so, too slow)."""
+    """The vhost-user conversation cannot go on: malformed, too slow, or no way left to refuse."""
 
 
 class GuestMemoryLost(MvirtNetError):

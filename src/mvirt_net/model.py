@@ -138,7 +138,7 @@ class MemoryRegion:
 
 @attrs.frozen
 class VringAddr:
-    """Where the three parts of a split ring are, as user addresses (vhost-user, "A vring address")."""
+    """Where the three parts of a split ring are, as user addresses."""
 
     desc: int
     used: int
@@ -166,29 +166,22 @@ class NicStats:
 _T = TypeVar("_T")
 
 
-def _checked(key: str, convert: Callable[[Any], _T]) -> Callable[[Any], _T]:
-    """`convert` with its ValueError and TypeError turned into a ConfigError for `key`."""
+def _name_their_field(_cls: type, fields: list[Any]) -> list[Any]:
+    """An attrs field transformer: a converter's refusal becomes a ConfigError for its field."""
 
-    def converter(value: Any) -> _T:
-        try:
-            return convert(value)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(key, str(error)) from error
+    def named(key: str, convert: Callable[[Any], _T]) -> Callable[[Any], _T]:
+        def converter(value: Any) -> _T:
+            try:
+                return convert(value)
+            except (ValueError, TypeError) as error:
+                raise ConfigError(key, str(error)) from error
 
-    return converter
+        return converter
 
-
-def _optional(convert: Callable[[Any], _T]) -> Callable[[Any], _T | None]:
-    return lambda value: None if value is None else convert(value)
-
-
-def _tuple_of(convert: Callable[[Any], _T]) -> Callable[[Any], tuple[_T, ...]]:
-    def converter(values: Iterable[Any]) -> tuple[_T, ...]:
-        if isinstance(values, str | bytes):
-            raise TypeError(f"{values!r} is not a list")
-        return tuple(convert(value) for value in values)
-
-    return converter
+    return [
+        field.evolve(converter=named(field.name, field.converter)) if field.converter else field
+        for field in fields
+    ]
 
 
 def _name(value: Any) -> str:
@@ -211,25 +204,49 @@ def _mac(value: MacAddress | str | bytes) -> MacAddress:
     return mac
 
 
+def _no_number(value: Any) -> Any:
+    """`ipaddress` takes numbers and bytes for addresses; nobody who writes one here means that."""
+    if isinstance(value, int | bytes):
+        raise TypeError(f"{value!r} is not text")
+    return value
+
+
 def _ip(value: Any) -> IPv4Address | IPv6Address:
-    return ip_address(value)
+    return ip_address(_no_number(value))
 
 
-def _text(kind: str, convert: Callable[[Any], _T]) -> Callable[[Any], _T]:
-    """`convert` for text or a value that is one already; never for an int, which `ipaddress` takes."""
-
-    def converter(value: Any) -> _T:
-        if isinstance(value, int | bool | bytes):
-            raise TypeError(f"{value!r} is not {kind}")
-        return convert(value)
-
-    return converter
+def _ipv4(value: Any) -> IPv4Address:
+    return IPv4Address(_no_number(value))
 
 
-_ipv4 = _text("an IPv4 address", IPv4Address)
-_ipv6 = _text("an IPv6 address", IPv6Address)
-_ipv4_network = _text("an IPv4 network", IPv4Network)
-_ipv6_network = _text("an IPv6 network", IPv6Network)
+def _ipv6(value: Any) -> IPv6Address:
+    return IPv6Address(_no_number(value))
+
+
+def _ipv4_network(value: Any) -> IPv4Network:
+    return IPv4Network(_no_number(value))
+
+
+def _ipv6_network(value: Any) -> IPv6Network:
+    return IPv6Network(_no_number(value))
+
+
+def _each(convert: Callable[[Any], _T], values: Iterable[Any]) -> tuple[_T, ...]:
+    if isinstance(values, str | bytes):
+        raise TypeError(f"{values!r} is not a list")
+    return tuple(convert(value) for value in values)
+
+
+def _ips(values: Iterable[Any]) -> tuple[IPv4Address | IPv6Address, ...]:
+    return _each(_ip, values)
+
+
+def _ipv4_networks(values: Iterable[Any]) -> tuple[IPv4Network, ...]:
+    return _each(_ipv4_network, values)
+
+
+def _ipv6_networks(values: Iterable[Any]) -> tuple[IPv6Network, ...]:
+    return _each(_ipv6_network, values)
 
 
 def _mtu(value: Any) -> int:
@@ -255,7 +272,7 @@ class Netmask(enum.StrEnum):
     """The subnet's own, for guests that cannot use a /32; ARP then answers for the whole subnet."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=_name_their_field)
 class NetworkSpec:
     """One isolated layer-3 network, as a user asks for it.
 
@@ -263,55 +280,57 @@ class NetworkSpec:
     neither subnet nor prefix its NICs have no address and no services.
     """
 
-    name: str = attrs.field(converter=_checked("name", _name))
+    name: str = attrs.field(converter=_name)
     ipv4_subnet: IPv4Network | None = attrs.field(
-        default=None, converter=_checked("ipv4_subnet", _optional(_ipv4_network))
+        default=None,
+        converter=attrs.converters.optional(_ipv4_network),
     )
     ipv6_prefix: IPv6Network | None = attrs.field(
-        default=None, converter=_checked("ipv6_prefix", _optional(_ipv6_network))
+        default=None,
+        converter=attrs.converters.optional(_ipv6_network),
     )
-    ipv4_netmask: Netmask = attrs.field(
-        default=Netmask.HOST, converter=_checked("ipv4_netmask", _netmask)
-    )
+    ipv4_netmask: Netmask = attrs.field(default=Netmask.HOST, converter=_netmask)
     dns_servers: tuple[IPv4Address | IPv6Address, ...] = attrs.field(
-        default=(), converter=_checked("dns_servers", _tuple_of(_text("an IP address", _ip)))
+        default=(),
+        converter=_ips,
     )
     """What DHCP names; empty means `DEFAULT_DNS_SERVERS`."""
     ntp_servers: tuple[IPv4Address | IPv6Address, ...] = attrs.field(
-        default=(), converter=_checked("ntp_servers", _tuple_of(_text("an IP address", _ip)))
+        default=(),
+        converter=_ips,
     )
-    mtu: int = attrs.field(default=1500, converter=_checked("mtu", _mtu))
+    mtu: int = attrs.field(default=1500, converter=_mtu)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=_name_their_field)
 class NicSpec:
     """One virtual NIC, as a user asks for it; a `Switch` fills in what is absent.
 
     Text is converted; a wrong value raises ConfigError with the field's name as its key.
     """
 
-    name: str = attrs.field(converter=_checked("name", _name))
-    network: str = attrs.field(converter=_checked("network", _name))
+    name: str = attrs.field(converter=_name)
+    network: str = attrs.field(converter=_name)
     mac_address: MacAddress | None = attrs.field(
-        default=None, converter=_checked("mac_address", _optional(_mac))
+        default=None, converter=attrs.converters.optional(_mac)
     )
     """Absent: derived from the names of network and NIC, the same each time."""
     ipv4_address: IPv4Address | None = attrs.field(
-        default=None, converter=_checked("ipv4_address", _optional(_ipv4))
+        default=None, converter=attrs.converters.optional(_ipv4)
     )
     """Absent: the lowest free host address of the subnet that ends neither in .0 nor in .255."""
     ipv6_address: IPv6Address | None = attrs.field(
-        default=None, converter=_checked("ipv6_address", _optional(_ipv6))
+        default=None, converter=attrs.converters.optional(_ipv6)
     )
     routed_ipv4_prefixes: tuple[IPv4Network, ...] = attrs.field(
-        default=(), converter=_checked("routed_ipv4_prefixes", _tuple_of(_ipv4_network))
+        default=(),
+        converter=_ipv4_networks,
     )
     routed_ipv6_prefixes: tuple[IPv6Network, ...] = attrs.field(
-        default=(), converter=_checked("routed_ipv6_prefixes", _tuple_of(_ipv6_network))
+        default=(),
+        converter=_ipv6_networks,
     )
-    socket_path: Path | None = attrs.field(
-        default=None, converter=_checked("socket_path", _optional(Path))
-    )
+    socket_path: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     """Where frontends connect; absent for a NIC that serves an already connected socket."""
 
 
