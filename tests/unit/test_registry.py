@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ def registry_with(*nics: NicSpec, network: NetworkSpec = BLUE) -> Registry:
     return registry
 
 
-def nic(name: str, **fields: object) -> NicSpec:
+def nic(name: str, **fields: Any) -> NicSpec:
     return NicSpec(name=name, network="blue", **fields)
 
 
@@ -195,7 +196,7 @@ class TestClaims:
             ({"socket_path": "/run/x/../vm1.sock"}, "socket_path: .* is taken by NIC 'vm1'"),
         ],
     )
-    def test_duplicates(self, fields: dict[str, object], message: str) -> None:
+    def test_duplicates(self, fields: dict[str, Any], message: str) -> None:
         registry = registry_with(self.TAKEN)
         with pytest.raises(DuplicateError, match=message):
             registry.add_nic(nic("vm2", **fields))
@@ -249,7 +250,7 @@ class TestClaims:
             ({"socket_path": "/" + "x" * 107}, "socket_path", "108 bytes, more than 107"),
         ],
     )
-    def test_refused(self, fields: dict[str, object], key: str, message: str) -> None:
+    def test_refused(self, fields: dict[str, Any], key: str, message: str) -> None:
         registry = registry_with(self.TAKEN)
         with pytest.raises(ConfigError) as caught:
             registry.add_nic(nic("vm2", **fields))

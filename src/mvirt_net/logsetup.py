@@ -1,0 +1,80 @@
+"""How the daemon writes its log to stderr. An embedding program sets up its own `logging`."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+from structlog.typing import Processor
+
+
+class LogFormat(enum.StrEnum):
+    """How a line of the log looks."""
+
+    CONSOLE = "console"
+    """For reading: time, level, event, pairs; in colours on a terminal."""
+    LOGFMT = "logfmt"
+    """``timestamp=… level=info event="…" nic=vm1``."""
+    JSON = "json"
+    """One JSON object a line."""
+
+
+def set_up_logging(level: int, log_format: LogFormat | None, stream: TextIO | None = None) -> None:
+    """Send everything from `level` up to `stream`.
+
+    Args:
+        level: as in `logging`.
+        log_format: None means `LogFormat.CONSOLE` on a terminal, else `LogFormat.LOGFMT`.
+        stream: standard error when None.
+    """
+    stream = stream or sys.stderr
+    is_terminal = stream.isatty()
+    chosen = log_format or (LogFormat.CONSOLE if is_terminal else LogFormat.LOGFMT)
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                structlog.stdlib.ExtraAdder(),
+                structlog.processors.TimeStamper("iso", utc=True),
+            ],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderers(chosen, colors=is_terminal),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+
+
+def _renderers(log_format: LogFormat, *, colors: bool) -> list[Processor]:
+    if log_format is LogFormat.CONSOLE:
+        plain = structlog.dev.plain_traceback
+        return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+    if log_format is LogFormat.JSON:
+        return [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(default=str),
+        ]
+    first = ["timestamp", "level", "logger", "event"]
+    return [
+        structlog.processors.format_exc_info,
+        _printable,
+        structlog.processors.LogfmtRenderer(key_order=first),
+    ]
+
+
+def _printable(
+    _logger: object, _name: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Values as logfmt can hold them: plain ones as they are, others as text on one line."""
+    return {
+        key: value if isinstance(value, str | int | float) else str(value)
+        for key, value in event.items()
+    }
