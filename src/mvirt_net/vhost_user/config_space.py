@@ -1,0 +1,30 @@
+"""The device configuration space of a virtio NIC (virtio 1.2, 5.1.4)."""
+
+from __future__ import annotations
+
+import struct
+
+from ..model import MacAddress
+
+CONFIG_SPACE_SIZE = 256
+"""VHOST_USER_MAX_CONFIG_SIZE: all that a frontend can ask for."""
+
+S_LINK_UP = 1
+"""VIRTIO_NET_S_LINK_UP in `status`."""
+
+# mac, status, max_virtqueue_pairs, mtu. Always little-endian with VERSION_1 (virtio 1.2, 2.5.3).
+_NET_CONFIG = struct.Struct("<6sHHH")
+
+
+def net_config(mac: MacAddress, *, link_up: bool, mtu: int) -> bytes:
+    """The whole configuration space, 256 bytes.
+
+    Everything after `mtu` is zero, and so is `max_virtqueue_pairs`, which only means something
+    with VIRTIO_NET_F_MQ. Frontends ask for more than that, each for the size of the structure it
+    knows (cloud-hypervisor for 17 bytes), and insist on getting exactly as much.
+
+    Args:
+        mtu: in bytes, for VIRTIO_NET_F_MTU.
+    """
+    fields = _NET_CONFIG.pack(mac.packed, S_LINK_UP if link_up else 0, 0, mtu)
+    return fields.ljust(CONFIG_SPACE_SIZE, b"\0")

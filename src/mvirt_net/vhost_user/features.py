@@ -1,0 +1,44 @@
+"""Feature bits: what this backend offers, and the two sets that a frontend picks from.
+
+**Virtio features** (GET_FEATURES, SET_FEATURES) are agreed with the driver in the guest; bit 30
+is the exception, it belongs to vhost-user. **Protocol features** (GET_PROTOCOL_FEATURES,
+SET_PROTOCOL_FEATURES) are agreed with the frontend and unlock messages.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import operator
+
+
+class VirtioFeature(enum.IntFlag):
+    """The virtio feature bits that are offered (virtio 1.2, 5.1.3 and 6)."""
+
+    NET_F_MTU = 1 << 3
+    NET_F_MAC = 1 << 5
+    NET_F_MRG_RXBUF = 1 << 15
+    NET_F_STATUS = 1 << 16
+    RING_F_INDIRECT_DESC = 1 << 28
+    RING_F_EVENT_IDX = 1 << 29
+    PROTOCOL_FEATURES = 1 << 30
+    """VHOST_USER_F_PROTOCOL_FEATURES: not the driver's; protocol features can be negotiated."""
+    F_VERSION_1 = 1 << 32
+    F_IN_ORDER = 1 << 35
+    """Buffers come back in the order they were given; lets a frontend replay a ring."""
+
+
+class ProtocolFeature(enum.IntFlag):
+    """The protocol feature bits that are offered (vhost-user, "Protocol features")."""
+
+    MQ = 1 << 0
+    """There is one queue pair; the bit is there so that GET_QUEUE_NUM can be asked."""
+    REPLY_ACK = 1 << 3
+    NET_MTU = 1 << 4
+    CONFIG = 1 << 9
+    RESET_DEVICE = 1 << 13
+    CONFIGURE_MEM_SLOTS = 1 << 15
+
+
+OFFERED_FEATURES = functools.reduce(operator.or_, VirtioFeature)
+OFFERED_PROTOCOL_FEATURES = functools.reduce(operator.or_, ProtocolFeature)
