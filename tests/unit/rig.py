@@ -1,0 +1,168 @@
+"""The C core alone, with the harness's driver on its rings; no socket, no trio."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import attrs
+
+from mvirt_net.ffi import GuestMemory, NextStep, Port, Punt
+from mvirt_net.model import RX_QUEUE, TX_QUEUE, MacAddress, MemoryRegion, VringAddr
+from tests.harness.memory import Region, RegionInfo, TestGuestMemory
+from tests.harness.virtio import QUEUE_SIZE, VirtioQueue, avail_ring_size, used_ring_size
+
+MAC = MacAddress.parse("52:54:00:12:34:56")
+VERSION_1 = 1 << 32
+EVENT_IDX = 1 << 29
+INDIRECT_DESC = 1 << 28
+MRG_RXBUF = 1 << 15
+
+PAGE = 4096
+
+
+@attrs.define(eq=False)
+class Rig:
+    """A port and a guest that shares its memory with it.
+
+    `calls` and `errs` are eventfds by queue.
+    """
+
+    port: Port
+    guest: TestGuestMemory
+    table: GuestMemory
+    fault_fd: int
+    features: int = VERSION_1
+    size: int = QUEUE_SIZE
+    queues: dict[int, VirtioQueue] = attrs.field(factory=dict)
+    calls: dict[int, int] = attrs.field(factory=dict)
+    errs: dict[int, int] = attrs.field(factory=dict)
+
+    @property
+    def rx(self) -> VirtioQueue:
+        return self.queues[RX_QUEUE]
+
+    @property
+    def tx(self) -> VirtioQueue:
+        return self.queues[TX_QUEUE]
+
+    def user_addr(self, guest_addr: int) -> int:
+        """The frontend's address of a guest address."""
+        for info in self.guest.get_region_info():
+            if 0 <= guest_addr - info.guest_addr < info.size:
+                return guest_addr - info.guest_addr + info.user_addr
+        raise ValueError(f"{guest_addr:#x} is in no region")
+
+    def lay_out(self, queue: int, base: int = 0) -> VringAddr:
+        """Put an empty ring of `size` entries somewhere in memory."""
+        ring = VirtioQueue(
+            self.guest,
+            queue,
+            self.guest.alloc_buffer(16 * self.size, align=16),
+            self.guest.alloc_buffer(avail_ring_size(self.size), align=2),
+            self.guest.alloc_buffer(used_ring_size(self.size), align=4),
+            size=self.size,
+            event_idx=bool(self.features & EVENT_IDX),
+        )
+        ring.init(base)
+        self.queues[queue] = ring
+        return self.addr(queue)
+
+    def addr(self, queue: int) -> VringAddr:
+        ring = self.queues[queue]
+        return VringAddr(
+            desc=self.user_addr(ring.desc_table),
+            used=self.user_addr(ring.used_ring),
+            avail=self.user_addr(ring.avail_ring),
+        )
+
+    def start(self, base: int | None = 0) -> None:
+        """Start and enable both rings, empty."""
+        for queue in (RX_QUEUE, TX_QUEUE):
+            self.port.start_ring(queue, self.size, self.lay_out(queue, base or 0), base)
+            self.port.enable_ring(queue, True)
+
+    def buffer(self, size: int) -> int:
+        return self.guest.alloc_buffer(size)
+
+    def send(self, frame: bytes, **options: object) -> int:
+        """Give one frame to the TX ring in one piece."""
+        return self.tx.add_tx_buffer(self.buffer(12 + len(frame)), frame, **options)  # type: ignore[arg-type]
+
+    def offer(self, size: int, count: int = 1) -> list[int]:
+        """Give `count` RX buffers of `size` bytes."""
+        return [self.rx.add_rx_buffer(self.buffer(size), size) for _ in range(count)]
+
+    def drain(self) -> list[Punt]:
+        """Drain until the ring is empty and armed, and take the buffers back."""
+        punts: list[Punt] = []
+        step = NextStep.CALL_AGAIN
+        while step is NextStep.CALL_AGAIN:
+            drained = self.port.drain()
+            punts += drained.punts
+            step = drained.next
+        return punts
+
+    def drops(self) -> dict[str, int]:
+        return {reason.name: count for reason, count in self.port.stats().drops.items()}
+
+    def called(self, queue: int) -> int:
+        """How often the driver was interrupted since the last look."""
+        try:
+            return os.eventfd_read(self.calls[queue])
+        except BlockingIOError:
+            return 0
+
+    def erred(self, queue: int) -> bool:
+        try:
+            return bool(os.eventfd_read(self.errs[queue]))
+        except BlockingIOError:
+            return False
+
+
+def region_of(info: RegionInfo) -> MemoryRegion:
+    """What the harness says of a region, as the core wants it."""
+    return MemoryRegion(
+        guest_addr=info.guest_addr,
+        size=info.size,
+        user_addr=info.user_addr,
+        mmap_offset=info.mmap_offset,
+    )
+
+
+def map_guest(guest: TestGuestMemory, fault_fd: int) -> GuestMemory:
+    """All regions of a guest in one table."""
+    table = GuestMemory.empty(fault_fd)
+    for info in guest.get_region_info():
+        former, table = table, table.with_region(region_of(info), info.fd)
+        former.close()
+    return table
+
+
+@contextmanager
+def open_rig(
+    *,
+    features: int = VERSION_1,
+    size: int = QUEUE_SIZE,
+    regions: Sequence[Region] = (Region(0, 2 << 20),),
+) -> Iterator[Rig]:
+    """A rig whose rings are not started yet; closed in the order that the core demands."""
+    with ExitStack() as stack:
+        fault_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        stack.callback(os.close, fault_fd)
+        guest = TestGuestMemory(regions, data_offset=0)
+        stack.callback(guest.close)
+        table = map_guest(guest, fault_fd)
+        stack.callback(table.close)
+        port = Port(MAC)
+        stack.callback(port.close)
+        port.set_features(features)
+        port.set_memory(table)
+        rig = Rig(port, guest, table, fault_fd, features, size)
+        for queue in (RX_QUEUE, TX_QUEUE):
+            for fds, attach in ((rig.calls, port.set_call), (rig.errs, port.set_err)):
+                fds[queue] = os.eventfd(0, os.EFD_NONBLOCK)
+                stack.callback(os.close, fds[queue])
+                attach(queue, fds[queue])
+        yield rig
