@@ -1,0 +1,271 @@
+"""A Debian guest under QEMU (TCG), driven from trio.
+
+Theory of operation. `boot_guest` starts QEMU with two inherited sockets: one for QMP, one that is
+the guest's virtio-serial port. The guest's process 1 (``rootfs/init``, ``rootfs/agent``) reads
+commands from that port and sends back status and output, framed as one line each way, so nothing
+ever has to be guessed from a console's text. When our end of the port closes, the guest switches
+itself off: QEMU does not outlive the program that started it, however that ends.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from .image import Image
+from .lines import ConversationEnded, LineStream
+
+QEMU = "qemu-system-x86_64"
+
+BOOT_SECONDS = 90
+"""Deadline of a boot. It takes three seconds on an idle machine."""
+
+_ANSWER_SECONDS = 30
+"""What an answer may take on top of the command's own time, on a busy machine."""
+
+# The kernel's address stays random: booting it again to where it ran before makes TCG drop its
+# translations page by page, which takes five seconds.
+_KERNEL_ARGUMENTS = "console=ttyS0 loglevel=4 net.ifnames=0 mitigations=off rdinit=/init"
+
+
+class GuestError(Exception):
+    """The guest or QEMU does not do what it was told; the text says what was seen of it."""
+
+
+@attrs.frozen(kw_only=True)
+class GuestNic:
+    """A virtio-net-pci device whose backend listens, now or later, on `socket_path`."""
+
+    mac: str
+    socket_path: Path
+    queue_size: int | None = None
+    """Entries of each ring; None leaves QEMU's 256."""
+    host_mtu: int | None = None
+    """What the device tells the driver by VIRTIO_NET_F_MTU."""
+    without: Sequence[str] = ()
+    """Features of the device to switch off, as QEMU spells them: ``mrg_rxbuf``, ``event_idx``."""
+
+    def arguments(self, number: int) -> list[str]:
+        """QEMU's arguments for the guest's NIC `number`, in the form of the how-to."""
+        path = str(self.socket_path).replace(",", ",,")
+        properties = {
+            "netdev": f"net{number}",
+            "mac": self.mac,
+            # QEMU 7.2 under TCG crashes with MSI-X, a control queue and vhost-user.
+            "vectors": "0",
+            # No boot ROM: a quicker start.
+            "romfile": "",
+            **dict.fromkeys(self.without, "off"),
+        }
+        if self.queue_size is not None:
+            properties |= dict.fromkeys(("rx_queue_size", "tx_queue_size"), str(self.queue_size))
+        if self.host_mtu is not None:
+            properties["host_mtu"] = str(self.host_mtu)
+        device = ",".join(f"{name}={value}" for name, value in properties.items())
+        return [
+            *("-chardev", f"socket,id=char{number},path={path},reconnect=1"),
+            *("-netdev", f"vhost-user,id=net{number},chardev=char{number}"),
+            *("-device", f"virtio-net-pci,{device}"),
+        ]
+
+
+@attrs.frozen
+class Output:
+    """How a command ended and all that it wrote; status 137 is a timeout."""
+
+    status: int
+    text: str
+
+
+@attrs.define(eq=False)
+class Guest:
+    """A running guest; made by `boot_guest`."""
+
+    pid: int
+    """Of the QEMU process."""
+    _agent: LineStream
+    _qmp: Qmp
+    _last_command: int = 0
+    _one_command: trio.Lock = attrs.Factory(trio.Lock)
+    _boot_id: str = ""
+
+    async def run(self, command: str, *, timeout: float = 30) -> str:
+        """Run a shell command in the guest.
+
+        Args:
+            command: for dash, any number of lines.
+            timeout: seconds after which the guest kills it.
+
+        Returns:
+            What it wrote to stdout and stderr.
+
+        Raises:
+            GuestError: it did not end with status 0, or the guest does not answer.
+        """
+        output = await self.try_run(command, timeout=timeout)
+        if output.status != 0:
+            raise GuestError(f"status {output.status} of: {command}\n{output.text}")
+        return output.text
+
+    async def try_run(self, command: str, *, timeout: float = 30) -> Output:
+        """Like `run`, but any status will do."""
+        async with self._one_command:
+            self._last_command += 1
+            number = str(self._last_command)
+            packed = base64.b64encode(command.encode()).decode()
+            with self._answer_within(timeout + _ANSWER_SECONDS, f"to: {command}"):
+                await self._agent.send(f"{number} {timeout} {packed}")
+                # An answer to an earlier, cancelled command may come first.
+                while (words := (await self._agent.receive()).split())[:2] != ["done", number]:
+                    pass
+        text = base64.b64decode(words[3]).decode(errors="replace") if len(words) > 3 else ""
+        return Output(int(words[2]), text)
+
+    async def wait_until(self, command: str, *, timeout: float = 30) -> None:
+        """Wait in the guest until `command` ends with status 0.
+
+        Raises:
+            GuestError: it did not within `timeout` seconds.
+        """
+        await self.run(f"until {command}; do sleep 0.1; done", timeout=timeout)
+
+    async def wait_booted(self) -> None:
+        """Wait for the guest's agent to say that it has started, once for each boot."""
+        with self._answer_within(BOOT_SECONDS, "after its boot"):
+            while True:
+                words = (await self._agent.receive()).split()
+                if words[:1] == ["ready"] and words[1] != self._boot_id:
+                    self._boot_id = words[1]
+                    return
+
+    async def reset(self) -> None:
+        """Press the reset button and wait until the guest has booted again."""
+        async with self._one_command:
+            await self._qmp.execute("system_reset")
+            await self.wait_booted()
+
+    async def set_link(self, number: int, *, up: bool) -> None:
+        """Plug the cable of NIC `number` in or out."""
+        await self._qmp.execute("set_link", name=f"net{number}", up=up)
+
+    @contextmanager
+    def _answer_within(self, seconds: float, what: str) -> Iterator[None]:
+        try:
+            with trio.fail_after(seconds):
+                yield
+        except trio.TooSlowError:
+            raise GuestError(f"no answer from the guest within {seconds:g} s {what}") from None
+        except ConversationEnded:
+            raise GuestError(f"QEMU has ended before the guest's answer {what}") from None
+
+
+@attrs.define(eq=False)
+class Qmp:
+    """QEMU's control socket (docs/interop/qmp-spec)."""
+
+    _lines: LineStream
+
+    async def execute(self, command: str, **arguments: object) -> Any:
+        """Raises GuestError when QEMU answers with an error or not at all."""
+        request = json.dumps({"execute": command, "arguments": arguments})
+        try:
+            with trio.fail_after(_ANSWER_SECONDS):
+                await self._lines.send(request)
+                while True:
+                    answer = json.loads(await self._lines.receive())
+                    if "error" in answer:
+                        raise GuestError(f"QMP {command}: {answer['error']['desc']}")
+                    if "return" in answer:
+                        return answer["return"]
+        except (trio.TooSlowError, ConversationEnded) as error:
+            raise GuestError(f"QMP {command}: no answer") from error
+
+
+@asynccontextmanager
+async def boot_guest(
+    image: Image, folder: Path, nics: Sequence[GuestNic] = (), *, more: Sequence[str] = ()
+) -> AsyncIterator[Guest]:
+    """A guest that has booted and waits for commands; QEMU is gone at the end.
+
+    Args:
+        folder: where ``console.log`` and ``qemu.log`` are written. An exception that leaves
+            the block gets the end of both as a note.
+        nics: the guest's eth0, eth1, …
+        more: further arguments for QEMU.
+    """
+    agent, agent_of_qemu = LineStream.pair()
+    qmp, qmp_of_qemu = LineStream.pair()
+    command = [
+        *_machine(image, folder / "console.log", agent_of_qemu.fileno(), qmp_of_qemu.fileno()),
+        *(argument for number, nic in enumerate(nics) for argument in nic.arguments(number)),
+        *more,
+    ]
+    try:
+        with agent_of_qemu, qmp_of_qemu, (folder / "qemu.log").open("ab") as log:
+            inherited = (agent_of_qemu.fileno(), qmp_of_qemu.fileno())
+            process = await trio.lowlevel.open_process(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=inherited
+            )
+        with _logs_as_note(folder):
+            async with _ended(process):
+                guest = Guest(process.pid, agent, Qmp(qmp))
+                await guest._qmp.execute("qmp_capabilities")
+                await guest.wait_booted()
+                yield guest
+    finally:
+        await agent.aclose()
+        await qmp.aclose()
+
+
+def _machine(image: Image, console: Path, agent_fd: int, qmp_fd: int) -> Iterator[str]:
+    """QEMU's arguments for all but the NICs."""
+    options: Mapping[str, str] = {
+        "-accel": "tcg",
+        "-machine": "pc,memory-backend=memory",
+        "-m": "256M",
+        "-object": "memory-backend-memfd,id=memory,size=256M,share=on",
+        "-kernel": str(image.kernel),
+        "-initrd": str(image.initramfs),
+        "-append": _KERNEL_ARGUMENTS,
+        "-display": "none",
+        "-serial": f"file:{console}",
+        "-mon": "chardev=qmp,mode=control",
+    }
+    yield from (QEMU, "-nodefaults", "-no-user-config")
+    for name, value in options.items():
+        yield from (name, value)
+    yield from ("-chardev", f"socket,id=qmp,fd={qmp_fd}")
+    yield from ("-chardev", f"socket,id=agent,fd={agent_fd}")
+    yield from ("-device", "virtio-serial-pci")
+    yield from ("-device", "virtserialport,chardev=agent,name=agent")
+
+
+@asynccontextmanager
+async def _ended(process: trio.Process) -> AsyncIterator[None]:
+    """Kill `process` at the end of the block and wait for it."""
+    try:
+        yield
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+@contextmanager
+def _logs_as_note(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        for name in ("console.log", "qemu.log"):
+            path = folder / name
+            end = path.read_text(errors="replace")[-3000:] if path.exists() else ""
+            error.add_note(f"--- end of {name} ---\n{end}")
+        raise
