@@ -1,0 +1,577 @@
+"""A frontend with a guest behind it: handshake, buffers, and frames in both directions.
+
+`VhostTestClient` is what a VMM and the network driver of its guest are together. It runs as a
+task in the test's nursery: the task waits for the device's interrupts, takes back what was
+transmitted, collects what was received, and closes every descriptor when it ends.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, Self
+
+import attrs
+import trio
+
+from .memory import MEMORY_SIZE, Region, TestGuestMemory
+from .vhost_user import (
+    BackendHungUpError,
+    BackendRefusedError,
+    Connection,
+    Feature,
+    ProtocolFeature,
+)
+from .virtio import (
+    DESC_SIZE,
+    QUEUE_SIZE,
+    VIRTIO_NET_HDR_SIZE,
+    QueueFullError,
+    ReceivedFrame,
+    Segment,
+    UsedBuffer,
+    VirtioNetHdr,
+    VirtioQueue,
+    avail_ring_size,
+    split_lengths,
+    used_ring_size,
+)
+
+RX_QUEUE_IDX = 0
+TX_QUEUE_IDX = 1
+RX_BUFFER_SIZE = 2048
+RX_BUFFER_COUNT = 16
+POLL_INTERVAL = 0.001
+"""Seconds between two looks at a ring whose interrupts are off."""
+
+DEFAULT_FEATURES = (
+    Feature.VERSION_1 | Feature.MAC | Feature.STATUS | Feature.EVENT_IDX | Feature.PROTOCOL_FEATURES
+)
+DEFAULT_PROTOCOL_FEATURES = ProtocolFeature.CONFIG | ProtocolFeature.REPLY_ACK
+
+_PAGE = 4096
+
+
+@attrs.frozen(kw_only=True)
+class ClientOptions:
+    """How the frontend and its guest behave.
+
+    Args:
+        features, protocol_features: masks; what the backend offers of them is negotiated.
+        regions: layout of guest memory; None: one region at guest address 0, large enough.
+        ring_size: descriptors of each queue, 2 to 32768.
+        base: where the ring indices start.
+        rx_buffers: how many receive buffers to keep with the device.
+        rx_buffer_size: bytes of each; a sequence makes it a chain of descriptors of those lengths.
+        indirect: put every chain into an indirect table (needs INDIRECT_DESC).
+        refill: give a receive buffer back as soon as its frame was taken out of it.
+        poll_kick: give no kick eventfd: the backend has to poll.
+        poll_call: give no call eventfd: this side polls.
+        err: give an err eventfd (see `VhostTestClient.wait_err`).
+        handshake: False leaves all of it to the test (see `VhostTestClient.handshake`).
+    """
+
+    features: int = DEFAULT_FEATURES
+    protocol_features: int = DEFAULT_PROTOCOL_FEATURES
+    regions: Sequence[Region] | None = None
+    ring_size: int = QUEUE_SIZE
+    base: int = 0
+    rx_buffers: int = RX_BUFFER_COUNT
+    rx_buffer_size: int | Sequence[int] = RX_BUFFER_SIZE
+    indirect: bool = False
+    refill: bool = True
+    poll_kick: bool = False
+    poll_call: bool = False
+    err: bool = False
+    handshake: bool = True
+
+    @property
+    def rx_lengths(self) -> Sequence[int]:
+        """Lengths of the descriptors of one receive buffer."""
+        size = self.rx_buffer_size
+        return [size] if isinstance(size, int) else size
+
+    def guest_memory(self) -> TestGuestMemory:
+        """Memory for the rings, the receive buffers and MEMORY_SIZE of other buffers."""
+        if self.regions is not None:
+            return TestGuestMemory(self.regions, data_offset=0)
+        rings = sum(map(_whole_pages, _ring_part_sizes(self.ring_size)))
+        rx = self.rx_buffers * (sum(self.rx_lengths) + 32 * len(self.rx_lengths))
+        size = max(MEMORY_SIZE, _whole_pages(2 * rings + rx + MEMORY_SIZE // 2))
+        return TestGuestMemory((Region(0, size),), data_offset=0)
+
+
+@attrs.define(eq=False)
+class VringEnd:
+    """The frontend's end of one vring: the queue, its eventfds, and what was seen of them."""
+
+    queue: VirtioQueue
+    kick: int | None
+    call: int | None
+    err: int | None
+    kicks: int = 0
+    """Kicks written."""
+    calls: int = 0
+    """Interrupts taken; several that came before the driver looked count each."""
+    progress: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    """Woken whenever the driver has looked at the used ring."""
+
+    def close(self) -> None:
+        """Close the eventfds. Idempotent."""
+        for fd in (self.kick, self.call, self.err):
+            if fd is not None:
+                trio.lowlevel.notify_closing(fd)
+                os.close(fd)
+        self.kick = self.call = self.err = None
+
+
+class VhostTestClient:
+    """A frontend and its guest's driver.
+
+    Open with `connect`. Once the task has ended (`aclose`, or the nursery was cancelled) every
+    descriptor and mapping is closed.
+
+    Args:
+        path: where the backend listens.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], options: ClientOptions) -> None:
+        self.path = path
+        self.options = options
+        self.features = 0
+        """Negotiated virtio features."""
+        self.protocol_features = 0
+        """Negotiated protocol features."""
+        self.received: collections.deque[ReceivedFrame] = collections.deque()
+        """Frames that the driver has taken out of the RX ring and no test has asked for yet."""
+        self._connection: Connection | None = None
+        self._completed = 0
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+        self.memory = options.guest_memory()
+        self.vrings = [self._make_vring(RX_QUEUE_IDX), self._make_vring(TX_QUEUE_IDX)]
+
+    def _make_vring(self, index: int) -> VringEnd:
+        options = self.options
+        desc, avail, used = (
+            self.memory.alloc_buffer(_whole_pages(size), align=_PAGE)
+            for size in _ring_part_sizes(options.ring_size)
+        )
+        queue = VirtioQueue(self.memory, index, desc, avail, used, size=options.ring_size)
+        queue.init(options.base)
+        return VringEnd(
+            queue,
+            kick=None if options.poll_kick else _eventfd(),
+            call=None if options.poll_call else _eventfd(),
+            err=_eventfd() if options.err else None,
+        )
+
+    # Life
+
+    @classmethod
+    async def connect(
+        cls, nursery: trio.Nursery, path: str | os.PathLike[str], **options: Any
+    ) -> Self:
+        """Connect, do the handshake and start the task that is the guest.
+
+        Args:
+            options: those of `ClientOptions`.
+        """
+        client = cls(path, ClientOptions(**options))
+        await nursery.start(client._run)
+        return client
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Be the guest until cancelled; owns every descriptor of this object."""
+        try:
+            await self._open_connection()
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    for vring in self.vrings:
+                        if vring.call is not None:
+                            nursery.start_soon(self._serve_calls, vring, vring.call)
+                    task_status.started()
+        finally:
+            self._close()
+
+    async def _open_connection(self) -> None:
+        self._connection = await Connection.open(self.path)
+        if self.options.handshake:
+            await self.handshake()
+
+    def _close(self) -> None:
+        self.disconnect()
+        for vring in self.vrings:
+            vring.close()
+        self.memory.close()
+        self._ended.set()
+
+    async def aclose(self) -> None:
+        """Disable the rings as a frontend does at its end, hang up, and end the task."""
+        if self._connection is not None:
+            with contextlib.suppress(BackendRefusedError, BackendHungUpError):
+                await self.enable(False)
+        self._scope.cancel()
+        await self._ended.wait()
+
+    def disconnect(self) -> None:
+        """Hang up at once, like a frontend that is killed; guest memory stays as it is."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    async def reconnect(self, *, base: int | None = None) -> None:
+        """Connect again with the same guest, as QEMU does when its backend comes back.
+
+        Args:
+            base: first avail index of both rings; by default where each used ring stands, so that
+                what the device never returned is given to it again.
+        """
+        self.disconnect()
+        self._connection = await Connection.open(self.path)
+        await self.negotiate()
+        await self.share_memory()
+        for vring in self.vrings:
+            start = vring.queue.used_idx() if base is None else base
+            await self.start_vring(vring.queue.queue_idx, start)
+
+    @property
+    def connection(self) -> Connection:
+        """The socket, for requests of the test's own."""
+        assert self._connection is not None, "not connected"
+        return self._connection
+
+    @property
+    def rx_queue(self) -> VirtioQueue:
+        """What the guest receives on."""
+        return self.vrings[RX_QUEUE_IDX].queue
+
+    @property
+    def tx_queue(self) -> VirtioQueue:
+        """What the guest transmits on."""
+        return self.vrings[TX_QUEUE_IDX].queue
+
+    # Handshake
+
+    async def handshake(self) -> None:
+        """Everything from SET_OWNER to the first receive buffers."""
+        await self.negotiate()
+        await self.share_memory()
+        for vring in self.vrings:
+            await self.start_vring(vring.queue.queue_idx, self.options.base)
+        self.fill_rx_queue()
+
+    async def negotiate(self) -> None:
+        """SET_OWNER and both kinds of features."""
+        connection = self.connection
+        await connection.set_owner()
+        self.features = await connection.get_features() & self.options.features
+        await connection.set_features(self.features)
+        for vring in self.vrings:
+            vring.queue.event_idx = self.has_feature(Feature.EVENT_IDX)
+            vring.queue.in_order = self.has_feature(Feature.IN_ORDER)
+        if self.has_feature(Feature.PROTOCOL_FEATURES):
+            offered = await connection.get_protocol_features()
+            self.protocol_features = offered & self.options.protocol_features
+            await connection.set_protocol_features(self.protocol_features)
+
+    async def share_memory(self) -> None:
+        """SET_MEM_TABLE with the memory as it is laid out now."""
+        await self.connection.set_mem_table(self.memory.get_region_info())
+
+    async def start_vring(self, index: int, base: int) -> None:
+        """NUM, ADDR, BASE, KICK, CALL, ENABLE, and ERR before it if there is one."""
+        connection, vring = self.connection, self.vrings[index]
+        await connection.set_vring_num(index, vring.queue.size)
+        await self.set_vring_addr(index)
+        await connection.set_vring_base(index, base)
+        await connection.set_vring_kick(index, vring.kick)
+        await connection.set_vring_call(index, vring.call)
+        if vring.err is not None:
+            await connection.set_vring_err(index, vring.err)
+        await connection.set_vring_enable(index, True)
+
+    async def set_vring_addr(self, index: int) -> None:
+        """SET_VRING_ADDR with the queue's user addresses."""
+        queue, user = self.vrings[index].queue, self.memory.get_host_address
+        await self.connection.set_vring_addr(
+            index, user(queue.desc_table), user(queue.used_ring), user(queue.avail_ring)
+        )
+
+    async def stop_vring(self, index: int) -> int:
+        """GET_VRING_BASE: stop the ring; the next avail index that the device would look at."""
+        return await self.connection.get_vring_base(index)
+
+    async def enable(self, enabled: bool) -> None:
+        """SET_VRING_ENABLE for both rings."""
+        for index in range(len(self.vrings)):
+            await self.connection.set_vring_enable(index, enabled)
+
+    async def reset_driver(self) -> None:
+        """What a reboot of the guest does: stop both rings, empty them, start them at 0."""
+        for vring in self.vrings:
+            await self.stop_vring(vring.queue.queue_idx)
+            self.process(vring)
+            for chain in vring.queue.detach_all():
+                self._free(chain)
+            vring.queue.init()
+        for vring in self.vrings:
+            await self.start_vring(vring.queue.queue_idx, 0)
+        self.fill_rx_queue()
+
+    def fill_rx_queue(self) -> None:
+        """Give the device as many receive buffers as the options say, and kick."""
+        with contextlib.suppress(QueueFullError):
+            for _ in range(self.options.rx_buffers):
+                self.add_rx_buffer()
+        self.kick(RX_QUEUE_IDX)
+
+    def has_feature(self, feature: int) -> bool:
+        """Whether a feature bit (a mask, as `Feature.MAC`) was negotiated."""
+        return bool(self.features & feature)
+
+    async def get_mac_from_config(self) -> bytes:
+        """The MAC address in the configuration space."""
+        return await self.connection.get_config(0, 6)
+
+    # Transmitting
+
+    async def send_packet(self, frame: bytes, *, timeout: float = 2.0, **how: Any) -> None:
+        """Send a frame and wait until the device has taken it; `how` as in `send_packet_nowait`.
+
+        Raises:
+            trio.TooSlowError: it was not taken in `timeout` seconds.
+        """
+        target = self._completions_until_idle() + 1
+        self.send_packet_nowait(frame, **how)
+        await self._wait_tx(target, timeout)
+        self._completed -= 1
+
+    def send_packet_nowait(self, frame: bytes, **how: Any) -> int:
+        """Queue a frame, kick if the device wants it, and return the head of the chain.
+
+        Args:
+            how: arguments of `queue_tx`.
+
+        Raises:
+            QueueFullError: no room in the ring.
+        """
+        head = self.queue_tx(frame, **how)
+        self.kick(TX_QUEUE_IDX)
+        return head
+
+    def queue_tx(
+        self,
+        frame: bytes,
+        *,
+        header: VirtioNetHdr | None = None,
+        split: Sequence[int] = (),
+        publish: bool = True,
+    ) -> int:
+        """Queue a frame without kicking.
+
+        Args:
+            header: the virtio_net_hdr in front of it, all zeros by default.
+            split: lengths of the first descriptors; header and frame are one run of bytes, and
+                what is left of it goes into one more.
+            publish: move the avail index.
+        """
+        segments = self._allocate(split_lengths(VIRTIO_NET_HDR_SIZE + len(frame), split))
+        table = self._allocate_table(len(segments))
+        try:
+            return self.tx_queue.add_tx_buffer(
+                segments, frame, header=header, table=table, publish=publish
+            )
+        except QueueFullError:
+            self._free(UsedBuffer(0, 0, readable=tuple(segments), table=table))
+            raise
+
+    async def send_burst(self, frames: Sequence[bytes], *, timeout: float = 2.0) -> int:
+        """Queue all frames, kick once, and wait until the device has taken them all.
+
+        With EVENT_IDX the device is asked to interrupt once, after the last one.
+
+        Returns:
+            The number of frames.
+
+        Raises:
+            trio.TooSlowError: some were not taken in `timeout` seconds.
+        """
+        target = self._completions_until_idle() + len(frames)
+        for frame in frames:
+            self.queue_tx(frame, publish=False)
+        self.tx_queue.enable_call(self.tx_queue.outstanding)
+        self.tx_queue.publish()
+        self.kick(TX_QUEUE_IDX)
+        await self._wait_tx(target, timeout)
+        self._completed -= len(frames)
+        return len(frames)
+
+    async def wait_tx_completion(self, *, timeout: float = 1.0) -> int:
+        """Wait for completions that nobody has counted yet, and return their number.
+
+        Raises:
+            trio.TooSlowError: none in `timeout` seconds.
+        """
+        await self._wait_tx(1, timeout)
+        completed, self._completed = self._completed, 0
+        return completed
+
+    def pending_tx_count(self) -> int:
+        """Frames that the device has not returned yet."""
+        return self.tx_queue.outstanding
+
+    def _completions_until_idle(self) -> int:
+        return self._completed + self.tx_queue.outstanding
+
+    async def _wait_tx(self, target: int, timeout: float) -> None:
+        vring = self.vrings[TX_QUEUE_IDX]
+        with _deadline(timeout, lambda: f"TX: completed {self._completed}/{target}"):
+            await self._until(vring, lambda: self._completed >= target)
+
+    # Receiving
+
+    async def recv_packet(self, *, timeout: float = 2.0) -> bytes:
+        """The next frame for the guest, without its header.
+
+        Raises:
+            trio.TooSlowError: none came in `timeout` seconds.
+        """
+        return (await self.recv_frame(timeout=timeout)).frame
+
+    async def recv_frame(self, *, timeout: float = 2.0) -> ReceivedFrame:
+        """The next frame for the guest, with its header and the chains it came in.
+
+        Raises:
+            trio.TooSlowError: none came in `timeout` seconds.
+        """
+        vring = self.vrings[RX_QUEUE_IDX]
+        with _deadline(timeout, lambda: "no frame was received"):
+            await self._until(vring, lambda: bool(self.received))
+        return self.received.popleft()
+
+    async def wait_for_rx(self, *, timeout: float = 2.0) -> bool:
+        """Whether a frame is there, or comes in `timeout` seconds; it is not taken."""
+        with trio.move_on_after(timeout):
+            await self._until(self.vrings[RX_QUEUE_IDX], lambda: bool(self.received))
+        return bool(self.received)
+
+    def add_rx_buffer(self) -> int:
+        """Give the device one more receive buffer, without a kick. Returns the head."""
+        lengths = self.options.rx_lengths
+        segments, table = self._allocate(lengths), self._allocate_table(len(lengths))
+        try:
+            return self.rx_queue.add_rx_buffer(segments, table=table)
+        except QueueFullError:
+            self._free(UsedBuffer(0, 0, writable=tuple(segments), table=table))
+            raise
+
+    # Notifications
+
+    def kick(self, index: int, *, force: bool = False) -> None:
+        """Kick if the device wants to hear of what was published, or if told to."""
+        vring = self.vrings[index]
+        if (vring.queue.kick_needed() or force) and vring.kick is not None:
+            os.eventfd_write(vring.kick, 1)
+            vring.kicks += 1
+
+    async def wait_err(self, index: int, *, timeout: float = 2.0) -> None:
+        """Wait until the backend says that the ring is broken.
+
+        Raises:
+            trio.TooSlowError: it does not in `timeout` seconds.
+        """
+        err = self.vrings[index].err
+        assert err is not None, "the err option was not given"
+        with _deadline(timeout, lambda: f"no error on ring {index}"):
+            await trio.lowlevel.wait_readable(err)
+        os.eventfd_read(err)
+
+    async def _serve_calls(self, vring: VringEnd, call: int) -> NoReturn:
+        """Task: take interrupts of one ring until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(call)
+            vring.calls += os.eventfd_read(call)
+            self.process(vring)
+
+    async def _until(self, vring: VringEnd, ready: Callable[[], bool]) -> None:
+        """Wait for a state that only returned buffers can bring about."""
+        while not ready():
+            if vring.call is None:
+                await trio.sleep(POLL_INTERVAL)
+                self.process(vring)
+            else:
+                await vring.progress.park()
+
+    def process(self, vring: VringEnd) -> None:
+        """Do what the driver's interrupt handler does: take back every returned buffer."""
+        take = self._take_received if vring.queue.queue_idx == RX_QUEUE_IDX else self._take_sent
+        while True:
+            while take():
+                pass
+            if vring.call is None or not vring.queue.enable_call():
+                break
+        vring.progress.unpark_all()
+
+    def _take_sent(self) -> bool:
+        used = self.tx_queue.pop_used()
+        if used is None:
+            return False
+        if used.length:
+            raise AssertionError(f"the device says it wrote {used.length} bytes to a TX buffer")
+        self._free(used)
+        self._completed += 1
+        return True
+
+    def _take_received(self) -> bool:
+        received = self.rx_queue.pop_frame(mergeable=self.has_feature(Feature.MRG_RXBUF))
+        if received is None:
+            return False
+        self.received.append(received)
+        for buffer in received.buffers:
+            if self.options.refill:
+                self.rx_queue.add_rx_buffer(buffer.writable, table=buffer.table)
+            else:
+                self._free(buffer)
+        self.kick(RX_QUEUE_IDX)
+        return True
+
+    # Memory
+
+    def _allocate(self, lengths: Sequence[int]) -> list[Segment]:
+        """Buffers that neither touch each other nor begin at round addresses by design."""
+        return [(self.memory.alloc_buffer(length + 1, align=1), length) for length in lengths]
+
+    def _allocate_table(self, length: int) -> int | None:
+        if not self.options.indirect:
+            return None
+        return self.memory.alloc_buffer(DESC_SIZE * length, align=DESC_SIZE)
+
+    def _free(self, chain: UsedBuffer) -> None:
+        for addr, _ in (*chain.readable, *chain.writable):
+            self.memory.free_buffer(addr)
+        if chain.table is not None:
+            self.memory.free_buffer(chain.table)
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float, problem: Callable[[], str]) -> Iterator[None]:
+    """`trio.fail_after` with a word about what did not happen."""
+    with trio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise trio.TooSlowError(problem())
+
+
+def _eventfd() -> int:
+    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+
+def _ring_part_sizes(ring_size: int) -> tuple[int, int, int]:
+    return DESC_SIZE * ring_size, avail_ring_size(ring_size), used_ring_size(ring_size)
+
+
+def _whole_pages(size: int) -> int:
+    return -(-size // _PAGE) * _PAGE
