@@ -1,0 +1,17 @@
+"""What happens to a guest's frames: the connection that carries them and the services."""
+
+from __future__ import annotations
+
+from .arp import ArpResponder
+from .backend import VhostNetBackend
+from .dhcpv4 import Dhcpv4Server
+from .icmp import IcmpResponder
+from .services import services_for
+
+__all__ = [
+    "ArpResponder",
+    "Dhcpv4Server",
+    "IcmpResponder",
+    "VhostNetBackend",
+    "services_for",
+]

@@ -1,0 +1,289 @@
+"""One connection of a frontend: its conversation and its two rings, in one nursery.
+
+Four tasks, none of which outlives `VhostNetBackend.serve`:
+
+* **control** reads requests, has the session carry them out, writes replies;
+* **tx_kicks** empties the TX ring when the driver kicks, and has the services answer;
+* **rx_injection** moves frames to the RX ring as the driver gives buffers;
+* **memory_faults** ends the connection when guest memory vanishes.
+
+The ring tasks know nothing of the vhost-user state. They call the core, which does as much as the
+state of its ring allows, and sleep on what it says comes next; whoever changes a ring rings the
+`Doorbell` of its task. Between that answer and the sleep there is no checkpoint, so no change and
+no kick is missed.
+
+This module and `channel` are the only ones in this package that know of trio.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import assert_never
+
+import structlog
+import trio
+
+from ..errors import ConnectionBroken, GuestMemoryLost, MvirtNetError
+from ..ffi import NextStep, Port, Punt
+from ..log import get_logger
+from ..model import RX_QUEUE, TX_QUEUE, DropReason, MacAddress, PuntKind
+from ..vhost_user.session import Session
+from .channel import Message, MessageChannel
+from .device import VhostDevice
+from .fds import close_fd, close_fds
+from .packet import Service
+from .services import UNSERVED
+
+POLL_INTERVAL = 0.001
+"""Seconds between looks at a ring whose driver does not kick (no-descriptor bit of
+SET_VRING_KICK): a delay that a ping can bear, for less than 1 % of a processor."""
+PUNTS_PER_TURN = 8
+"""Slow-path frames answered before other tasks get a turn; DHCP takes some 100 µs each."""
+REFUSALS_LOGGED = 20
+"""Refused requests that get a line in the log, per connection."""
+
+_QUEUE_NAMES = {RX_QUEUE: "RX", TX_QUEUE: "TX"}
+
+
+class Doorbell:
+    """Wakes the one task that serves a ring; a ring while it is awake is remembered."""
+
+    def __init__(self) -> None:
+        self._rung = trio.Event()
+        self._waited_fd: int | None = None
+
+    def ring(self) -> None:
+        """Make the present or next wait end."""
+        self._rung.set()
+        if self._waited_fd is not None:
+            # Wakes the waiter; nothing is closed.
+            trio.lowlevel.notify_closing(self._waited_fd)
+
+    async def wait(self) -> None:
+        """Until rung. A checkpoint."""
+        await self._rung.wait()
+        self._rung = trio.Event()
+
+    async def wait_or_readable(self, fd: int) -> None:
+        """Until rung, or until `fd` is readable, broken or closed by another task. A checkpoint."""
+        if self._rung.is_set():
+            await self.wait()
+            return
+        self._waited_fd = fd
+        try:
+            await trio.lowlevel.wait_readable(fd)
+        except trio.ClosedResourceError:
+            self._rung = trio.Event()
+        finally:
+            self._waited_fd = None
+
+
+class VhostNetBackend:
+    """Serves one connected frontend on a port that nobody else uses meanwhile.
+
+    Args:
+        sock: a connected unix stream socket; owned from here on, `serve` closes it.
+        port: the NIC's; borrowed until `serve` ends.
+        mac: the NIC's MAC address, for the configuration space.
+        mtu: of the network, in bytes, for the configuration space.
+        services: who answers which slow-path frames.
+        on_connected: called once, when the frontend has sent its first request.
+        on_fault: called with one line when the guest breaks a ring.
+        log: where events go, bound to what names the NIC.
+    """
+
+    def __init__(
+        self,
+        sock: trio.socket.SocketType,
+        port: Port,
+        *,
+        mac: MacAddress,
+        mtu: int,
+        services: Mapping[PuntKind, Service],
+        on_connected: Callable[[], None] = lambda: None,
+        on_fault: Callable[[str], None] = lambda _detail: None,
+        log: structlog.stdlib.BoundLogger | None = None,
+    ) -> None:
+        self._sock = sock
+        self._port = port
+        self._mac = mac
+        self._mtu = mtu
+        self._services = services
+        self._on_connected = on_connected
+        self._on_fault = on_fault
+        self._log = log or get_logger(__name__)
+        self._bells = {RX_QUEUE: Doorbell(), TX_QUEUE: Doorbell()}
+        self._broken: set[int] = set()
+        self._failed_services: set[PuntKind] = set()
+        self._refusals = 0
+        self._end: MvirtNetError | None = None
+
+    async def serve(self) -> None:
+        """Serve until the frontend closes the connection.
+
+        Whatever ends it, at the return the rings are stopped, the guest's memory is unmapped and
+        all descriptors are closed.
+
+        Raises:
+            ConnectionBroken: the conversation cannot go on.
+            GuestMemoryLost: the frontend took its memory back.
+            OSError: no file descriptor is left to begin with.
+            ExceptionGroup: anything else, which is a bug.
+        """
+        with self._sock:
+            device = VhostDevice(self._port, wake=self._wake, release_fd=_release_fd)
+            with contextlib.closing(device):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._control, device, nursery.cancel_scope)
+                    nursery.start_soon(self._tx_kicks, device)
+                    nursery.start_soon(self._rx_injection, device)
+                    nursery.start_soon(self._memory_faults, device, nursery.cancel_scope)
+        if self._end is not None:
+            raise self._end
+
+    def inject(self, frame: bytes) -> bool:
+        """Put a whole Ethernet frame on its way to the guest.
+
+        Returns:
+            False when it was dropped and counted: the ring is down or the backlog full.
+
+        Raises:
+            CoreError: the frame is shorter than its header or longer than 65,549 bytes.
+        """
+        taken = self._port.enqueue(frame)
+        self._wake(RX_QUEUE)
+        return taken
+
+    # The tasks. `serve` starts each, and each runs until the connection ends.
+
+    async def _control(self, device: VhostDevice, connection: trio.CancelScope) -> None:
+        """Talk with the frontend; the end of the conversation ends the connection."""
+        channel = MessageChannel(self._sock)
+        session = Session(device, mac=self._mac, mtu=self._mtu)
+        try:
+            while (message := await channel.receive()) is not None:
+                reply = self._handle(session, message)
+                self._on_connected()
+                self._on_connected = _nothing
+                if reply is not None:
+                    await channel.send(reply)
+        except ConnectionBroken as error:
+            self._end = error
+        connection.cancel()
+
+    async def _tx_kicks(self, device: VhostDevice) -> None:
+        """Take what the guest sends, and have the services answer it."""
+        while True:
+            drained = self._port.drain()
+            self._look_for_break(TX_QUEUE)
+            await self._answer(drained.punts)
+            await self._until_next(TX_QUEUE, drained.next, device)
+
+    async def _rx_injection(self, device: VhostDevice) -> None:
+        """Hand the backlog to the guest."""
+        while True:
+            step = self._port.flush()
+            self._look_for_break(RX_QUEUE)
+            await self._until_next(RX_QUEUE, step, device)
+
+    async def _memory_faults(self, device: VhostDevice, connection: trio.CancelScope) -> None:
+        """End the connection when the core reports that guest memory vanished."""
+        await trio.lowlevel.wait_readable(device.fault_fd)
+        self._end = GuestMemoryLost("the frontend shrank the file behind guest memory")
+        connection.cancel()
+
+    # What they are made of.
+
+    def _handle(self, session: Session, message: Message) -> bytes | None:
+        try:
+            outcome = session.handle(message.header, message.payload, message.fds)
+        finally:
+            close_fds(message.fds)
+        if outcome.refused is not None:
+            self._log_refusal(outcome.refused)
+        return outcome.reply
+
+    def _log_refusal(self, reason: str) -> None:
+        """A hostile frontend must not fill the log."""
+        self._refusals += 1
+        if self._refusals <= REFUSALS_LOGGED:
+            self._log.warning("request refused", reason=reason)
+        if self._refusals == REFUSALS_LOGGED:
+            self._log.warning("further refused requests of this connection are not logged")
+
+    def _wake(self, index: int) -> None:
+        self._bells[index].ring()
+
+    async def _until_next(self, index: int, step: NextStep, device: VhostDevice) -> None:
+        """Sleep until the ring's task should call the core again. A checkpoint."""
+        match step:
+            case NextStep.CALL_AGAIN:
+                await trio.lowlevel.checkpoint()
+            case NextStep.NOTHING:
+                await self._bells[index].wait()
+            case NextStep.KICK:
+                await self._next_kick(index, device)
+            case _:
+                assert_never(step)
+
+    async def _next_kick(self, index: int, device: VhostDevice) -> None:
+        """Until the driver kicks, may have changed the ring without, or the ring changes hands."""
+        ring, bell = device.fds(index), self._bells[index]
+        if ring.kick is not None:
+            await bell.wait_or_readable(ring.kick)
+            device.take_kick(index)
+        elif ring.polled:
+            with trio.move_on_after(POLL_INTERVAL):
+                await bell.wait()
+        else:
+            await bell.wait()
+
+    async def _answer(self, punts: list[Punt]) -> None:
+        """Have the services answer slow-path frames, a few at a time."""
+        for begin in range(0, len(punts), PUNTS_PER_TURN):
+            if begin:
+                await trio.lowlevel.checkpoint()
+            for punt in punts[begin : begin + PUNTS_PER_TURN]:
+                self._answer_one(punt)
+            self._wake(RX_QUEUE)
+
+    def _answer_one(self, punt: Punt) -> None:
+        """A service that fails is a bug of ours; it costs the frame and, once, a traceback."""
+        reason: DropReason | None = UNSERVED[punt.kind]
+        if (service := self._services.get(punt.kind)) is not None:
+            try:
+                reason = self._serve_frame(service, punt.frame)
+            except Exception:
+                if punt.kind not in self._failed_services:
+                    self._failed_services.add(punt.kind)
+                    self._log.exception("service failed", service=punt.kind.name)
+        if reason is not None:
+            self._port.count_drop(reason)
+
+    def _serve_frame(self, service: Service, frame: bytes) -> DropReason | None:
+        reply = service.handle(frame)
+        if isinstance(reply, DropReason):
+            return reply
+        self._port.enqueue(reply)
+        return None
+
+    def _look_for_break(self, index: int) -> None:
+        """Say it once when a driver has broken its ring; a restart of the ring mends it."""
+        if not self._port.ring_broken(index):
+            self._broken.discard(index)
+        elif index not in self._broken:
+            self._broken.add(index)
+            detail = f"the guest's driver broke its {_QUEUE_NAMES[index]} ring"
+            self._log.warning("ring broken", queue=_QUEUE_NAMES[index])
+            self._on_fault(detail)
+
+
+def _nothing() -> None:
+    """What is left of `on_connected` once it has been called."""
+
+
+def _release_fd(fd: int) -> None:
+    """Close a descriptor on which a task of ours may be waiting; the task notices."""
+    trio.lowlevel.notify_closing(fd)
+    close_fd(fd)
