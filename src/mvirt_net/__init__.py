@@ -1,0 +1,51 @@
+"""mvirt-net: a vhost-user network backend for virtual machines, on trio.
+
+This is the public API; everything else may change at any time.
+"""
+
+from __future__ import annotations
+
+from ._version import __version__
+from .daemon import serve
+from .errors import (
+    ConfigError,
+    ConnectionBroken,
+    CoreError,
+    DuplicateError,
+    GuestMemoryLost,
+    MvirtNetError,
+    NotFoundError,
+    RequestRefused,
+    SocketAccessError,
+    SocketInUseError,
+)
+from .model import DaemonConfig, DropReason, MacAddress, Netmask, NetworkSpec, NicSpec, NicStats
+from .nic import Nic, NicEvent, NicEventKind
+from .switch import Switch, open_switch
+
+__all__ = [
+    "ConfigError",
+    "ConnectionBroken",
+    "CoreError",
+    "DaemonConfig",
+    "DropReason",
+    "DuplicateError",
+    "GuestMemoryLost",
+    "MacAddress",
+    "MvirtNetError",
+    "Netmask",
+    "NetworkSpec",
+    "Nic",
+    "NicEvent",
+    "NicEventKind",
+    "NicSpec",
+    "NicStats",
+    "NotFoundError",
+    "RequestRefused",
+    "SocketAccessError",
+    "SocketInUseError",
+    "Switch",
+    "__version__",
+    "open_switch",
+    "serve",
+]

@@ -1,0 +1,50 @@
+"""The whole daemon as one coroutine, for the command line and for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from .log import get_logger
+from .model import DaemonConfig
+from .registry import plan
+from .switch import Switch, open_switch
+
+_log = get_logger(__name__)
+
+
+async def serve(
+    config: DaemonConfig,
+    *,
+    shutdown_trigger: Callable[[], Awaitable[object]] | None = None,
+    task_status: trio.TaskStatus[Switch] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run the networks and NICs of a configuration.
+
+    Args:
+        config: what to run; addresses that are absent are given by the rules of `NicSpec`.
+        shutdown_trigger: an async function whose return ends the daemon; without one it runs until
+            it is cancelled. Either way everything is closed, which takes far less than a second,
+            and all socket files are removed.
+        task_status: `started` is called with the `Switch` when all sockets listen. NICs may be
+            added to it and removed from it.
+
+    Raises:
+        ConfigError: the first thing that is wrong with the configuration, its key a path such as
+            ``nic[1].mac_address``; nothing has been opened then.
+        SocketInUseError: another process listens on a socket path.
+        SocketAccessError: a socket path cannot be listened on.
+    """
+    planned = plan(config)
+    if planned.problems:
+        raise planned.problems[0]
+    async with open_switch() as switch:
+        for network in planned.config.networks:
+            await switch.add_network(network)
+        for nic in planned.config.nics:
+            await switch.add_nic(nic)
+        _log.info("serving", networks=len(config.networks), nics=len(config.nics))
+        task_status.started(switch)
+        await (shutdown_trigger or trio.sleep_forever)()
+        _log.info("shutting down")

@@ -1,0 +1,290 @@
+"""One virtual NIC: its port, its socket, and one frontend after another.
+
+A `Nic` outlives its frontends: a guest may reboot, migrate away or crash, and the next frontend
+finds the same socket file, the same addresses and the same counters. At most one frontend is served
+at a time. Another one that connects meanwhile waits `TURN_TIME_LIMIT` for its turn, which is what
+one that reconnects before we saw it leave needs, and is turned away then.
+
+This module is also where everything that can go wrong with one connection ends: it is logged, once,
+and costs that connection and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+from collections.abc import Callable, Iterator
+
+import attrs
+import trio
+
+from .dataplane import VhostNetBackend, services_for
+from .errors import ConnectionBroken, GuestMemoryLost
+from .ffi import Port
+from .log import get_logger
+from .model import MacAddress, NetworkSpec, NicSpec, NicStats
+from .unix_listener import UnixListener, open_unix_listener
+
+TURN_TIME_LIMIT = 1.0
+"""Seconds that a second frontend waits for the first one to go."""
+ACCEPT_PAUSE = 0.1
+"""Seconds before the next attempt when no connection can be accepted for want of resources."""
+
+_TEMPORARY = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED}
+)
+"""What accept(2) may report without being broken."""
+
+
+class NicEventKind(enum.StrEnum):
+    """What can happen to a NIC."""
+
+    CONNECTED = "connected"
+    """A frontend has sent its first request."""
+    DISCONNECTED = "disconnected"
+    """That frontend is gone, or was sent away; the NIC listens again."""
+    FAULTED = "faulted"
+    """The guest broke a ring or took its memory back, or there is a bug of ours; see `detail`."""
+
+
+@attrs.frozen
+class NicEvent:
+    """Something that happened to the NIC named `nic`; `detail` is one line, or empty."""
+
+    nic: str
+    kind: NicEventKind
+    detail: str = ""
+
+
+class Nic:
+    """A NIC of a `Switch`, which makes it; `spec` has its addresses filled in.
+
+    Args:
+        spec: with its MAC address filled in.
+        network: the one that it is in.
+        publish: called with each of its events, in their order; must not raise or wait.
+    """
+
+    def __init__(
+        self,
+        spec: NicSpec,
+        network: NetworkSpec,
+        publish: Callable[[NicEvent], None] = lambda _event: None,
+    ) -> None:
+        if spec.mac_address is None:
+            raise ValueError(f"NIC {spec.name!r} has no MAC address yet")
+        self.spec = spec
+        self._mac: MacAddress = spec.mac_address
+        self._mtu = network.mtu
+        self._services = services_for(spec, network)
+        self._publish = publish
+        self._log = get_logger(__name__).bind(nic=spec.name)
+        self._port = Port(self._mac)
+        self._turn = trio.Semaphore(1, max_value=1)
+        self._backend: VhostNetBackend | None = None
+        self._connected = False
+        self._scopes: set[trio.CancelScope] = set()
+        """Of all that uses the port: `serve` and each connection."""
+        self._closed = False
+        self._changed = trio.Event()
+        """Set, and replaced, when `_connected`, `_scopes` or `_closed` change."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a frontend that has sent a request."""
+        return self._connected
+
+    async def wait_connected(self) -> None:
+        """Wait for a frontend that has sent a request. A checkpoint.
+
+        Its guest's driver, and with it the rings, may come much later.
+
+        Raises:
+            trio.ClosedResourceError: the NIC was closed.
+        """
+        await trio.lowlevel.checkpoint()
+        while not self._connected:
+            self._check_open()
+            await self._changed.wait()
+
+    def stats(self) -> NicStats:
+        """The counters since the NIC was made. Raises trio.ClosedResourceError."""
+        self._check_open()
+        return self._port.stats()
+
+    def inject(self, frame: bytes) -> bool:
+        """Put a whole Ethernet frame, without FCS, on its way to the guest.
+
+        Returns:
+            False when it was dropped and counted: there is no guest that takes frames, or it has
+            too many waiting.
+
+        Raises:
+            CoreError: the frame has fewer than 14 or more than 65,549 bytes.
+            trio.ClosedResourceError: the NIC was closed.
+        """
+        self._check_open()
+        if self._backend is None:
+            return self._port.enqueue(frame)
+        return self._backend.inject(frame)
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen on the NIC's socket path and serve frontends, until cancelled or closed.
+
+        A NIC without socket path only waits for its end. `task_status.started` is called when
+        frontends can connect; nothing but a cancellation is raised after that.
+
+        Raises:
+            SocketInUseError: another process listens on the path.
+            SocketAccessError: the path cannot be listened on.
+            trio.ClosedResourceError: the NIC was closed before.
+        """
+        with self._using_port():
+            if self.spec.socket_path is None:
+                task_status.started()
+                await trio.sleep_forever()
+            else:
+                with open_unix_listener(self.spec.socket_path) as listener:
+                    task_status.started()
+                    await self._serve_listener(listener)
+
+    async def serve_connection(self, sock: trio.socket.SocketType) -> None:
+        """Serve one connected frontend until it goes, after the one before has gone.
+
+        However the connection ends, this returns; the log and the events say why it did.
+
+        Args:
+            sock: a connected unix stream socket; owned from here on.
+
+        Raises:
+            trio.ClosedResourceError: the NIC was closed before.
+        """
+        with sock, self._using_port():
+            await self._serve_in_turn(sock, settled=trio.Event())
+
+    async def aclose(self) -> None:
+        """End all that serves this NIC and free the port. Always runs to its end, which is near."""
+        self._closed = True
+        self._notify()
+        for scope in self._scopes:
+            scope.cancel()
+        with trio.CancelScope(shield=True):
+            while self._scopes:
+                await self._changed.wait()
+        self._port.close()
+        await trio.lowlevel.checkpoint()
+
+    @contextlib.contextmanager
+    def _using_port(self) -> Iterator[None]:
+        """For the time in which `aclose` must wait; it cancels the body."""
+        self._check_open()
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                yield
+            finally:
+                self._scopes.remove(scope)
+                self._notify()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError(f"NIC {self.spec.name!r} was closed")
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _event(self, kind: NicEventKind, detail: str = "") -> None:
+        self._publish(NicEvent(self.spec.name, kind, detail))
+
+    # Listening.
+
+    async def _serve_listener(self, listener: UnixListener) -> None:
+        """Accept frontends one by one: whoever has to wait its turn holds up those behind it."""
+        try:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    sock = await self._accept(listener)
+                    settled = trio.Event()
+                    nursery.start_soon(self._serve_accepted, listener, sock, settled)
+                    await settled.wait()
+        except* Exception as group:
+            self._log.error("no longer listening", exc_info=group)
+            self._event(NicEventKind.FAULTED, "no longer listening")
+
+    async def _accept(self, listener: UnixListener) -> trio.socket.SocketType:
+        while True:
+            try:
+                return await listener.accept()
+            except OSError as error:
+                if error.errno not in _TEMPORARY:
+                    raise
+                self._log.warning("cannot accept a frontend", reason=error.strerror)
+            await trio.sleep(ACCEPT_PAUSE)
+
+    async def _serve_accepted(
+        self, listener: UnixListener, sock: trio.socket.SocketType, settled: trio.Event
+    ) -> None:
+        """Started by `_serve_listener`, for each connection; ends with it."""
+        with sock:
+            await self._serve_in_turn(sock, settled)
+        if not listener.is_in_place:
+            self._log.warning("socket was removed or replaced", path=str(listener.path))
+
+    # One connection.
+
+    async def _serve_in_turn(self, sock: trio.socket.SocketType, settled: trio.Event) -> None:
+        """Serve a frontend, or send it away; `settled` is set as soon as it is clear which."""
+        with trio.move_on_after(TURN_TIME_LIMIT) as waiting:
+            await self._turn.acquire()
+        settled.set()
+        if waiting.cancelled_caught:
+            self._log.warning("frontend sent away: another one is connected")
+            return
+        try:
+            await self._serve_frontend(sock)
+        finally:
+            self._turn.release()
+
+    async def _serve_frontend(self, sock: trio.socket.SocketType) -> None:
+        """Serve a frontend whose turn it is; all its failures end here."""
+        reason = ""
+        self._backend = VhostNetBackend(
+            sock,
+            self._port,
+            mac=self._mac,
+            mtu=self._mtu,
+            services=self._services,
+            on_connected=self._set_connected,
+            on_fault=lambda detail: self._event(NicEventKind.FAULTED, detail),
+            log=self._log,
+        )
+        try:
+            await self._backend.serve()
+        except* ConnectionBroken as group:
+            reason = str(group.exceptions[0])
+            self._log.warning("connection broken", reason=reason)
+        except* GuestMemoryLost as group:
+            reason = str(group.exceptions[0])
+            self._log.warning("guest memory lost", reason=reason)
+            self._event(NicEventKind.FAULTED, reason)
+        except* Exception as group:
+            reason = "internal error"
+            self._log.error("connection failed", exc_info=group)
+            self._event(NicEventKind.FAULTED, reason)
+        finally:
+            self._backend = None
+            self._set_disconnected(reason)
+
+    def _set_connected(self) -> None:
+        self._connected = True
+        self._notify()
+        self._log.info("frontend connected")
+        self._event(NicEventKind.CONNECTED)
+
+    def _set_disconnected(self, reason: str) -> None:
+        if self._connected:
+            self._connected = False
+            self._log.info("frontend disconnected")
+            self._event(NicEventKind.DISCONNECTED, reason)

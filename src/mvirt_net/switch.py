@@ -1,0 +1,188 @@
+"""Networks and NICs that come and go while their neighbours run.
+
+A `Switch` owns a nursery, in which each NIC is one task. What may be in it together is decided by
+its `registry.Registry`; here is when things begin and end. A NIC is entered in the registry before
+its socket exists and leaves it after the socket is gone, so that two callers never fight for a
+name, an address or a path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
+
+import trio
+
+from .errors import NotFoundError
+from .log import get_logger
+from .model import NetworkSpec, NicSpec
+from .nic import Nic, NicEvent
+from .registry import Registry
+
+EVENT_BACKLOG = 1024
+"""Events that a subscriber may be behind."""
+
+_log = get_logger(__name__)
+
+
+class Switch:
+    """Isolated layer-3 networks and the NICs in them; made by `open_switch`.
+
+    Args:
+        nursery: where NICs run. They never fail in it.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._registry = Registry()
+        self._nics: dict[str, Nic] = {}
+        self._subscribers: set[trio.MemorySendChannel[NicEvent]] = set()
+        self._closed = False
+
+    @property
+    def networks(self) -> Mapping[str, NetworkSpec]:
+        """A live, read-only view: name → network."""
+        return self._registry.networks
+
+    @property
+    def nics(self) -> Mapping[str, Nic]:
+        """A live, read-only view: name → NIC, those that are complete."""
+        return MappingProxyType(self._nics)
+
+    async def add_network(self, spec: NetworkSpec) -> NetworkSpec:
+        """Add a network without NICs. A checkpoint.
+
+        Raises:
+            DuplicateError: there is one of that name.
+            ConfigError: its subnet, prefix or MTU cannot be used.
+        """
+        await trio.lowlevel.checkpoint()
+        return self._registry.add_network(spec)
+
+    async def remove_network(self, name: str) -> None:
+        """Remove a network. A checkpoint.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            ConfigError: there still are NICs in it.
+        """
+        await trio.lowlevel.checkpoint()
+        self._registry.remove_network(name)
+
+    async def add_nic(self, spec: NicSpec) -> Nic:
+        """Add a NIC and let frontends connect to it.
+
+        Returns:
+            The NIC, its socket listening; `Nic.spec` has all addresses.
+
+        Raises:
+            DuplicateError: its name, MAC address, IP address or socket path is taken.
+            ConfigError: anything else about the specification; the key names the field.
+            SocketInUseError: another process listens on the socket path.
+            SocketAccessError: the socket path cannot be listened on.
+            trio.ClosedResourceError: the switch was closed.
+        """
+        self._check_open()
+        complete = self._registry.add_nic(spec)
+        nic = None
+        try:
+            nic = Nic(complete, self.networks[complete.network], self._publish)
+            await self._nursery.start(nic.serve)
+            self._check_open()
+        except BaseException:
+            if nic is not None:
+                await _close_shielded(nic)
+            self._registry.remove_nic(spec.name)
+            raise
+        self._nics[spec.name] = nic
+        return nic
+
+    async def remove_nic(self, name: str) -> None:
+        """Remove a NIC; once begun, it is carried through, cancelled or not.
+
+        At the return its frontend is disconnected, the guest's memory unmapped, the socket file
+        gone, and all that the NIC had is free for another.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        nic = self._nics.pop(name, None)
+        if nic is None:
+            raise NotFoundError(f"there is no NIC {name!r}")
+        await _close_shielded(nic)
+        self._registry.remove_nic(name)
+        await trio.lowlevel.checkpoint()
+
+    def events(self) -> trio.MemoryReceiveChannel[NicEvent]:
+        """Subscribe to what happens to the NICs from now on.
+
+        Returns:
+            An async iterator of events, to be closed when it is not wanted any more::
+
+                async with switch.events() as events:
+                    async for event in events:
+                        ...
+
+            It ends with the switch, or when it has fallen `EVENT_BACKLOG` events behind.
+        """
+        send, receive = trio.open_memory_channel[NicEvent](EVENT_BACKLOG)
+        self._subscribers.add(send)
+        return receive
+
+    async def aclose(self) -> None:
+        """Remove all NICs and end all subscriptions; carried through, cancelled or not."""
+        self._closed = True
+        for name in list(self._nics):
+            await _close_shielded(self._nics.pop(name))
+            self._registry.remove_nic(name)
+        for subscriber in self._subscribers:
+            subscriber.close()
+        self._subscribers.clear()
+        await trio.lowlevel.checkpoint()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("the switch was closed")
+
+    def _publish(self, event: NicEvent) -> None:
+        for subscriber in list(self._subscribers):
+            try:
+                subscriber.send_nowait(event)
+            except trio.BrokenResourceError:
+                self._unsubscribe(subscriber)
+            except trio.WouldBlock:
+                _log.warning("subscriber to events is too slow and gets no more")
+                self._unsubscribe(subscriber)
+
+    def _unsubscribe(self, subscriber: trio.MemorySendChannel[NicEvent]) -> None:
+        self._subscribers.remove(subscriber)
+        subscriber.close()
+
+
+async def _close_shielded(nic: Nic) -> None:
+    """Close a NIC in spite of a cancellation, which the caller's next checkpoint will notice."""
+    with trio.CancelScope(shield=True):
+        await nic.aclose()
+
+
+@contextlib.asynccontextmanager
+async def open_switch() -> AsyncIterator[Switch]:
+    """A switch without networks, for the length of an ``async with`` block.
+
+    At the end of the block its NICs are removed. What the block raises comes out as it is: a switch
+    has no exceptions of its own, for the failure of a NIC stays that NIC's.
+    """
+    raised: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        switch = Switch(nursery)
+        try:
+            yield switch
+        except BaseException as error:
+            # Through the nursery it would come out in a group.
+            raised = error
+        finally:
+            with trio.CancelScope(shield=True):
+                await switch.aclose()
+    if raised is not None:
+        raise raised
