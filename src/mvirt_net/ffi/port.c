@@ -536,7 +536,9 @@ static bool settle(mv_port *port, enum delivery delivery)
 	case BAD_BUFFER:
 		mv_port_count_drop(port, MV_DROP_RX_BUFFER_INVALID);
 		break;
-	default:
+	case NO_BUFFERS:
+	case TURN_OVER:
+	case RING_BROKEN:
 		return false;
 	}
 	backlog_pop(port);
