@@ -1,0 +1,10 @@
+"""``python -m mvirt_net``: the same as the command ``mvirt-net``."""
+
+from __future__ import annotations
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

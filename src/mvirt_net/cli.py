@@ -1,0 +1,465 @@
+"""The command ``mvirt-net``.
+
+Two ways to run it, and one to check a file. ``mvirt-net --socket-path …`` serves a single NIC and
+keeps to QEMU's conventions for such programs (docs/interop/vhost-user.rst, "Backend program
+conventions"); ``mvirt-net serve`` serves what a configuration file lists. Logs go to stderr; stdout
+has only what was asked for. Every failure that a user can do something about is one line and has
+one of the codes in `ExitCode`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import logging
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from ipaddress import IPv4Interface
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from . import runner
+from ._version import __version__
+from .attach import attach_lines
+from .config import ConfigFileError, load
+from .errors import ConfigError, MvirtNetError, SocketAccessError, SocketInUseError
+from .log import get_logger
+from .logsetup import LogFormat, set_up_logging
+from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec
+from .registry import plan
+
+log = get_logger(__name__)
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+PROGRAM = "mvirt-net"
+CAPABILITIES = {"type": "net"}
+"""A VHostUserBackendCapabilities of QEMU's ``vhost-user.json``."""
+
+SINGLE_NETWORK = "private"
+"""The name of the network of a single NIC."""
+
+
+class ExitCode(enum.IntEnum):
+    """How the process ends; the numbers above 2 are those of ``sysexits.h``."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    SOCKET_IN_USE = 69
+    NO_PERMISSION = 77
+    BAD_CONFIG = 78
+
+
+_EXIT_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
+    (click.ClickException, ExitCode.USAGE),
+    (SocketInUseError, ExitCode.SOCKET_IN_USE),
+    (SocketAccessError, ExitCode.NO_PERMISSION),
+    (PermissionError, ExitCode.NO_PERMISSION),
+    (ConfigFileError, ExitCode.BAD_CONFIG),
+    (ConfigError, ExitCode.BAD_CONFIG),
+    (MvirtNetError, ExitCode.FAILURE),
+    (OSError, ExitCode.FAILURE),
+)
+"""The first class that an exception belongs to counts. Anything else is a bug of ours."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        args: without the program's name; those of the process when None.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    if "--print-capabilities" in arguments:
+        # "Other options and arguments should be ignored", wrong ones included.
+        click.echo(json.dumps(CAPABILITIES))
+        return ExitCode.OK
+    set_up_logging(logging.INFO, None)
+    try:
+        # What comes back is the exit code of --help and --version; commands return nothing.
+        return command.main(arguments, prog_name=PROGRAM, standalone_mode=False) or ExitCode.OK
+    except Exception as error:
+        return max(_report(leaf) for leaf in _leaves(error))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in a tree of groups, or just the one."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _report(error: BaseException) -> ExitCode:
+    """Say what went wrong: one line for a failure, the traceback for a bug."""
+    for kind, code in _EXIT_CODES:
+        if isinstance(error, kind):
+            for line in _message(error).splitlines():
+                click.echo(f"{PROGRAM}: {line}", err=True)
+            return code
+    log.critical("internal error", exc_info=error)
+    return ExitCode.FAILURE
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else PROGRAM
+        return f"{error.format_message().rstrip('.')} (see '{path} --help')"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}"
+    return str(error)
+
+
+# Options of everything that runs.
+
+
+def _options(*decorators: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """One decorator from several, which then stand in this order in the help."""
+
+    def decorate(function: _F) -> _F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+_PATH = click.Path(path_type=Path)
+_MAX_FD = 2**31 - 1
+
+_run_options = _options(
+    click.option("-P", "--pid", "pid_path", type=_PATH, metavar="FILE", help="Keep the pid here."),
+    click.option(
+        "--ready-fd",
+        type=click.IntRange(3, _MAX_FD),
+        metavar="N",
+        help="Write a line to this descriptor and close it when frontends can connect.",
+    ),
+    click.option(
+        "--print-attach/--no-print-attach",
+        default=None,
+        help="Print the command lines that attach a VM, by default on a terminal.",
+    ),
+    click.option(
+        "--log-format",
+        type=click.Choice([choice.value for choice in LogFormat]),
+        help="By default console on a terminal, else logfmt.",
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Log only warnings and errors."),
+    click.option("-d", "--debug", is_flag=True, help="Log more."),
+)
+
+_socket_dir_option = click.option(
+    "--socket-dir",
+    type=_PATH,
+    metavar="DIR",
+    help="Folder for sockets without an absolute path, made if absent. By default"
+    " $RUNTIME_DIRECTORY, /run/mvirt-net for root, $XDG_RUNTIME_DIR/mvirt-net for others.",
+)
+
+
+# The command without a subcommand: a single NIC.
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 stopped by a signal, 1 failure, 2 usage, 69 socket in use, 77 no"
+    " permission, 78 bad configuration.",
+)
+@click.option(
+    "-s", "--socket-path", type=_PATH, metavar="PATH", help="Where the frontend connects."
+)
+@click.option(
+    "-F",
+    "--fd",
+    type=click.IntRange(0, _MAX_FD),
+    metavar="FDNUM",
+    help="An inherited socket, listening or connected, instead of --socket-path.",
+)
+@click.option(
+    "--print-capabilities", is_flag=True, help="Print them as JSON and exit, whatever else is said."
+)
+@click.option(
+    "-a",
+    "--address",
+    metavar="IPV4[/LEN]",
+    help="The guest's address; LEN counts for --netmask subnet (default 24).",
+)
+@click.option(
+    "-M", "--mac-addr", metavar="MAC", help="The guest's MAC address; derived if not given."
+)
+@click.option("-m", "--mtu", type=int, default=1500, show_default=True, metavar="BYTES")
+@click.option(
+    "-D",
+    "--dns",
+    multiple=True,
+    metavar="IP",
+    help="DNS server for the guest, repeatable. By default 1.1.1.1 and 8.8.8.8.",
+)
+@click.option("--ntp", multiple=True, metavar="IP", help="NTP server for the guest, repeatable.")
+@click.option(
+    "--netmask",
+    type=click.Choice([choice.value for choice in Netmask]),
+    default=Netmask.HOST.value,
+    show_default=True,
+    help="The subnet mask that DHCP gives: /32, or the subnet's own.",
+)
+@click.option("-1", "--one-off", is_flag=True, help="Exit when the first frontend disconnects.")
+@_run_options
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.pass_context
+def command(ctx: click.Context, /, **options: Any) -> None:
+    """Layer-3 networking for virtual machines over vhost-user.
+
+    Without COMMAND, serve a single NIC with a network of its own:
+
+    \b
+      mvirt-net --socket-path /run/vm1.sock --address 10.0.0.5
+    """
+    if ctx.invoked_subcommand is None:
+        _serve_single(ctx, **options)
+    elif flag := _first_given(ctx):
+        raise click.UsageError(f"{flag} cannot stand before '{ctx.invoked_subcommand}'", ctx)
+
+
+def _first_given(ctx: click.Context) -> str | None:
+    """The first option that the user gave, in its long form."""
+    for parameter in ctx.command.params:
+        source = ctx.get_parameter_source(parameter.name or "")
+        if source is click.core.ParameterSource.COMMANDLINE:
+            return max(parameter.opts, key=len)
+    return None
+
+
+def _serve_single(
+    ctx: click.Context,
+    *,
+    socket_path: Path | None,
+    fd: int | None,
+    print_capabilities: bool,
+    address: str | None,
+    one_off: bool,
+    **options: Any,
+) -> None:
+    del print_capabilities  # `main` has seen to it
+    if (socket_path is None) == (fd is None):
+        raise click.UsageError("exactly one of --socket-path and --fd is needed", ctx)
+    if address is None:
+        raise click.UsageError("--address is needed", ctx)
+    if fd is not None and fd == options["ready_fd"]:
+        raise click.UsageError("--fd and --ready-fd are the same descriptor", ctx)
+    config = _single_config(
+        ctx,
+        socket_path=socket_path,
+        address=address,
+        **{key: options.pop(key) for key in ("mac_addr", "mtu", "dns", "ntp", "netmask")},
+    )
+    sock = _inherited_socket(ctx, fd) if fd is not None else None
+    _run(ctx, config, one_off=one_off, sock=sock, **options)
+
+
+_FLAGS = {
+    "socket_path": "--socket-path",
+    "ipv4_address": "--address",
+    "ipv4_subnet": "--address",
+    "ipv4_netmask": "--netmask",
+    "mac_address": "--mac-addr",
+    "mtu": "--mtu",
+    "dns_servers": "--dns",
+    "ntp_servers": "--ntp",
+}
+"""The flag that gives a field of a specification."""
+
+
+def _single_config(
+    ctx: click.Context,
+    *,
+    socket_path: Path | None,
+    address: str,
+    mac_addr: str | None,
+    mtu: int,
+    dns: Sequence[str],
+    ntp: Sequence[str],
+    netmask: str,
+) -> DaemonConfig:
+    """The configuration that the flags stand for. Raises click.UsageError."""
+    try:
+        interface = _parse_address(address, netmask)
+        network = NetworkSpec(
+            name=SINGLE_NETWORK,
+            ipv4_subnet=interface.network,
+            ipv4_netmask=netmask,
+            dns_servers=dns,
+            ntp_servers=ntp,
+            mtu=mtu,
+        )
+        nic = NicSpec(
+            name=_nic_name(socket_path),
+            network=SINGLE_NETWORK,
+            mac_address=mac_addr,
+            ipv4_address=interface.ip,
+            socket_path=socket_path,
+        )
+        planned = plan(DaemonConfig((network,), (nic,)))
+        for problem in planned.problems:
+            raise problem
+    except ConfigError as error:
+        field = error.key.rpartition(".")[2]
+        raise click.UsageError(f"{_FLAGS[field]}: {error.problem}", ctx) from error
+    return planned.config
+
+
+def _parse_address(text: str, netmask: str) -> IPv4Interface:
+    """``10.0.0.5`` or ``10.0.0.5/24``. Raises ConfigError."""
+    if "/" not in text:
+        text += "/24" if netmask == Netmask.SUBNET else "/32"
+    try:
+        return IPv4Interface(text)
+    except ValueError as error:
+        raise ConfigError("ipv4_address", str(error)) from error
+
+
+def _nic_name(socket_path: Path | None) -> str:
+    """A name for the log, and for a MAC address that differs between NICs."""
+    stem = socket_path.stem if socket_path is not None else ""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", stem)[:64] or "nic"
+
+
+def _inherited_socket(ctx: click.Context, fd: int) -> socket.socket:
+    """The socket with the descriptor `fd`, which goes over to it. Raises click.UsageError."""
+    try:
+        sock = socket.socket(fileno=fd)
+        # A peer has a name, if an empty one, as soon as the socket is connected.
+        usable = runner.is_listening(sock) or sock.getpeername() is not None
+    except OSError as error:
+        raise click.UsageError(f"--fd: {fd}: {error.strerror}", ctx) from error
+    if not usable or (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+        raise click.UsageError(f"--fd: {fd} is not a unix stream socket", ctx)
+    return sock
+
+
+# Subcommands.
+
+
+@command.command()
+@click.option(
+    "-c", "--config", "path", type=_PATH, required=True, metavar="FILE", help="A TOML file."
+)
+@_socket_dir_option
+@_run_options
+@click.pass_context
+def serve(ctx: click.Context, /, path: Path, socket_dir: Path | None, **options: Any) -> None:
+    """Serve the networks and NICs of a configuration file."""
+    socket_dir = socket_dir or _default_socket_dir()
+    config = _load(path, socket_dir)
+    if any(nic.socket_path and nic.socket_path.parent == socket_dir for nic in config.nics):
+        _make_dir(socket_dir)
+    _run(ctx, config, **options)
+
+
+@command.command()
+@click.argument("path", type=_PATH, metavar="FILE")
+@_socket_dir_option
+def check_config(path: Path, socket_dir: Path | None) -> None:
+    """Check a configuration file and say all that is wrong with it."""
+    config = _load(path, socket_dir or _default_socket_dir())
+    networks, nics = len(config.networks), len(config.nics)
+    click.echo(f"{path}: good ({_count(networks, 'network')}, {_count(nics, 'NIC')})")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _load(path: Path, socket_dir: Path) -> DaemonConfig:
+    """`config.load`; a file that is not there is a wrong one, one that may not be read is not."""
+    try:
+        return load(path, socket_dir=socket_dir)
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise ConfigFileError(path, [ConfigError("", error.strerror or str(error))]) from error
+
+
+def _default_socket_dir() -> Path:
+    """What systemd gives us (systemd.exec(5), RuntimeDirectory=), else the usual place."""
+    if given := os.environ.get("RUNTIME_DIRECTORY"):
+        return Path(given.partition(":")[0])
+    if os.geteuid() == 0:
+        return Path("/run", PROGRAM)
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}", PROGRAM)
+
+
+def _make_dir(path: Path) -> None:
+    """Make the folder for the sockets, open to nobody but us and our group."""
+    try:
+        path.mkdir(mode=0o750, exist_ok=True)
+    except OSError as error:
+        raise SocketAccessError(f"{path}: {error.strerror}") from error
+
+
+# Running.
+
+
+def _run(
+    ctx: click.Context,
+    config: DaemonConfig,
+    *,
+    log_format: str | None,
+    quiet: bool,
+    debug: bool,
+    print_attach: bool | None,
+    ready_fd: int | None,
+    **options: Any,
+) -> None:
+    """Serve `config` until a signal; what `options` has left is for `runner.RunOptions`."""
+    if quiet and debug:
+        raise click.UsageError("--quiet and --debug exclude each other", ctx)
+    _check_ready_fd(ctx, ready_fd)
+    level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
+    set_up_logging(level, LogFormat(log_format) if log_format else None)
+    if print_attach is None:
+        print_attach = sys.stdout.isatty()
+    on_ready = partial(_print_attach_lines, config) if print_attach else _nothing
+    run_options = runner.RunOptions(on_ready=on_ready, ready_fd=ready_fd, **options)
+    runner.run(config, run_options)
+
+
+def _check_ready_fd(ctx: click.Context, fd: int | None) -> None:
+    """Raise click.UsageError when `fd` is not open."""
+    try:
+        if fd is not None:
+            os.fstat(fd)
+    except OSError as error:
+        raise click.UsageError(f"--ready-fd: {fd} is not open", ctx) from error
+
+
+def _nothing() -> None:
+    pass
+
+
+def _print_attach_lines(config: DaemonConfig) -> None:
+    networks = {network.name: network for network in config.networks}
+    lines: Iterable[str] = (
+        line
+        for nic in config.nics
+        if nic.socket_path is not None
+        for line in attach_lines(nic, networks[nic.network])
+    )
+    # Nobody has to read them to the end.
+    with contextlib.suppress(BrokenPipeError):
+        for line in lines:
+            click.echo(line)

@@ -1,0 +1,176 @@
+"""The daemon as a process: signals, readiness, an orderly end.
+
+**Theory of operation.** `run` is one trio program around `daemon.serve`, which does the serving and
+knows nothing of processes. Signals are caught before the first socket exists, or one that comes in
+between would leave a socket file behind. Whatever ends the program (a signal, the last frontend of
+a one-off) sets the same event, upon which `serve` closes everything in order; should that take
+longer than `STOP_TIME_LIMIT`, it is cancelled. From then on SIGTERM and SIGINT have their default
+action, so that a second one ends the process even if this program no longer reacts to anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from .daemon import serve
+from .log import get_logger
+from .model import DaemonConfig
+from .nic import Nic, NicEvent, NicEventKind
+from .supervision import announce_ready, pid_file, raise_fd_limit, sd_notify
+from .switch import Switch
+
+log = get_logger(__name__)
+
+STOP_TIME_LIMIT = 4.0
+"""Seconds for an orderly end. Supervisors lose patience after five."""
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@attrs.frozen(kw_only=True)
+class RunOptions:
+    """How to run, apart from what to serve."""
+
+    on_ready: Callable[[], None] = lambda: None
+    """Called when frontends can connect, before anybody else is told."""
+    ready_fd: int | None = None
+    """Gets a line and is closed when frontends can connect; ours to close."""
+    pid_path: Path | None = None
+    one_off: bool = False
+    """End when the first frontend disconnects."""
+    sock: socket.socket | None = None
+    """A listening or connected socket for the only NIC, which has no path; ours to close."""
+
+
+def run(config: DaemonConfig, options: RunOptions) -> None:
+    """Serve until a signal asks to stop. Only from the main thread, once a process.
+
+    Args:
+        config: as `registry.plan` returns it.
+        options: see there.
+
+    Raises:
+        MvirtNetError, OSError: why it could not start or go on; maybe in an ExceptionGroup.
+    """
+    raise_fd_limit()
+    # Python does this too, unless it was embedded by somebody who thinks otherwise.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    trio.run(_Process(config, options).main)
+
+
+@attrs.define(eq=False)
+class _Process:
+    """The tasks of `run`; all of them end with the nursery of `main`."""
+
+    config: DaemonConfig
+    options: RunOptions
+    _shutdown: trio.Event = attrs.field(factory=trio.Event)
+    _switch: Switch | None = None
+
+    async def main(self) -> None:
+        """Everything from the first signal handler to the last closed socket."""
+        signals = trio.open_signal_receiver(*_STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1)
+        with signals as received, pid_file(self.options.pid_path):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._handle_signals, received)
+                nursery.start_soon(self._limit_stop, nursery.cancel_scope)
+                self._switch = await nursery.start(self._serve, nursery.cancel_scope)
+                self._follow_frontends(nursery, self._switch)
+                self.options.on_ready()
+                announce_ready(self.options.ready_fd)
+        log.info("stopped")
+
+    async def _serve(
+        self,
+        everything: trio.CancelScope,
+        task_status: trio.TaskStatus[Switch] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until shutdown; the other tasks have no purpose then."""
+        await serve(self.config, shutdown_trigger=self._shutdown.wait, task_status=task_status)
+        everything.cancel()
+
+    async def _limit_stop(self, everything: trio.CancelScope) -> None:
+        """Give the end its time limit once it has begun."""
+        await self._shutdown.wait()
+        sd_notify("STOPPING=1")
+        await trio.sleep(STOP_TIME_LIMIT)
+        log.warning("stopping takes too long, giving up on order", seconds=STOP_TIME_LIMIT)
+        everything.cancel()
+
+    async def _handle_signals(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            if number in _STOP_SIGNALS:
+                log.info("stopping", signal=signal.Signals(number).name)
+                for stop_signal in _STOP_SIGNALS:
+                    signal.signal(stop_signal, signal.SIG_DFL)
+                self._shutdown.set()
+            elif number == signal.SIGUSR1:
+                self._dump_state()
+            else:
+                log.warning("configuration is not reloaded, that needs a restart", signal="SIGHUP")
+
+    def _dump_state(self) -> None:
+        """A line for each NIC into the log."""
+        if self._switch is None or self._shutdown.is_set():
+            log.info("state", serving=False)
+            return
+        log.info("state", serving=True, networks=len(self._switch.networks))
+        for nic in self._switch.nics.values():
+            log.info("nic state", **_state(nic))
+
+    def _follow_frontends(self, nursery: trio.Nursery, switch: Switch) -> None:
+        """Start what --fd and --one-off need."""
+        if self.options.sock is not None:
+            [nic] = switch.nics.values()
+            nursery.start_soon(self._serve_socket, nic, self.options.sock)
+        elif self.options.one_off:
+            nursery.start_soon(self._stop_after_disconnect, switch.events())
+
+    async def _serve_socket(self, nic: Nic, inherited: socket.socket) -> None:
+        """Serve the frontends of an inherited socket: one if it is connected, else those that come.
+
+        Shuts down after the last one.
+        """
+        sock = trio.socket.from_stdlib_socket(inherited)
+        # When we are stopping anyway, the NIC is closed under this task.
+        with sock, contextlib.suppress(trio.ClosedResourceError):
+            if is_listening(inherited):
+                await self._serve_listening_socket(nic, sock)
+            else:
+                await nic.serve_connection(sock)
+        self._shutdown.set()
+
+    async def _serve_listening_socket(self, nic: Nic, sock: trio.socket.SocketType) -> None:
+        while True:
+            connection, _ = await sock.accept()
+            await nic.serve_connection(connection)
+            if self.options.one_off:
+                return
+
+    async def _stop_after_disconnect(self, events: trio.MemoryReceiveChannel[NicEvent]) -> None:
+        async with events:
+            async for event in events:
+                if event.kind is NicEventKind.DISCONNECTED:
+                    self._shutdown.set()
+                    return
+
+
+def _state(nic: Nic) -> dict[str, Any]:
+    """What the log shows of a NIC: plain numbers, of the drops those that happened."""
+    stats = nic.stats()
+    counters = attrs.asdict(stats, filter=lambda field, _value: field.name != "drops")
+    drops = {f"drop_{reason.name.lower()}": count for reason, count in stats.drops.items()}
+    return {"nic": nic.spec.name, "connected": nic.connected, **counters, **drops}
+
+
+def is_listening(sock: socket.socket) -> bool:
+    """Whether ``listen`` was called on `sock` (socket(7), SO_ACCEPTCONN)."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
