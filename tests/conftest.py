@@ -1,0 +1,31 @@
+"""What holds for every test of this project."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_fd_leaks() -> Iterator[None]:
+    """Fail a test that leaves more file descriptors open than it found."""
+    before = open_files()
+    yield
+    leaked = open_files() - before
+    assert not leaked, f"file descriptors left open: {dict(leaked)}"
+
+
+def open_files() -> collections.Counter[str]:
+    """What the open descriptors of this process lead to, and how many lead there."""
+    files: collections.Counter[str] = collections.Counter()
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  (Path.iterdir keeps the folder open)
+        try:
+            files[str(Path("/proc/self/fd", name).readlink())] += 1
+        except FileNotFoundError:
+            # The descriptor by which the folder itself was read.
+            continue
+    return files
