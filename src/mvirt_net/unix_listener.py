@@ -75,7 +75,7 @@ class UnixListener:
 
 
 def open_unix_listener(path: Path) -> UnixListener:
-    """Listen on `path`; never blocks.
+    """Listen on `path`; never blocks. The listener can be closed only inside trio.
 
     Args:
         path: of at most 107 bytes; its folder must exist.

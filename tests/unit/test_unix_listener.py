@@ -1,0 +1,185 @@
+"""The socket file: whose it is, what it looks like, and what is left of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mvirt_net.errors import SocketAccessError, SocketInUseError
+from mvirt_net.unix_listener import BACKLOG, open_unix_listener
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "nic.sock"
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def listening(path: Path, backlog: int = 1) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(path))
+    sock.listen(backlog)
+    return sock
+
+
+def connect(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
+    sock.connect(str(path))
+    return sock
+
+
+async def test_accepts(path: Path) -> None:
+    with open_unix_listener(path) as listener, connect(path) as theirs:
+        ours = await listener.accept()
+        await ours.send(b"x")
+        ours.close()
+        assert theirs.recv(2) == b"x"
+
+
+async def test_holds_connections_until_they_are_accepted(path: Path) -> None:
+    with open_unix_listener(path) as listener:
+        theirs = [connect(path) for _ in range(BACKLOG)]
+        for sock in theirs:
+            (await listener.accept()).close()
+            sock.close()
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o007, 0o022, 0o077, 0o777])
+async def test_mode(path: Path, mask: int) -> None:
+    with umask(mask), open_unix_listener(path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+
+
+async def test_stale_socket_is_taken_over(path: Path) -> None:
+    listening(path).close()
+    with open_unix_listener(path), connect(path):
+        pass
+    assert not path.exists()
+
+
+async def test_socket_that_was_never_listened_on_is_taken_over(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+    with open_unix_listener(path), connect(path):
+        pass
+
+
+def test_live_socket_is_left_alone(path: Path) -> None:
+    with listening(path):
+        with pytest.raises(SocketInUseError, match=r"nic\.sock: another process listens there"):
+            open_unix_listener(path)
+        connect(path).close()
+
+
+def test_live_socket_with_a_full_queue(path: Path) -> None:
+    with listening(path, backlog=0), connect(path), pytest.raises(SocketInUseError):
+        open_unix_listener(path)
+
+
+def test_socket_that_comes_back_again_and_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def unlink_and_bind(self: Path, missing_ok: bool = False) -> None:
+        unlink(self, missing_ok)
+        listening(self).close()
+
+    listening(path).close()
+    monkeypatch.setattr(Path, "unlink", unlink_and_bind)
+    with pytest.raises(SocketInUseError, match="again and again"):
+        open_unix_listener(path)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link to a socket", "dangling link"])
+def test_what_is_no_socket_is_left_alone(path: Path, tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "target"
+    match kind:
+        case "file":
+            path.write_text("precious")
+        case "folder":
+            path.mkdir()
+        case "link to a socket":
+            listening(target).close()
+            path.symlink_to(target)
+        case _:
+            path.symlink_to(target)
+    before = path.lstat()
+    with pytest.raises(SocketAccessError, match="not a socket"):
+        open_unix_listener(path)
+    assert path.lstat() == before
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(SocketAccessError, match=r"none/nic\.sock: No such file or directory"):
+        open_unix_listener(tmp_path / "none" / "nic.sock")
+
+
+def test_path_too_long(tmp_path: Path) -> None:
+    with pytest.raises(SocketAccessError, match="too long"):
+        open_unix_listener(tmp_path / ("x" * 108))
+
+
+def test_no_descriptor_left(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_socket(*_args: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", no_socket)
+    with pytest.raises(SocketAccessError, match="Too many open files"):
+        open_unix_listener(path)
+
+
+@pytest.mark.parametrize("step", ["fchmod", "fstat"])
+async def test_failure_leaves_nothing_behind(
+    path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*_args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, step, fail)
+        with pytest.raises(SocketAccessError, match="Operation not permitted"):
+            open_unix_listener(path)
+    assert not path.exists()
+
+
+async def test_close_removes_the_file_and_may_come_twice(path: Path) -> None:
+    listener = open_unix_listener(path)
+    listener.close()
+    assert not path.exists()
+    with open_unix_listener(path):
+        listener.close()
+        assert path.exists()
+
+
+@pytest.mark.parametrize("replacement", ["nothing", "socket", "folder", "link"])
+async def test_m55_file_of_somebody_else_is_not_removed(
+    path: Path, tmp_path: Path, replacement: str
+) -> None:
+    with open_unix_listener(path) as listener:
+        assert listener.is_in_place
+        path.unlink()
+        match replacement:
+            case "socket":
+                listening(path).close()
+            case "folder":
+                path.mkdir()
+            case "link":
+                path.symlink_to(tmp_path)
+        assert not listener.is_in_place
+    assert os.path.lexists(path) == (replacement != "nothing")
