@@ -342,13 +342,24 @@ def _inherited_socket(ctx: click.Context, fd: int) -> socket.socket:
     """The socket with the descriptor `fd`, which goes over to it. Raises click.UsageError."""
     try:
         sock = socket.socket(fileno=fd)
-        # A peer has a name, if an empty one, as soon as the socket is connected.
-        usable = runner.is_listening(sock) or sock.getpeername() is not None
     except OSError as error:
         raise click.UsageError(f"--fd: {fd}: {error.strerror}", ctx) from error
-    if not usable or (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
-        raise click.UsageError(f"--fd: {fd} is not a unix stream socket", ctx)
+    if problem := _why_unusable(sock):
+        sock.close()
+        raise click.UsageError(f"--fd: {fd}: {problem}", ctx)
     return sock
+
+
+def _why_unusable(sock: socket.socket) -> str | None:
+    """What is wrong with an inherited socket; None when frontends can be served on it."""
+    if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+        return "not a unix stream socket"
+    try:
+        if not runner.is_listening(sock):
+            sock.getpeername()
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 # Subcommands.

@@ -108,9 +108,9 @@ class _Process:
     async def _handle_signals(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
             if number in _STOP_SIGNALS:
-                log.info("stopping", signal=signal.Signals(number).name)
                 for stop_signal in _STOP_SIGNALS:
                     signal.signal(stop_signal, signal.SIG_DFL)
+                log.info("stopping", signal=signal.Signals(number).name)
                 self._shutdown.set()
             elif number == signal.SIGUSR1:
                 self._dump_state()

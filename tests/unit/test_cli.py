@@ -1,0 +1,371 @@
+"""The command line: what the flags mean, and one line and one code for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+import mvirt_net
+from mvirt_net import cli, runner
+from mvirt_net.cli import ExitCode, main
+from mvirt_net.errors import MvirtNetError, SocketAccessError, SocketInUseError
+from mvirt_net.model import DaemonConfig, MacAddress, Netmask, NetworkSpec, NicSpec
+from mvirt_net.runner import RunOptions
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "mvirt-net.toml"
+ONE_NIC = ("--socket-path", "/run/vm1.sock", "--address", "10.0.0.5")
+
+
+@pytest.fixture(autouse=True)
+def logging_left_alone() -> Iterator[None]:
+    """`main` sets up logging for its process, which is that of all tests here."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@attrs.define
+class Runs:
+    """What `runner.run` was called with, and what it is to do then."""
+
+    calls: list[tuple[DaemonConfig, RunOptions]] = attrs.field(factory=list)
+    failure: Exception | None = None
+
+    def __call__(self, config: DaemonConfig, options: RunOptions) -> None:
+        self.calls.append((config, options))
+        if options.sock is not None:
+            options.sock.close()
+        if self.failure is not None:
+            raise self.failure
+
+    @property
+    def config(self) -> DaemonConfig:
+        [(config, _)] = self.calls
+        return config
+
+    @property
+    def options(self) -> RunOptions:
+        [(_, options)] = self.calls
+        return options
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    runs = Runs()
+    monkeypatch.setattr(runner, "run", runs)
+    return runs
+
+
+class TestInformation:
+    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["--version"]) == ExitCode.OK
+        assert capsys.readouterr().out == f"mvirt-net {mvirt_net.__version__}\n"
+
+    @pytest.mark.parametrize("args", [["--help"], ["-h"], ["serve", "-h"], ["check-config", "-h"]])
+    def test_help(self, args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(args) == ExitCode.OK
+        assert capsys.readouterr().out.startswith("Usage: mvirt-net")
+
+    @pytest.mark.parametrize(
+        "others", [[], ["--fd", "x"], ["--bogus"], ["serve", "--config"], ["--version"]]
+    )
+    def test_capabilities_whatever_else_is_said(
+        self, others: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for args in ([*others, "--print-capabilities"], ["--print-capabilities", *others]):
+            assert main(args) == ExitCode.OK
+            captured = capsys.readouterr()
+            assert json.loads(captured.out) == {"type": "net"}
+            assert captured.err == ""
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        ("args", "expected"),
+        [
+            ([], "exactly one of --socket-path and --fd is needed (see 'mvirt-net --help')"),
+            (["-a", "10.0.0.5"], "exactly one of --socket-path and --fd is needed"),
+            ([*ONE_NIC, "--fd", "9"], "exactly one of --socket-path and --fd is needed"),
+            (["-s", "x"], "--address is needed"),
+            (["-F", "9", "--ready-fd", "9", "-a", "10.0.0.5"], "--fd and --ready-fd are the same"),
+            (["-F", "-1", "-a", "10.0.0.5"], "Invalid value for '-F' / '--fd': -1 is not in"),
+            (["-F", "9999", "-a", "10.0.0.5"], "--fd: 9999: Bad file descriptor"),
+            ([*ONE_NIC, "--ready-fd", "9999"], "--ready-fd: 9999 is not open"),
+            ([*ONE_NIC, "--ready-fd", "2"], "Invalid value for '--ready-fd': 2 is not in the"),
+            ([*ONE_NIC, "-q", "-d"], "--quiet and --debug exclude each other"),
+            ([*ONE_NIC, "--bogus"], "No such option"),
+            (["bogus"], "No such command 'bogus' (see 'mvirt-net --help')"),
+            (["serve"], "Missing option '-c' / '--config' (see 'mvirt-net serve --help')"),
+            (["check-config"], "Missing argument 'FILE' (see 'mvirt-net check-config --help')"),
+            (["-d", "serve", "-c", "x"], "--debug cannot stand before 'serve'"),
+            ([*ONE_NIC, "serve", "-c", "x"], "--socket-path cannot stand before 'serve'"),
+        ],
+    )
+    def test_refused(
+        self, args: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(args) == ExitCode.USAGE
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"mvirt-net: {expected}")
+
+    @pytest.mark.parametrize(
+        ("args", "expected"),
+        [
+            (["-a", "10.0.0.300"], "--address: Octet 300"),
+            (["-a", "fd00::1"], "--address: "),
+            (["-a", "169.254.0.1"], "--address: 169.254.0.1/32 overlaps 169.254.0.0/16"),
+            (["-a", "10.0.0.255/24"], "--address: 10.0.0.255 is not a host's address"),
+            (["-a", "10.0.0.5", "-M", "1:2"], "--mac-addr: '1:2' is not a MAC address"),
+            (["-a", "10.0.0.5", "-M", "02:00:00:00:00:01"], "--mac-addr: 02:00:00:00:00:01 is the"),
+            (["-a", "10.0.0.5", "-m", "67"], "--mtu: 67 is not an MTU"),
+            (["-a", "10.0.0.5", "-m", "x"], "Invalid value for '-m' / '--mtu'"),
+            (["-a", "10.0.0.5", "-D", "x"], "--dns: 'x' does not appear to be"),
+            (["-a", "10.0.0.5", "--ntp", "x"], "--ntp: 'x' does not appear to be"),
+            (["-a", "10.0.0.5", "--netmask", "x"], "Invalid value for '--netmask'"),
+            (["-a", "10.0.0.5", "-s", "x" * 108], f"--socket-path: {'x' * 108} has 108 bytes"),
+        ],
+    )
+    def test_values(
+        self, args: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["-s", "vm1.sock", *args]) == ExitCode.USAGE
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"mvirt-net: {expected}")
+
+
+class TestSingleNic:
+    def test_least(self, runs: Runs) -> None:
+        assert main(ONE_NIC) == ExitCode.OK
+        assert runs.config.networks == (
+            NetworkSpec(name="private", ipv4_subnet=IPv4Network("10.0.0.5/32")),
+        )
+        [nic] = runs.config.nics
+        assert nic.name == "vm1"
+        assert nic.ipv4_address == IPv4Address("10.0.0.5")
+        assert nic.socket_path == Path("/run/vm1.sock")
+        assert nic.mac_address is not None
+        assert runs.options.sock is None
+        assert not runs.options.one_off
+
+    def test_all(self, runs: Runs, tmp_path: Path) -> None:
+        with (tmp_path / "ready").open("wb") as ready:
+            args = (
+                *("-s", "/run/a b.sock", "-a", "10.1.2.3/20", "-M", "52:54:00:12:34:56"),
+                *("-m", "9000", "-D", "9.9.9.9", "-D", "2620:fe::fe", "--ntp", "10.1.1.1"),
+                *("--netmask", "subnet", "-1", "-P", "/run/x.pid"),
+                *("--ready-fd", str(ready.fileno()), "-q", "--log-format", "json"),
+            )
+            assert main(args) == ExitCode.OK
+            assert runs.options.ready_fd == ready.fileno()
+        assert runs.config.networks == (
+            NetworkSpec(
+                name="private",
+                ipv4_subnet=IPv4Network("10.1.0.0/20"),
+                ipv4_netmask=Netmask.SUBNET,
+                dns_servers=["9.9.9.9", "2620:fe::fe"],
+                ntp_servers=["10.1.1.1"],
+                mtu=9000,
+            ),
+        )
+        assert runs.config.nics == (
+            NicSpec(
+                name="a-b",
+                network="private",
+                mac_address=MacAddress.parse("52:54:00:12:34:56"),
+                ipv4_address=IPv4Address("10.1.2.3"),
+                socket_path=Path("/run/a b.sock"),
+            ),
+        )
+        assert runs.options.one_off
+        assert runs.options.pid_path == Path("/run/x.pid")
+
+    def test_subnet_without_a_length(self, runs: Runs) -> None:
+        assert main([*ONE_NIC, "--netmask", "subnet"]) == ExitCode.OK
+        assert runs.config.networks[0].ipv4_subnet == IPv4Network("10.0.0.0/24")
+
+    def test_fd_listening(self, runs: Runs, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "s"))
+            listener.listen()
+            fd = listener.detach()
+            assert main(["--fd", str(fd), "-a", "10.0.0.5"]) == ExitCode.OK
+        assert runs.options.sock is not None
+        assert runs.config.nics[0].socket_path is None
+        assert runs.config.nics[0].name == "nic"
+
+    def test_fd_connected(self, runs: Runs) -> None:
+        ours, theirs = socket.socketpair()
+        with ours:
+            assert main(["--fd", str(theirs.detach()), "-a", "10.0.0.5"]) == ExitCode.OK
+        assert runs.options.sock is not None
+
+    @pytest.mark.parametrize(
+        ("family", "kind", "expected"),
+        [
+            (socket.AF_UNIX, socket.SOCK_DGRAM, "not a unix stream socket"),
+            (socket.AF_INET, socket.SOCK_STREAM, "not a unix stream socket"),
+            (socket.AF_UNIX, socket.SOCK_STREAM, "Transport endpoint is not connected"),
+        ],
+    )
+    def test_fd_of_another_kind(
+        self,
+        family: socket.AddressFamily,
+        kind: socket.SocketKind,
+        expected: str,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        fd = socket.socket(family, kind).detach()
+        assert main(["--fd", str(fd), "-a", "10.0.0.5"]) == ExitCode.USAGE
+        assert capsys.readouterr().err.startswith(f"mvirt-net: --fd: {fd}: {expected}")
+
+    def test_attach_lines_when_asked(self, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main([*ONE_NIC, "--print-attach"]) == ExitCode.OK
+        runs.options.on_ready()
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+            "#",
+            "qemu-system-x86_64",
+            "cloud-hypervisor",
+        ]
+
+    def test_no_attach_lines_off_a_terminal(
+        self, runs: Runs, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(ONE_NIC) == ExitCode.OK
+        runs.options.on_ready()
+        assert capsys.readouterr().out == ""
+
+
+class TestServe:
+    def test_example(self, runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        sockets = tmp_path / "sockets"
+        args = ["serve", "--config", str(EXAMPLE), "--socket-dir", str(sockets), "--print-attach"]
+        assert main(args) == ExitCode.OK
+        assert [nic.socket_path for nic in runs.config.nics] == [
+            sockets / f"vm{i}.sock" for i in (1, 2, 3)
+        ]
+        assert sockets.stat().st_mode & 0o777 == 0o750
+        runs.options.on_ready()
+        assert len(capsys.readouterr().out.splitlines()) == 9
+
+    def test_socket_dir_is_not_made_for_nothing(self, runs: Runs, tmp_path: Path) -> None:
+        config = tmp_path / "x.toml"
+        config.write_text("")
+        assert main(["serve", "-c", str(config), "--socket-dir", str(tmp_path / "s")]) == 0
+        assert runs.config == DaemonConfig()
+        assert not (tmp_path / "s").exists()
+
+    def test_socket_dir_cannot_be_made(
+        self, runs: Runs, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        args = ["serve", "-c", str(EXAMPLE), "--socket-dir", "/none/s"]
+        assert main(args) == ExitCode.NO_PERMISSION
+        assert capsys.readouterr().err == "mvirt-net: /none/s: No such file or directory\n"
+        assert not runs.calls
+
+    @pytest.mark.parametrize(
+        ("environ", "uid", "expected"),
+        [
+            ({"RUNTIME_DIRECTORY": "/run/a:/run/b", "XDG_RUNTIME_DIR": "/x"}, 0, "/run/a"),
+            ({"XDG_RUNTIME_DIR": "/x"}, 0, "/run/mvirt-net"),
+            ({"XDG_RUNTIME_DIR": "/x"}, 7, "/x/mvirt-net"),
+            ({}, 7, "/run/user/7/mvirt-net"),
+        ],
+    )
+    def test_socket_dir_by_default(
+        self, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], uid: int, expected: str
+    ) -> None:
+        for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(os, "geteuid", lambda: uid)
+        assert cli._default_socket_dir() == Path(expected)
+
+
+class TestConfigFile:
+    def test_good(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["check-config", str(EXAMPLE)]) == ExitCode.OK
+        assert capsys.readouterr().out == f"{EXAMPLE}: good (2 networks, 3 NICs)\n"
+
+    @pytest.mark.parametrize("command", [["check-config"], ["serve", "--config"]])
+    def test_every_problem_on_its_line(
+        self, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = tmp_path / "x.toml"
+        config.write_text('[[network]]\nname = "a"\nmtu = 1\n[[nic]]\nmac_address = "z"\n')
+        assert main([*command, str(config)]) == ExitCode.BAD_CONFIG
+        assert [line.split(": ")[:3] for line in capsys.readouterr().err.splitlines()] == [
+            ["mvirt-net", str(config), "network[0].mtu"],
+            ["mvirt-net", str(config), "nic[0].name"],
+            ["mvirt-net", str(config), "nic[0].network"],
+            ["mvirt-net", str(config), "nic[0].mac_address"],
+        ]
+
+    @pytest.mark.parametrize("command", [["check-config"], ["serve", "--config"]])
+    def test_absent(self, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert main([*command, "/none/x.toml"]) == ExitCode.BAD_CONFIG
+        assert capsys.readouterr().err == "mvirt-net: /none/x.toml: No such file or directory\n"
+
+    def test_is_a_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["check-config", str(tmp_path)]) == ExitCode.BAD_CONFIG
+        assert capsys.readouterr().err == f"mvirt-net: {tmp_path}: Is a directory\n"
+
+    def test_may_not_be_read(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def refuse(path: Path, **_: Any) -> None:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(cli, "load", refuse)
+        assert main(["check-config", "/x.toml"]) == ExitCode.NO_PERMISSION
+        assert capsys.readouterr().err == "mvirt-net: /x.toml: Permission denied\n"
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("failure", "code", "expected"),
+        [
+            (SocketInUseError("x: taken"), 69, ["x: taken"]),
+            (SocketAccessError("x: no"), 77, ["x: no"]),
+            (PermissionError(13, "Permission denied", "/x"), 77, ["/x: Permission denied"]),
+            (OSError(24, "Too many open files"), 1, ["Too many open files"]),
+            (MvirtNetError("whatever"), 1, ["whatever"]),
+            (ExceptionGroup("", [SocketInUseError("x: taken")]), 69, ["x: taken"]),
+            (
+                ExceptionGroup(
+                    "", [ExceptionGroup("", [SocketInUseError("x")]), SocketAccessError("y")]
+                ),
+                77,
+                ["x", "y"],
+            ),
+        ],
+    )
+    def test_line_and_code(
+        self,
+        runs: Runs,
+        failure: Exception,
+        code: int,
+        expected: list[str],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        runs.failure = failure
+        assert main(ONE_NIC) == code
+        assert capsys.readouterr().err.splitlines() == [f"mvirt-net: {line}" for line in expected]
+
+    def test_a_bug_has_a_traceback(self, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+        runs.failure = ExceptionGroup("", [RuntimeError("never")])
+        assert main(ONE_NIC) == ExitCode.FAILURE
+        error = capsys.readouterr().err
+        assert "internal error" in error
+        assert "RuntimeError: never" in error

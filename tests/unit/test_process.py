@@ -1,0 +1,403 @@
+"""The daemon as a real process: readiness, signals, sockets and exit codes.
+
+A process is waited for by what it does (its ready line, its log, its end), and each test is under
+the time limit of all tests, so nothing here sleeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+import pytest
+import trio
+
+from mvirt_net.cli import ExitCode
+from tests.harness import VhostTestClient
+
+STOP_SECONDS = 5
+"""What the daemon promises: from SIGTERM to its end."""
+
+GET_FEATURES = 1
+
+CONFIG = """
+[[network]]
+name = "blue"
+ipv4_subnet = "10.0.0.0/24"
+[[nic]]
+name = "vm1"
+network = "blue"
+[[nic]]
+name = "vm2"
+network = "blue"
+"""
+
+
+class Daemon:
+    """A running ``mvirt-net``; `log` reads its stderr, one JSON object a line."""
+
+    def __init__(self, process: subprocess.Popen[str], ready: IO[bytes]) -> None:
+        self.process = process
+        self._ready = ready
+
+    def wait_ready(self) -> None:
+        """Until its ready line; everything after it must be the end of the pipe."""
+        line = self._ready.read()
+        assert line == b"ready\n", self.process.communicate()
+
+    def wait_event(self, event: str) -> dict[str, Any]:
+        """The next line of the log that says `event`."""
+        stderr = cast(IO[str], self.process.stderr)
+        seen = []
+        for line in stderr:
+            record = cast(dict[str, Any], json.loads(line))
+            if record["event"] == event:
+                return record
+            seen.append(line)
+        raise AssertionError(f"no {event!r} in {seen}")
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        return self.process.wait(STOP_SECONDS)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.send(number)
+        return self.wait()
+
+
+@contextlib.contextmanager
+def started(
+    *args: str, command: Sequence[str] = ("-m", "mvirt_net"), fd: int | None = None, **options: Any
+) -> Iterator[Daemon]:
+    """A daemon that is killed at the end of the block if it is still there.
+
+    Args:
+        args: its arguments.
+        command: what Python runs.
+        fd: a descriptor to hand down.
+        options: for Popen.
+    """
+    ready, ready_of_daemon = os.pipe()
+    fds = [ready_of_daemon] if fd is None else [ready_of_daemon, fd]
+    reporting = ("--ready-fd", str(ready_of_daemon), "--log-format", "json")
+    with os.fdopen(ready, "rb") as reader:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, *command, *args, *reporting],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                **options,
+            )
+        finally:
+            os.close(ready_of_daemon)
+        with process:
+            try:
+                yield Daemon(process, reader)
+            finally:
+                process.kill()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> tuple[str, ...]:
+    """Arguments that serve two NICs in `tmp_path`."""
+    path = tmp_path / "x.toml"
+    path.write_text(CONFIG)
+    return ("serve", "--config", str(path), "--socket-dir", str(tmp_path))
+
+
+def single(path: Path) -> tuple[str, ...]:
+    return ("--socket-path", str(path), "--address", "10.0.0.5")
+
+
+def run_failing(*args: str, **options: Any) -> tuple[int, list[str]]:
+    """Exit code and lines on stderr of a daemon that does not start."""
+    with started(*args, **options) as daemon:
+        _, stderr = daemon.process.communicate()
+        return daemon.process.returncode, stderr.splitlines()
+
+
+class TestLife:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_from_ready_to_the_end(
+        self, number: int, config: tuple[str, ...], tmp_path: Path
+    ) -> None:
+        sockets = [tmp_path / "vm1.sock", tmp_path / "vm2.sock"]
+        with started(*config) as daemon:
+            daemon.wait_ready()
+            for path in sockets:
+                assert path.is_socket()
+                assert path.stat().st_mode & 0o777 == 0o660
+                with socket.socket(socket.AF_UNIX) as probe:
+                    probe.connect(str(path))
+            assert daemon.stop(number) == ExitCode.OK
+            assert "Traceback" not in daemon.process.communicate()[1]
+        assert not any(path.exists() for path in sockets)
+
+    def test_pid_file(self, tmp_path: Path) -> None:
+        pid_path = tmp_path / "pid"
+        with started(*single(tmp_path / "s"), "--pid", str(pid_path)) as daemon:
+            daemon.wait_ready()
+            assert pid_path.read_text() == f"{daemon.process.pid}\n"
+            assert daemon.stop() == ExitCode.OK
+        assert not pid_path.exists()
+
+    def test_attach_lines_on_stdout(self, config: tuple[str, ...], tmp_path: Path) -> None:
+        with started(*config, "--print-attach") as daemon:
+            daemon.wait_ready()
+            daemon.send(signal.SIGTERM)
+            stdout, _ = daemon.process.communicate()
+        assert stdout.count(f"path={tmp_path}/vm1.sock,") == 1
+        assert stdout.count(f"socket={tmp_path}/vm2.sock,") == 1
+
+    def test_nobody_reads_the_attach_lines(self, config: tuple[str, ...]) -> None:
+        with started(*config, "--print-attach") as daemon:
+            assert daemon.process.stdout is not None
+            daemon.process.stdout.close()
+            daemon.wait_ready()
+            assert daemon.stop() == ExitCode.OK
+
+    def test_nobody_reads_the_ready_line(self, tmp_path: Path) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        with started(*single(tmp_path / "s"), "--ready-fd", str(writer), fd=writer) as daemon:
+            os.close(writer)
+            # The last --ready-fd counts, so this one is still the reader's.
+            daemon.wait_ready()
+            assert daemon.stop() == ExitCode.OK
+
+    def test_as_many_descriptors_as_allowed(self, tmp_path: Path) -> None:
+        with started(*single(tmp_path / "s"), preexec_fn=_lower_fd_limit) as daemon:
+            daemon.wait_ready()
+            soft, hard = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+            assert soft == hard == 500
+            assert daemon.stop() == ExitCode.OK
+
+
+def _lower_fd_limit() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 500))
+
+
+class TestSockets:
+    def test_live_one_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "s"
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(path))
+            other.listen()
+            code, lines = run_failing(*single(path))
+        assert code == ExitCode.SOCKET_IN_USE
+        assert lines == [f"mvirt-net: {path}: another process listens there"]
+        assert path.is_socket()
+
+    def test_stale_one_is_taken_over(self, tmp_path: Path) -> None:
+        path = tmp_path / "s"
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+        with started(*single(path)) as daemon:
+            daemon.wait_ready()
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(str(path))
+            assert daemon.stop() == ExitCode.OK
+
+    def test_those_made_before_the_failure_are_removed(
+        self, config: tuple[str, ...], tmp_path: Path
+    ) -> None:
+        (tmp_path / "vm2.sock").write_text("not a socket")
+        code, lines = run_failing(*config)
+        assert code == ExitCode.NO_PERMISSION
+        assert lines[-1] == f"mvirt-net: {tmp_path}/vm2.sock: exists and is not a socket"
+        assert not (tmp_path / "vm1.sock").exists()
+
+    def test_no_permission(self, tmp_path: Path) -> None:
+        # Python and its modules may lie where only root may read, so the rights are dropped late.
+        folder = tmp_path / "closed"
+        folder.mkdir(mode=0o555)
+        code, lines = run_failing(*single(folder / "s"), command=("-c", _WITHOUT_RIGHTS))
+        assert code == ExitCode.NO_PERMISSION
+        assert lines == [f"mvirt-net: {folder}/s: Permission denied"]
+
+    def test_bad_config(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.toml"
+        path.write_text(CONFIG + 'mac_address = "52:54:00:12:34"\n')
+        code, lines = run_failing("serve", "--config", str(path))
+        assert code == ExitCode.BAD_CONFIG
+        assert lines == [
+            f"mvirt-net: {path}: nic[1].mac_address:"
+            " '52:54:00:12:34' is not a MAC address like 52:54:00:12:34:56"
+        ]
+
+
+_WITHOUT_RIGHTS = """
+import os, sys
+from mvirt_net.cli import main
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+sys.exit(main())
+"""
+
+
+class TestSignals:
+    def test_sigusr1_dumps_state(self, config: tuple[str, ...]) -> None:
+        with started(*config) as daemon:
+            daemon.wait_ready()
+            daemon.send(signal.SIGUSR1)
+            assert daemon.wait_event("state")["networks"] == 1
+            for name in ("vm1", "vm2"):
+                state = daemon.wait_event("nic state")
+                assert (state["nic"], state["connected"], state["tx_frames"]) == (name, False, 0)
+            assert daemon.stop() == ExitCode.OK
+
+    def test_sighup_changes_nothing(self, tmp_path: Path) -> None:
+        with started(*single(tmp_path / "s")) as daemon:
+            daemon.wait_ready()
+            daemon.send(signal.SIGHUP)
+            assert daemon.wait_event("configuration is not reloaded, that needs a restart")
+            assert (tmp_path / "s").is_socket()
+            assert daemon.stop() == ExitCode.OK
+
+    def test_second_sigterm_ends_at_once(self, tmp_path: Path) -> None:
+        with started(*single(tmp_path / "s"), command=("-c", _STUCK)) as daemon:
+            daemon.wait_ready()
+            daemon.send(signal.SIGTERM)
+            daemon.wait_event("stopping")
+            assert daemon.stop(signal.SIGTERM) == -signal.SIGTERM
+
+    def test_stuck_end_is_cut_short(self, tmp_path: Path) -> None:
+        with started(*single(tmp_path / "s"), command=("-c", _SLOW)) as daemon:
+            daemon.wait_ready()
+            daemon.send(signal.SIGTERM)
+            assert daemon.wait_event("stopping takes too long, giving up on order")
+            assert daemon.wait() == ExitCode.OK
+
+
+_STUCK = """
+import sys, time
+from mvirt_net import cli, runner
+async def serve(config, *, shutdown_trigger, task_status):
+    task_status.started(None)
+    await shutdown_trigger()
+    time.sleep(60)
+runner.serve = serve
+sys.exit(cli.main())
+"""
+
+_SLOW = """
+import sys, trio
+from mvirt_net import cli, runner
+async def serve(config, *, shutdown_trigger, task_status):
+    task_status.started(None)
+    await trio.sleep_forever()
+runner.serve, runner.STOP_TIME_LIMIT = serve, 0.01
+sys.exit(cli.main())
+"""
+
+
+class TestServiceManager:
+    @pytest.mark.parametrize("abstract", [False, True])
+    def test_is_notified(self, abstract: bool, tmp_path: Path) -> None:
+        name = f"{tmp_path}/notify"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(f"\0{name}" if abstract else name)
+            environ = {**os.environ, "NOTIFY_SOCKET": f"@{name}" if abstract else name}
+            with started(*single(tmp_path / "s"), env=environ) as daemon:
+                assert manager.recv(100) == b"READY=1"
+                assert (tmp_path / "s").is_socket()
+                daemon.send(signal.SIGTERM)
+                assert manager.recv(100) == b"STOPPING=1"
+                assert daemon.wait() == ExitCode.OK
+
+    def test_is_gone(self, tmp_path: Path) -> None:
+        environ = {**os.environ, "NOTIFY_SOCKET": f"{tmp_path}/none"}
+        with started(*single(tmp_path / "s"), env=environ) as daemon:
+            daemon.wait_ready()
+            assert daemon.wait_event("service manager not notified")["state"] == "READY=1"
+            assert daemon.stop() == ExitCode.OK
+
+
+def ask_features(frontend: socket.socket) -> None:
+    """One request and its reply, by which the daemon knows a frontend."""
+    frontend.sendall(struct.pack("<III", GET_FEATURES, 1, 0))
+    request, _flags, size = struct.unpack("<III", frontend.recv(12))
+    assert request == GET_FEATURES
+    assert len(frontend.recv(size)) == 8
+
+
+class TestOneFrontend:
+    def test_one_off(self, tmp_path: Path) -> None:
+        path = tmp_path / "s"
+        with started(*single(path), "--one-off") as daemon:
+            daemon.wait_ready()
+            with socket.socket(socket.AF_UNIX) as frontend:
+                frontend.connect(str(path))
+                ask_features(frontend)
+            assert daemon.wait() == ExitCode.OK
+        assert not path.exists()
+
+    def test_connected_fd(self) -> None:
+        frontend, backend = socket.socketpair()
+        fd = backend.fileno()
+        with frontend, started("--fd", str(fd), "--address", "10.0.0.5", fd=fd) as daemon:
+            backend.close()
+            daemon.wait_ready()
+            ask_features(frontend)
+            frontend.close()
+            assert daemon.wait() == ExitCode.OK
+
+    def test_connected_fd_and_sigterm(self) -> None:
+        frontend, backend = socket.socketpair()
+        fd = backend.fileno()
+        with frontend, started("--fd", str(fd), "--address", "10.0.0.5", fd=fd) as daemon:
+            backend.close()
+            daemon.wait_ready()
+            ask_features(frontend)
+            assert daemon.stop() == ExitCode.OK
+            assert frontend.recv(1) == b""
+
+    @pytest.mark.parametrize("one_off", [False, True])
+    def test_listening_fd(self, one_off: bool, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "s"))
+            listener.listen()
+            fd = listener.fileno()
+            args = ["--fd", str(fd), "--address", "10.0.0.5", *(["-1"] if one_off else [])]
+            with started(*args, fd=fd) as daemon:
+                for _ in range(1 if one_off else 2):
+                    with socket.socket(socket.AF_UNIX) as frontend:
+                        frontend.connect(str(tmp_path / "s"))
+                        ask_features(frontend)
+                if not one_off:
+                    daemon.send(signal.SIGTERM)
+                assert daemon.wait() == ExitCode.OK
+        # Whoever made the socket file removes it.
+        assert (tmp_path / "s").is_socket()
+
+
+async def test_a_guest_is_seen_in_the_counters(nursery: trio.Nursery, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with started(*single(path), "--mac-addr", "52:54:00:12:34:56") as daemon:
+        await trio.to_thread.run_sync(daemon.wait_ready)
+        client = await VhostTestClient.connect(nursery, path)
+        await client.send_packet(bytes.fromhex("ffffffffffff 525400123456 88b5") + bytes(46))
+        daemon.send(signal.SIGUSR1)
+        state = await trio.to_thread.run_sync(daemon.wait_event, "nic state")
+        assert state["connected"]
+        assert state["tx_frames"] == state["drop_ethertype"] == 1
+        await client.aclose()
+        daemon.send(signal.SIGTERM)
+        assert await trio.to_thread.run_sync(daemon.wait) == ExitCode.OK
