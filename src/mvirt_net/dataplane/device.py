@@ -188,18 +188,14 @@ class VhostDevice:
             partial(self._port.stop_ring, TX_QUEUE),
             self._port.flush,
             partial(self._port.stop_ring, RX_QUEUE),
-            self._forget_negotiation,
+            # The next frontend begins with no features and rings that are disabled.
+            *(partial(self._port.enable_ring, index, False) for index in self._fds),
+            partial(self._port.set_features, 0),
             self._unmap,
             *(partial(self.set_vring_call, index, None) for index in self._fds),
             *(partial(self.set_vring_err, index, None) for index in self._fds),
             *(partial(self.drop_vring_kick, index) for index in self._fds),
         )
-
-    def _forget_negotiation(self) -> None:
-        """The next frontend starts with no features and rings that are disabled."""
-        for index in self._fds:
-            self._port.enable_ring(index, False)
-        self._port.set_features(0)
 
     def _unmap(self) -> None:
         """Only after the last user: the core first, then the mappings, then their fault event."""
