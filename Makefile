@@ -1,0 +1,116 @@
+# `make run` and `make test` set up all they need: Debian packages (scripts/system-packages), a
+# virtual environment in .venv, and the extension, which is built again when its C sources change.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= examples/mvirt-net.toml
+PYTEST ?= $(BIN)/python -m pytest
+export PYTHON
+
+C_SOURCES := $(filter-out %/_core.c,$(wildcard src/mvirt_net/ffi/*.c))
+C_HEADERS := $(wildcard src/mvirt_net/ffi/*.h)
+BUILD_INPUTS := $(C_SOURCES) $(C_HEADERS) src/mvirt_net/ffi/build.py setup.py
+PY_FILES := src tests bench setup.py
+
+.PHONY: help run demo test unit lint format bench sanitize clean
+help:
+	@echo "make run       start the daemon on $(CONFIG) and say how to attach a VM"
+	@echo "make demo      boot a Debian guest, give it its address and ping the gateway"
+	@echo "make test      all tests, those with real guests included"
+	@echo "make unit      all but those with real guests"
+	@echo "make lint      formatting, lint, types, import contracts, C warnings"
+	@echo "make sanitize  make unit with the extension under ASan and UBSan"
+	@echo "make bench     the figures"
+	@echo "make format    format the Python files"
+	@echo "make clean     remove everything that was built, .venv too"
+
+# Setting up. A stamp in .make stands for a step that was done.
+
+.make/system-build: scripts/system-packages
+	@mkdir -p .make
+	@scripts/system-packages build
+	@touch $@
+
+.make/system-test: scripts/system-packages tests/guest/packages.txt
+	@mkdir -p .make
+	@scripts/system-packages test
+	@touch $@
+
+.make/venv: .make/system-build
+	@echo "Making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q --upgrade 'pip>=25.1' 'setuptools>=77' 'cffi>=2.0'
+	@touch $@
+
+.make/package: .make/venv pyproject.toml $(BUILD_INPUTS)
+	@echo "Building and installing mvirt-net into $(VENV)"
+	@$(BIN)/pip install -q --no-build-isolation -e .
+	@touch $@
+
+.make/tools: .make/venv pyproject.toml
+	@echo "Installing what tests and lint need into $(VENV)"
+	@$(BIN)/pip install -q --group test --group lint
+	@touch $@
+
+# Running.
+
+# The sockets are in a folder that only this user can enter; its name stays the same, so that VMs
+# find their sockets again after a restart.
+run: .make/package
+	@if [ -d "$$XDG_RUNTIME_DIR" ]; then dir=$$XDG_RUNTIME_DIR/mvirt-net; \
+	else dir=$${TMPDIR:-/tmp}/mvirt-net-$$(id -u); fi; \
+	mkdir -m 700 "$$dir" 2>/dev/null || { [ -O "$$dir" ] && [ ! -L "$$dir" ] && chmod 700 "$$dir"; } \
+	|| { echo "make run: $$dir is not ours" >&2; exit 1; }; \
+	exec $(BIN)/mvirt-net serve --config $(CONFIG) --socket-dir "$$dir" --print-attach
+
+demo: .make/package .make/tools .make/system-test
+	@$(BIN)/python -m tests.guest.demo
+
+bench: .make/package .make/tools
+	@$(BIN)/python -m bench
+
+# Checking.
+
+test: .make/package .make/tools .make/system-test
+	$(PYTEST) --durations=10
+
+unit: .make/package .make/tools
+	$(PYTEST) -m 'not guest'
+
+lint: .make/package .make/tools
+	$(BIN)/ruff format --check $(PY_FILES)
+	$(BIN)/ruff check $(PY_FILES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	@for cc in gcc clang; do command -v $$cc >/dev/null || continue; \
+	flags=$$(cd src/mvirt_net/ffi && ../../../$(BIN)/python -c \
+	'import build; print(*build.FLAGS, *build.WARNINGS)') || exit; \
+	for file in $(C_SOURCES); do \
+	echo "$$cc $$file"; $$cc $$flags -Wconversion -Werror -c -o /dev/null $$file || exit; done; done
+
+format: .make/tools
+	$(BIN)/ruff format $(PY_FILES)
+	$(BIN)/ruff check --fix $(PY_FILES)
+
+# A copy, so that the instrumented extension never gets in the way of the real one. Python itself is
+# not instrumented: the sanitizers come in by LD_PRELOAD, and what Python leaks is none of ours.
+SANITIZED := $(CURDIR)/build/sanitize
+SANITIZER_LIBS = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)
+
+sanitize: .make/package .make/tools
+	@echo "Building the extension with ASan and UBSan"
+	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	@cp -r setup.py pyproject.toml README.md src $(SANITIZED)
+	@find $(SANITIZED) -name '*.so' -delete
+	@cd $(SANITIZED) && MVIRT_SANITIZE=address,undefined \
+	$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
+	@nm $(SANITIZED)/src/mvirt_net/ffi/_core*.so | grep -q __asan_
+	LD_PRELOAD="$(SANITIZER_LIBS)" PYTHONPATH=$(SANITIZED)/src \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	$(PYTEST) -m 'not guest' -p no:cacheprovider
+
+clean:
+	rm -rf $(VENV) .make build dist src/*.egg-info src/mvirt_net/ffi/_core.c
+	find src -name '*.so' -delete
