@@ -28,6 +28,8 @@ QEMU = "qemu-system-x86_64"
 BOOT_SECONDS = 90
 """Deadline of a boot. It takes three seconds on an idle machine."""
 
+_MEMORY_SLOTS = 1
+
 _ANSWER_SECONDS = 30
 """What an answer may take on top of the command's own time, on a busy machine."""
 
@@ -156,6 +158,16 @@ class Guest:
         """Plug the cable of NIC `number` in or out."""
         await self._qmp.execute("set_link", name=f"net{number}", up=up)
 
+    async def plug_memory(self, size: int) -> None:
+        """Plug another `size` MiB in, a file of its own."""
+        memory = {"qom-type": "memory-backend-memfd", "size": size << 20, "share": True}
+        await self._qmp.execute("object-add", id="more", **memory)
+        await self._qmp.execute("device_add", driver="pc-dimm", id="dimm", memdev="more")
+
+    async def unplug_memory(self) -> None:
+        """Ask the guest to give back what was plugged in; it does so a little later."""
+        await self._qmp.execute("device_del", id="dimm")
+
     @contextmanager
     def _answer_within(self, seconds: float, what: str) -> Iterator[None]:
         try:
@@ -191,7 +203,7 @@ class Qmp:
 
 @asynccontextmanager
 async def boot_guest(
-    image: Image, folder: Path, nics: Sequence[GuestNic] = (), *, more: Sequence[str] = ()
+    image: Image, folder: Path, nics: Sequence[GuestNic] = (), *, memory: Sequence[int] = (256,)
 ) -> AsyncIterator[Guest]:
     """A guest that has booted and waits for commands; QEMU is gone at the end.
 
@@ -199,14 +211,15 @@ async def boot_guest(
         folder: where ``console.log`` and ``qemu.log`` are written. An exception that leaves
             the block gets the end of both as a note.
         nics: the guest's eth0, eth1, …
-        more: further arguments for QEMU.
+        memory: the sizes in MiB of the pieces that the guest's memory consists of, each a file
+            and a NUMA node of its own.
     """
     agent, agent_of_qemu = LineStream.pair()
     qmp, qmp_of_qemu = LineStream.pair()
     command = [
         *_machine(image, folder / "console.log", agent_of_qemu.fileno(), qmp_of_qemu.fileno()),
+        *_memory(memory),
         *(argument for number, nic in enumerate(nics) for argument in nic.arguments(number)),
-        *more,
     ]
     try:
         with agent_of_qemu, qmp_of_qemu, (folder / "qemu.log").open("ab") as log:
@@ -226,12 +239,9 @@ async def boot_guest(
 
 
 def _machine(image: Image, console: Path, agent_fd: int, qmp_fd: int) -> Iterator[str]:
-    """QEMU's arguments for all but the NICs."""
+    """QEMU's arguments for all but memory and NICs."""
     options: Mapping[str, str] = {
         "-accel": "tcg",
-        "-machine": "pc,memory-backend=memory",
-        "-m": "256M",
-        "-object": "memory-backend-memfd,id=memory,size=256M,share=on",
         "-kernel": str(image.kernel),
         "-initrd": str(image.initramfs),
         "-append": _KERNEL_ARGUMENTS,
@@ -246,6 +256,14 @@ def _machine(image: Image, console: Path, agent_fd: int, qmp_fd: int) -> Iterato
     yield from ("-chardev", f"socket,id=agent,fd={agent_fd}")
     yield from ("-device", "virtio-serial-pci")
     yield from ("-device", "virtserialport,chardev=agent,name=agent")
+
+
+def _memory(sizes: Sequence[int]) -> Iterator[str]:
+    """QEMU's arguments for memory that a backend can map, with room for more to be plugged in."""
+    yield from ("-m", f"{sum(sizes)}M,slots={_MEMORY_SLOTS},maxmem=1G")
+    for node, size in enumerate(sizes):
+        yield from ("-object", f"memory-backend-memfd,id=memory{node},size={size}M,share=on")
+        yield from ("-numa", f"node,memdev=memory{node}")
 
 
 @asynccontextmanager

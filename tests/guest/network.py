@@ -1,0 +1,95 @@
+"""What a guest does with its network, in the words of Debian's tools."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import attrs
+
+from .qemu import Guest, GuestError
+
+GATEWAY = "169.254.0.1"
+
+_RECEIVED = re.compile(r" (\d+) received,")
+
+
+@attrs.frozen
+class Configuration:
+    """What a DHCP client has made of its lease."""
+
+    addresses: list[str]
+    """IPv4 only, with their prefix lengths."""
+    mtu: int
+    default_gateways: list[str]
+    name_servers: list[str]
+
+
+async def lease_by_udhcpc(guest: Guest, nic: str = "eth0") -> str:
+    """Get a lease by busybox's client with Debian's script; returns what it printed."""
+    return await guest.run(f"udhcpc -i {nic} -n -q", timeout=60)
+
+
+async def lease_by_dhclient(guest: Guest, nic: str = "eth0") -> str:
+    """Get a lease by ISC's client, which goes on in the background; returns what it printed."""
+    return await guest.run(f"dhclient -1 -v {nic}", timeout=60)
+
+
+async def configuration(guest: Guest, nic: str = "eth0") -> Configuration:
+    """What `nic` looks like now."""
+    (link,) = json.loads(await guest.run(f"ip -json address show dev {nic}"))
+    routes = json.loads(await guest.run(f"ip -json -4 route show default dev {nic}"))
+    resolv_conf = await guest.run("cat /etc/resolv.conf 2>/dev/null || true")
+    return Configuration(
+        addresses=[
+            f"{info['local']}/{info['prefixlen']}"
+            for info in link["addr_info"]
+            if info["family"] == "inet"
+        ],
+        mtu=link["mtu"],
+        default_gateways=[route["gateway"] for route in routes],
+        name_servers=re.findall(r"^nameserver (\S+)$", resolv_conf, re.MULTILINE),
+    )
+
+
+async def features(guest: Guest, nic: str = "eth0") -> set[int]:
+    """The bits of the virtio features that driver and device have agreed on."""
+    bits = (await guest.run(f"cat /sys/class/net/{nic}/device/features")).strip()
+    return {number for number, bit in enumerate(bits) if bit == "1"}
+
+
+async def forget(guest: Guest, nic: str = "eth0") -> None:
+    """Leave nothing of an earlier lease: no address, no route, no name server."""
+    await guest.run(
+        f"ip address flush dev {nic}; ip link set {nic} down; rm -f /etc/resolv.conf"
+        " /var/lib/dhcp/*"
+    )
+
+
+async def ping(guest: Guest, options: str = "-c 3 -i 0.2", nic: str = "eth0") -> int:
+    """Ping the gateway through `nic`; returns the number of answers."""
+    output = await guest.try_run(f"ping -n -W 5 -I {nic} {options} {GATEWAY}", timeout=60)
+    found = _RECEIVED.search(output.text)
+    if found is None:
+        raise GuestError(f"ping did not run:\n{output.text}")
+    return int(found[1])
+
+
+async def wait_for_gateway(guest: Guest, nic: str = "eth0") -> None:
+    """Ping the gateway until it answers."""
+    await guest.wait_until(f"ping -n -c 1 -W 1 -I {nic} {GATEWAY} > /dev/null", timeout=60)
+
+
+async def wait_for_carrier(guest: Guest, *, up: bool, nic: str = "eth0") -> None:
+    """Wait until the driver says that the cable is in, or out."""
+    await guest.wait_until(f"[ $(cat /sys/class/net/{nic}/carrier) = {int(up)} ]")
+
+
+async def rebind_driver(guest: Guest, nic: str = "eth0") -> None:
+    """Take the virtio_net driver off its device and put it back."""
+    await guest.run(
+        f"device=$(basename $(readlink /sys/class/net/{nic}/device))\n"
+        "cd /sys/bus/virtio/drivers/virtio_net\n"
+        f"echo $device > unbind; [ ! -e /sys/class/net/{nic} ] || exit 1\n"
+        f"echo $device > bind; [ -e /sys/class/net/{nic} ]"
+    )
