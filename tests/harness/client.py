@@ -70,6 +70,7 @@ class ClientOptions:
         poll_kick: give no kick eventfd: the backend has to poll.
         poll_call: give no call eventfd: this side polls.
         err: give an err eventfd (see `VhostTestClient.wait_err`).
+        driver: take interrupts and process the rings; False leaves that to the test.
         handshake: False leaves all of it to the test (see `VhostTestClient.handshake`).
     """
 
@@ -85,6 +86,7 @@ class ClientOptions:
     poll_kick: bool = False
     poll_call: bool = False
     err: bool = False
+    driver: bool = True
     handshake: bool = True
 
     @property
@@ -94,12 +96,13 @@ class ClientOptions:
         return [size] if isinstance(size, int) else size
 
     def guest_memory(self) -> TestGuestMemory:
-        """Memory for the rings, the receive buffers and MEMORY_SIZE of other buffers."""
+        """Memory for the rings, the receive buffers, and a short frame for each descriptor."""
         if self.regions is not None:
             return TestGuestMemory(self.regions, data_offset=0)
         rings = sum(map(_whole_pages, _ring_part_sizes(self.ring_size)))
         rx = self.rx_buffers * (sum(self.rx_lengths) + 32 * len(self.rx_lengths))
-        size = max(MEMORY_SIZE, _whole_pages(2 * rings + rx + MEMORY_SIZE // 2))
+        tx = max(MEMORY_SIZE // 2, 128 * self.ring_size)
+        size = max(MEMORY_SIZE, _whole_pages(2 * rings + rx + tx))
         return TestGuestMemory((Region(0, size),), data_offset=0)
 
 
@@ -148,6 +151,7 @@ class VhostTestClient:
         """Frames that the driver has taken out of the RX ring and no test has asked for yet."""
         self._connection: Connection | None = None
         self._completed = 0
+        self._own: set[int] = set()
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         self.memory = options.guest_memory()
@@ -190,9 +194,10 @@ class VhostTestClient:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     for vring in self.vrings:
-                        if vring.call is not None:
+                        if vring.call is not None and self.options.driver:
                             nursery.start_soon(self._serve_calls, vring, vring.call)
                     task_status.started()
+                    await trio.sleep_forever()
         finally:
             self._close()
 
@@ -222,20 +227,25 @@ class VhostTestClient:
             self._connection.close()
             self._connection = None
 
-    async def reconnect(self, *, base: int | None = None) -> None:
+    async def reconnect(self, *, bases: Sequence[int] | None = None) -> None:
         """Connect again with the same guest, as QEMU does when its backend comes back.
 
+        Like QEMU it enables the rings before anything else: a ring that starts disabled would
+        discard what it finds.
+
         Args:
-            base: first avail index of both rings; by default where each used ring stands, so that
+            bases: first avail index of each ring; by default where its used ring stands, so that
                 what the device never returned is given to it again.
         """
+        if bases is None:
+            bases = [vring.queue.used_idx() for vring in self.vrings]
         self.disconnect()
         self._connection = await Connection.open(self.path)
         await self.negotiate()
+        await self.enable(True)
         await self.share_memory()
-        for vring in self.vrings:
-            start = vring.queue.used_idx() if base is None else base
-            await self.start_vring(vring.queue.queue_idx, start)
+        for index, base in enumerate(bases):
+            await self.start_vring(index, base)
 
     @property
     def connection(self) -> Connection:
@@ -258,6 +268,10 @@ class VhostTestClient:
     async def handshake(self) -> None:
         """Everything from SET_OWNER to the first receive buffers."""
         await self.negotiate()
+        await self.start_device()
+
+    async def start_device(self) -> None:
+        """The part of the handshake that comes once the guest's driver is ready."""
         await self.share_memory()
         for vring in self.vrings:
             await self.start_vring(vring.queue.queue_idx, self.options.base)
@@ -419,6 +433,16 @@ class VhostTestClient:
         completed, self._completed = self._completed, 0
         return completed
 
+    async def wait_tx_idle(self, *, timeout: float = 2.0) -> None:
+        """Wait until the device has returned every frame and every raw chain.
+
+        Raises:
+            trio.TooSlowError: it has not in `timeout` seconds.
+        """
+        vring = self.vrings[TX_QUEUE_IDX]
+        with _deadline(timeout, lambda: f"TX: {self.pending_tx_count()} not returned"):
+            await self._until(vring, lambda: self.pending_tx_count() == 0)
+
     def pending_tx_count(self) -> int:
         """Frames that the device has not returned yet."""
         return self.tx_queue.outstanding
@@ -457,6 +481,20 @@ class VhostTestClient:
         with trio.move_on_after(timeout):
             await self._until(self.vrings[RX_QUEUE_IDX], lambda: bool(self.received))
         return bool(self.received)
+
+    async def wait_rx_used(self, count: int, *, timeout: float = 2.0) -> list[UsedBuffer]:
+        """Wait for returned receive buffers and take them as they are, whatever is in them.
+
+        The driver itself leaves the RX ring alone while the device has raw chains.
+
+        Raises:
+            trio.TooSlowError: there are fewer than `count` after `timeout` seconds.
+        """
+        queue, vring = self.rx_queue, self.vrings[RX_QUEUE_IDX]
+        with _deadline(timeout, lambda: f"RX: {queue.used_count()}/{count} returned"):
+            if not queue.enable_call(count):
+                await self._until(vring, lambda: queue.used_count() >= count)
+        return [used for _ in range(count) if (used := queue.pop_used())]
 
     def add_rx_buffer(self) -> int:
         """Give the device one more receive buffer, without a kick. Returns the head."""
@@ -506,12 +544,16 @@ class VhostTestClient:
                 await vring.progress.park()
 
     def process(self, vring: VringEnd) -> None:
-        """Do what the driver's interrupt handler does: take back every returned buffer."""
+        """Do what the driver's interrupt handler does: take back every returned buffer.
+
+        RX buffers are left where they are while the device has raw chains: no one knows here
+        what is in those.
+        """
         take = self._take_received if vring.queue.queue_idx == RX_QUEUE_IDX else self._take_sent
         while True:
             while take():
                 pass
-            if vring.call is None or not vring.queue.enable_call():
+            if vring.call is None or vring.queue.raw_outstanding or not vring.queue.enable_call():
                 break
         vring.progress.unpark_all()
 
@@ -526,6 +568,8 @@ class VhostTestClient:
         return True
 
     def _take_received(self) -> bool:
+        if self.rx_queue.raw_outstanding:
+            return False
         received = self.rx_queue.pop_frame(mergeable=self.has_feature(Feature.MRG_RXBUF))
         if received is None:
             return False
@@ -541,19 +585,26 @@ class VhostTestClient:
     # Memory
 
     def _allocate(self, lengths: Sequence[int]) -> list[Segment]:
-        """Buffers that neither touch each other nor begin at round addresses by design."""
-        return [(self.memory.alloc_buffer(length + 1, align=1), length) for length in lengths]
+        """Buffers that do not touch each other, each at whatever address comes next."""
+        segments = [(self.memory.alloc_buffer(length + 1, align=1), length) for length in lengths]
+        self._own.update(addr for addr, _ in segments)
+        return segments
 
     def _allocate_table(self, length: int) -> int | None:
         if not self.options.indirect:
             return None
-        return self.memory.alloc_buffer(DESC_SIZE * length, align=DESC_SIZE)
+        table = self.memory.alloc_buffer(DESC_SIZE * length, align=DESC_SIZE)
+        self._own.add(table)
+        return table
 
     def _free(self, chain: UsedBuffer) -> None:
-        for addr, _ in (*chain.readable, *chain.writable):
-            self.memory.free_buffer(addr)
+        """Give memory back; what a test has put into a chain itself stays the test's."""
+        addrs = {addr for addr, _ in (*chain.readable, *chain.writable)}
         if chain.table is not None:
-            self.memory.free_buffer(chain.table)
+            addrs.add(chain.table)
+        for addr in addrs & self._own:
+            self._own.remove(addr)
+            self.memory.free_buffer(addr)
 
 
 @contextlib.contextmanager

@@ -253,6 +253,11 @@ class VirtioQueue:
         """Chains that the device has."""
         return len(self._given)
 
+    @property
+    def raw_outstanding(self) -> bool:
+        """Whether the device has a chain of `offer_raw`."""
+        return any(chain.raw for chains in self._chains.values() for chain in chains)
+
     # Giving buffers to the device
 
     def add_chain(
@@ -356,9 +361,13 @@ class VirtioQueue:
         """The used index as it stands in memory."""
         return self.memory.load16(self.used_ring + 2)
 
+    def used_count(self) -> int:
+        """How many chains the device has returned that were not popped yet."""
+        return (self.used_idx() - self.last_used) & 0xFFFF
+
     def has_used(self) -> bool:
         """Whether the device has returned a chain that was not popped yet."""
-        return self.used_idx() != self.last_used
+        return self.used_count() > 0
 
     def pop_used(self) -> UsedBuffer | None:
         """Take the next returned chain and free its descriptors; None: there is none.
@@ -366,11 +375,11 @@ class VirtioQueue:
         Raises:
             DeviceError: the device returned what it does not have, or too much, or out of order.
         """
-        used_idx = self.used_idx()
-        if used_idx == self.last_used:
+        count = self.used_count()
+        if count == 0:
             return None
-        if (used_idx - self.last_used) & 0xFFFF > len(self._given):
-            raise DeviceError(f"used index {used_idx} is past what was given")
+        if count > len(self._given):
+            raise DeviceError(f"the used index is {count - len(self._given)} past what was given")
         fence()
         element = self._used_element(self.last_used)
         chain = self._take_back(element)
@@ -469,7 +478,7 @@ class VirtioQueue:
         else:
             self.write_avail_flags(0)
         fence()
-        return (self.used_idx() - self.last_used) & 0xFFFF >= after
+        return self.used_count() >= after
 
     def disable_call(self) -> None:
         """Ask for no interrupt. With EVENT_IDX: for none before the index has gone all round."""
