@@ -1,0 +1,19 @@
+"""The bits that are offered, as numbers that frontends know."""
+
+from __future__ import annotations
+
+from mvirt_net.vhost_user import OFFERED_FEATURES, OFFERED_PROTOCOL_FEATURES
+
+
+def bits(mask: int) -> set[int]:
+    return {bit for bit in range(64) if mask >> bit & 1}
+
+
+def test_virtio_features() -> None:
+    # MTU, MAC, MRG_RXBUF, STATUS, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, VERSION_1, IN_ORDER
+    assert bits(OFFERED_FEATURES) == {3, 5, 15, 16, 28, 29, 30, 32, 35}
+
+
+def test_protocol_features() -> None:
+    # MQ, REPLY_ACK, NET_MTU, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS
+    assert bits(OFFERED_PROTOCOL_FEATURES) == {0, 3, 4, 9, 13, 15}
