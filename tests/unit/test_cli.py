@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import click
 import pytest
 
 import mvirt_net
@@ -21,7 +22,8 @@ from mvirt_net.errors import MvirtNetError, SocketAccessError, SocketInUseError
 from mvirt_net.model import DaemonConfig, MacAddress, Netmask, NetworkSpec, NicSpec
 from mvirt_net.runner import RunOptions
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "mvirt-net.toml"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "mvirt-net.toml"
 ONE_NIC = ("--socket-path", "/run/vm1.sock", "--address", "10.0.0.5")
 
 
@@ -369,3 +371,32 @@ class TestFailures:
         error = capsys.readouterr().err
         assert "internal error" in error
         assert "RuntimeError: never" in error
+
+
+class TestReference:
+    """The reference in docs/ names everything there is."""
+
+    def test_flags(self) -> None:
+        text = (ROOT / "docs" / "reference" / "cli.md").read_text()
+        commands = [cli.command, *cli.command.commands.values()]
+        flags = [
+            flag
+            for command in commands
+            for parameter in command.params
+            if isinstance(parameter, click.Option)
+            for flag in (*parameter.opts, *parameter.secondary_opts)
+        ]
+        assert len(flags) > 30
+        assert [flag for flag in flags if f"`{flag}" not in text and f"{flag}\n" not in text] == []
+
+    def test_keys(self) -> None:
+        text = (ROOT / "docs" / "reference" / "config.md").read_text()
+        networks, nics = text.split("## `[[nic]]`")
+        for part, cls in ((networks, NetworkSpec), (nics, NicSpec)):
+            for field in attrs.fields(cls):
+                assert f"\n| `{field.name}` |" in part
+
+    def test_exit_codes(self) -> None:
+        text = (ROOT / "docs" / "reference" / "cli.md").read_text()
+        for code in ExitCode:
+            assert f"\n| {code.value} |" in text
