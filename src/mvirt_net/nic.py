@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import errno
 from collections.abc import Callable, Iterator
 
 import attrs
@@ -29,12 +28,7 @@ from .unix_listener import UnixListener, open_unix_listener
 TURN_TIME_LIMIT = 1.0
 """Seconds that a second frontend waits for the first one to go."""
 ACCEPT_PAUSE = 0.1
-"""Seconds before the next attempt when no connection can be accepted for want of resources."""
-
-_TEMPORARY = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED}
-)
-"""What accept(2) may report without being broken."""
+"""Seconds before the next attempt when a connection cannot be accepted, as without descriptors."""
 
 
 class NicEventKind(enum.StrEnum):
@@ -202,25 +196,23 @@ class Nic:
 
     async def _serve_listener(self, listener: UnixListener) -> None:
         """Accept frontends one by one: whoever has to wait its turn holds up those behind it."""
-        try:
-            async with trio.open_nursery() as nursery:
-                while True:
-                    sock = await self._accept(listener)
-                    settled = trio.Event()
-                    nursery.start_soon(self._serve_accepted, listener, sock, settled)
-                    await settled.wait()
-        except* Exception as group:
-            self._log.error("no longer listening", exc_info=group)
-            self._event(NicEventKind.FAULTED, "no longer listening")
+        async with trio.open_nursery() as nursery:
+            while True:
+                sock = await self._accept(listener)
+                settled = trio.Event()
+                nursery.start_soon(self._serve_accepted, listener, sock, settled)
+                await settled.wait()
 
     async def _accept(self, listener: UnixListener) -> trio.socket.SocketType:
+        """The next connection, as soon as there are the resources for it."""
+        failing = False
         while True:
             try:
                 return await listener.accept()
             except OSError as error:
-                if error.errno not in _TEMPORARY:
-                    raise
-                self._log.warning("cannot accept a frontend", reason=error.strerror)
+                if not failing:
+                    self._log.warning("cannot accept a frontend", reason=error.strerror)
+                failing = True
             await trio.sleep(ACCEPT_PAUSE)
 
     async def _serve_accepted(

@@ -1,0 +1,419 @@
+"""A NIC: one frontend after another, whatever becomes of the one before."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+from mvirt_net.dataplane import VhostNetBackend
+from mvirt_net.errors import SocketAccessError, SocketInUseError
+from mvirt_net.model import GATEWAY_MAC, DropReason, NetworkSpec, NicSpec
+from mvirt_net.nic import ACCEPT_PAUSE, TURN_TIME_LIMIT, Nic, NicEvent, NicEventKind
+from mvirt_net.unix_listener import BACKLOG, UnixListener
+from mvirt_net.vhost_user import Session
+from tests.conftest import open_files
+from tests.harness.client import TX_QUEUE_IDX, VhostTestClient
+from tests.harness.packets import GATEWAY_IP, arp_request, ethernet_frame, is_arp_reply
+from tests.harness.vhost_user import BackendHungUpError, Connection
+
+MAC = "52:54:00:12:34:56"
+IP = "10.0.0.5"
+NETWORK = NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/24")
+SPEC = NicSpec(name="vm1", network="blue", mac_address=MAC, ipv4_address=IP)
+ARP = arp_request(MAC, IP, GATEWAY_IP)
+FRAME = ethernet_frame(MAC, GATEWAY_MAC.packed, 0x0800, bytes(100))
+"""For the guest."""
+
+CONNECTED, DISCONNECTED, FAULTED = NicEventKind
+
+
+@attrs.define(eq=False)
+class Running:
+    """A NIC that listens in a nursery of its own."""
+
+    nic: Nic
+    path: Path
+    nursery: trio.Nursery
+    events: list[NicEvent]
+
+    @property
+    def kinds(self) -> list[NicEventKind]:
+        return [event.kind for event in self.events]
+
+    async def connect(self) -> VhostTestClient:
+        """A guest, handshake done."""
+        return await VhostTestClient.connect(self.nursery, self.path)
+
+    def messages(self, caplog: pytest.LogCaptureFixture) -> list[str]:
+        return [record.message for record in caplog.records if record.levelname != "INFO"]
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    path = tmp_path / "nic.sock"
+    events: list[NicEvent] = []
+    nic = Nic(attrs.evolve(SPEC, socket_path=path), NETWORK, events.append)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(nic.serve)
+        yield Running(nic, path, nursery, events)
+        await nic.aclose()
+        nursery.cancel_scope.cancel()
+    assert not path.exists()
+
+
+async def exchange(client: VhostTestClient) -> None:
+    """One frame in each direction."""
+    await client.send_packet(ARP)
+    assert is_arp_reply(await client.recv_packet())
+
+
+@contextlib.asynccontextmanager
+async def speaking(path: Path) -> AsyncIterator[Connection]:
+    """A frontend without a guest that has sent its first request."""
+    with contextlib.closing(await Connection.open(path)) as connection:
+        await connection.get_features()
+        yield connection
+
+
+class TestFrontends:
+    async def test_one_after_another_on_the_same_socket(self, running: Running) -> None:
+        file = running.path.stat().st_ino
+        for _ in range(3):
+            client = await running.connect()
+            await exchange(client)
+            await client.aclose()
+        assert running.path.stat().st_ino == file
+        assert running.nic.stats().tx_frames == 3
+        await trio.testing.wait_all_tasks_blocked()
+        assert running.kinds == [CONNECTED, DISCONNECTED] * 3
+
+    async def test_reconnects_at_once(self, running: Running) -> None:
+        client = await running.connect()
+        for _ in range(3):
+            await client.reconnect()
+            await exchange(client)
+
+    async def test_connected_means_that_something_was_said(self, running: Running) -> None:
+        nic = running.nic
+        with contextlib.closing(await Connection.open(running.path)) as connection:
+            with trio.move_on_after(0.01) as scope:
+                await nic.wait_connected()
+            assert scope.cancelled_caught
+            await connection.get_features()
+            await nic.wait_connected()
+            assert nic.connected
+        await trio.testing.wait_all_tasks_blocked()
+        assert not nic.connected
+        assert running.events == [NicEvent("vm1", CONNECTED), NicEvent("vm1", DISCONNECTED)]
+
+    async def test_m1_connect_and_close(self, running: Running) -> None:
+        for _ in range(50):
+            for _ in range(BACKLOG):
+                (await Connection.open(running.path)).close()
+            await trio.testing.wait_all_tasks_blocked()
+        await exchange(await running.connect())
+        assert running.kinds == [CONNECTED]
+
+    async def test_m2_second_is_sent_away(
+        self, running: Running, autojump_clock: object, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        first = await running.connect()
+        began = trio.current_time()
+        second = await Connection.open(running.path)
+        with contextlib.closing(second), pytest.raises(BackendHungUpError):
+            await second.get_features()
+        assert trio.current_time() - began == pytest.approx(TURN_TIME_LIMIT)
+        assert running.messages(caplog) == ["frontend sent away: another one is connected"]
+        await exchange(first)
+        assert running.kinds == [CONNECTED]
+
+    async def test_m2_second_gets_its_turn_when_the_first_goes(
+        self, running: Running, autojump_clock: object
+    ) -> None:
+        async def leave_in_time(connection: Connection) -> None:
+            await trio.sleep(TURN_TIME_LIMIT / 2)
+            connection.close()
+
+        async with speaking(running.path) as first:
+            running.nursery.start_soon(leave_in_time, first)
+            client = await running.connect()
+            assert trio.current_time() >= TURN_TIME_LIMIT / 2
+            await exchange(client)
+
+    async def test_m2_others_wait_in_the_queue_of_the_socket(
+        self, running: Running, autojump_clock: object
+    ) -> None:
+        first = await running.connect()
+        descriptors = open_files().total()
+        waiting = [await Connection.open(running.path) for _ in range(5)]
+        await trio.testing.wait_all_tasks_blocked()
+        assert open_files().total() == descriptors + len(waiting) + 1
+        await first.aclose()
+        for connection in waiting:
+            await connection.get_features()
+            connection.close()
+
+    async def test_m54_reconnects_while_frames_flow(self, running: Running) -> None:
+        client = await running.connect()
+        for _ in range(20):
+            for _ in range(10):
+                client.queue_tx(ARP)
+            client.kick(TX_QUEUE_IDX)
+            running.nic.inject(FRAME)
+            await trio.lowlevel.checkpoint()
+            client.disconnect()
+            # Where the used rings stand is certain only when nobody writes to them any more.
+            await trio.testing.wait_all_tasks_blocked()
+            await client.reconnect()
+        await trio.testing.wait_all_tasks_blocked()
+        client.received.clear()
+        await exchange(client)
+
+    async def test_socketpair(self, nursery: trio.Nursery) -> None:
+        nic = Nic(SPEC, NETWORK)
+        ours, theirs = trio.socket.socketpair()
+        nursery.start_soon(nic.serve_connection, ours)
+        with contextlib.closing(Connection(theirs)) as connection:
+            assert await connection.get_features()
+            assert nic.connected
+        await trio.testing.wait_all_tasks_blocked()
+        assert not nursery.child_tasks
+        await nic.aclose()
+
+    async def test_socketpairs_take_turns(self, nursery: trio.Nursery) -> None:
+        nic = Nic(SPEC, NETWORK)
+        for _ in range(2):
+            ours, theirs = trio.socket.socketpair()
+            nursery.start_soon(nic.serve_connection, ours)
+            with contextlib.closing(Connection(theirs)) as connection:
+                assert await connection.get_features()
+        await nic.aclose()
+
+    async def test_nic_without_socket_path(self, nursery: trio.Nursery) -> None:
+        nic = Nic(SPEC, NETWORK)
+        await nursery.start(nic.serve)
+        await nic.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not nursery.child_tasks
+
+    def test_mac_address_must_be_there(self) -> None:
+        with pytest.raises(ValueError, match="no MAC address"):
+            Nic(attrs.evolve(SPEC, mac_address=None), NETWORK)
+
+
+class TestInject:
+    async def test_to_the_guest(self, running: Running) -> None:
+        client = await running.connect()
+        assert running.nic.inject(FRAME)
+        assert await client.recv_packet() == FRAME
+
+    async def test_to_nobody(self, running: Running) -> None:
+        assert not running.nic.inject(FRAME)
+        assert running.nic.stats().drops == {DropReason.RX_RING_DOWN: 1}
+
+
+class TestFailures:
+    async def test_broken_connection(
+        self, running: Running, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with speaking(running.path) as connection:
+            await connection.send_raw(bytes(12))
+            await connection.wait_hung_up()
+        await exchange(await running.connect())
+        assert running.kinds == [CONNECTED, DISCONNECTED, CONNECTED]
+        assert "flags 0x0" in running.events[1].detail
+        [record] = [record for record in caplog.records if record.levelname != "INFO"]
+        assert record.message == "connection broken"
+        assert record.nic == "vm1"  # type: ignore[attr-defined]
+
+    async def test_m29_guest_memory_that_vanishes(
+        self, running: Running, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        client = await running.connect()
+        [memory] = client.memory.get_region_info()
+        # The harness must not look at it any more either.
+        os.ftruncate(memory.fd, 0)
+        running.nic.inject(FRAME)
+        await client.connection.wait_hung_up()
+        await exchange(await running.connect())
+        assert running.kinds == [CONNECTED, FAULTED, DISCONNECTED, CONNECTED]
+        assert running.messages(caplog) == ["guest memory lost"]
+
+    async def test_ring_broken_by_the_guest(self, running: Running) -> None:
+        client = await running.connect()
+        client.tx_queue.write_avail_idx(1000)
+        client.kick(TX_QUEUE_IDX, force=True)
+        await trio.testing.wait_all_tasks_blocked()
+        assert running.kinds == [CONNECTED, FAULTED]
+        assert running.nic.connected
+
+    async def test_bug_costs_the_connection_and_nothing_else(
+        self,
+        running: Running,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(Session, "handle", bug)
+            connection = await Connection.open(running.path)
+            with contextlib.closing(connection), pytest.raises(BackendHungUpError):
+                await connection.get_features()
+        await exchange(await running.connect())
+        assert running.events[0] == NicEvent("vm1", FAULTED, "internal error")
+        [record] = [record for record in caplog.records if record.exc_info]
+        assert record.message == "connection failed"
+
+    async def test_bug_in_the_moment_of_a_cancellation(
+        self, running: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The failure and the cancellation come out in one group, and must not escape in it."""
+
+        async def serve(_backend: object) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    bug()
+
+        monkeypatch.setattr(VhostNetBackend, "serve", serve)
+        with contextlib.closing(await Connection.open(running.path)):
+            await trio.testing.wait_all_tasks_blocked()
+            await running.nic.aclose()
+        assert running.kinds == [FAULTED]
+
+    async def test_no_descriptor_for_a_connection(
+        self, running: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def none_left(*_args: object) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "eventfd", none_left)
+            with contextlib.closing(await Connection.open(running.path)) as connection:
+                await connection.wait_hung_up()
+        await exchange(await running.connect())
+
+
+class TestListening:
+    @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOBUFS, errno.ECONNABORTED])
+    async def test_accept_that_fails_for_a_while(
+        self,
+        running: Running,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        autojump_clock: object,
+        number: int,
+    ) -> None:
+        accept, failures = UnixListener.accept, [number] * 3
+
+        async def failing_accept(listener: UnixListener) -> trio.socket.SocketType:
+            if failures:
+                raise OSError(failures.pop(), os.strerror(number))
+            return await accept(listener)
+
+        monkeypatch.setattr(UnixListener, "accept", failing_accept)
+        # The first connection still gets in by the accept that waits already.
+        await (await running.connect()).aclose()
+        began = trio.current_time()
+        await exchange(await running.connect())
+        assert trio.current_time() - began == pytest.approx(3 * ACCEPT_PAUSE)
+        assert running.messages(caplog) == ["cannot accept a frontend"]
+
+    @pytest.mark.parametrize("replacement", ["nothing", "folder", "link"])
+    async def test_m55_socket_removed_while_running(
+        self, running: Running, caplog: pytest.LogCaptureFixture, replacement: str
+    ) -> None:
+        client = await running.connect()
+        running.path.unlink()
+        if replacement == "folder":
+            running.path.mkdir()
+        elif replacement == "link":
+            running.path.symlink_to("/dev/null")
+        await exchange(client)
+        await client.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert running.messages(caplog) == ["socket was removed or replaced"]
+        if replacement == "folder":
+            running.path.rmdir()
+        elif replacement == "link":
+            running.path.unlink()
+
+    async def test_socket_in_use(self, running: Running) -> None:
+        other = Nic(attrs.evolve(SPEC, socket_path=running.path), NETWORK)
+        with pytest.raises(SocketInUseError):
+            await other.serve()
+        await other.aclose()
+        await exchange(await running.connect())
+
+    async def test_socket_path_that_cannot_be(self, tmp_path: Path) -> None:
+        nic = Nic(attrs.evolve(SPEC, socket_path=tmp_path), NETWORK)
+        with pytest.raises(SocketAccessError):
+            await nic.serve()
+        await nic.aclose()
+
+
+class TestClose:
+    async def test_connections_end(self, running: Running) -> None:
+        client = await running.connect()
+        await running.nic.aclose()
+        await client.connection.wait_hung_up()
+        assert running.kinds == [CONNECTED, DISCONNECTED]
+        assert not running.path.exists()
+
+    async def test_one_that_waits_for_its_turn(self, running: Running) -> None:
+        await running.connect()
+        with contextlib.closing(await Connection.open(running.path)) as second:
+            await trio.testing.wait_all_tasks_blocked()
+            await running.nic.aclose()
+            await second.wait_hung_up()
+
+    async def test_those_who_wait_for_a_frontend(
+        self, running: Running, nursery: trio.Nursery
+    ) -> None:
+        async def wait() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await running.nic.wait_connected()
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        await running.nic.aclose()
+
+    async def test_nothing_works_afterwards(self, running: Running) -> None:
+        nic = running.nic
+        await nic.aclose()
+        ours, theirs = trio.socket.socketpair()
+        uses: list[Callable[[], object]] = [nic.stats, lambda: nic.inject(FRAME)]
+        for use in uses:
+            with pytest.raises(trio.ClosedResourceError):
+                use()
+        waits: list[Callable[[], Awaitable[None]]] = [
+            nic.wait_connected,
+            nic.serve,
+            lambda: nic.serve_connection(ours),
+        ]
+        for wait in waits:
+            with pytest.raises(trio.ClosedResourceError):
+                await wait()
+        theirs.close()
+
+    async def test_runs_to_its_end_when_cancelled(self, running: Running) -> None:
+        client = await running.connect()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await running.nic.aclose()
+        assert scope.cancelled_caught
+        assert not running.path.exists()
+        await client.connection.wait_hung_up()
+
+
+def bug(*_args: object) -> None:
+    raise RuntimeError("a bug")
