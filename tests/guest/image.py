@@ -1,6 +1,7 @@
 """The test guest's kernel and initramfs, made of Debian packages' files.
 
-``python -m tests.guest.image`` builds them and says where they are.
+``python -m tests.guest.image`` builds them and says how QEMU is told of them. With ``shell`` on the
+kernel's command line the guest gives a shell on its console.
 """
 
 from __future__ import annotations
@@ -163,4 +164,5 @@ def _needs_of(module: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print(build_image())  # noqa: T201
+    built = build_image()
+    print(f"-kernel {built.kernel} -initrd {built.initramfs}")  # noqa: T201
