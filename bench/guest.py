@@ -1,0 +1,159 @@
+"""A guest that costs next to nothing: buffers are laid out once and given again and again.
+
+The tests' driver keeps account of each buffer, which takes longer than what is measured here. On
+these rings every descriptor is a whole chain, available in the order of the table, and the device
+completes in order, so to give `n` more buffers is to store one index.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+
+from tests.harness.client import RX_QUEUE_IDX, TX_QUEUE_IDX, VhostTestClient
+from tests.harness.memory import fence
+from tests.harness.packets import (
+    GATEWAY_IP,
+    GATEWAY_MAC,
+    arp_request,
+    dhcp_discover,
+    ethernet_frame,
+    icmp_echo_request,
+    ipv4_packet,
+)
+from tests.harness.virtio import (
+    VRING_DESC_F_WRITE,
+    VirtioNetHdr,
+    VirtioQueue,
+    VringDesc,
+)
+
+MAC = "52:54:00:12:34:56"
+IPV4 = "10.0.0.5"
+NEIGHBOUR_IPV4 = "10.0.0.6"
+
+BUFFERS = 256
+"""Different buffers in a ring, as many as a virtio-net queue of QEMU has by default; longer rings
+name them several times."""
+BUFFER_SIZE = 2048
+
+MIN_FRAME = 60
+MAX_FRAME = 1514
+"""Ethernet frames without FCS, of the least length and of an MTU of 1,500 bytes."""
+
+ARP = arp_request(MAC, IPV4, GATEWAY_IP)
+DHCP = dhcp_discover(MAC, 0x12345678)
+
+
+def ping(size: int) -> bytes:
+    """An echo request to the gateway in a frame of `size` bytes."""
+    data = bytes(size - 14 - 20 - 8)
+    return icmp_echo_request(MAC, GATEWAY_MAC, IPV4, GATEWAY_IP, 1, 1, data)
+
+
+def dropped(size: int) -> bytes:
+    """A UDP packet to a neighbour: looked at as closely as any, then dropped (no route)."""
+    packet = ipv4_packet(IPV4, NEIGHBOUR_IPV4, 17, bytes(size - 14 - 20))
+    return ethernet_frame(GATEWAY_MAC, MAC, 0x0800, packet)
+
+
+class Ring:
+    """A queue whose buffers come back in the order in which they were given.
+
+    Args:
+        queue: set up but empty; with EVENT_IDX.
+    """
+
+    def __init__(self, queue: VirtioQueue) -> None:
+        self.queue = queue
+        self._given = queue.next_avail
+        self._buffers = [queue.memory.alloc_buffer(BUFFER_SIZE) for _ in range(BUFFERS)]
+        for slot in range(queue.size):
+            queue.write_avail(slot, slot)
+
+    def load(self, frame: bytes) -> None:
+        """Make each buffer a frame for the device to take."""
+        packet = VirtioNetHdr().pack() + frame
+        for addr in self._buffers:
+            self.queue.memory.write(addr, packet)
+        self._describe(len(packet), 0)
+
+    def make_room(self) -> None:
+        """Make each buffer one for the device to write to."""
+        self._describe(BUFFER_SIZE, VRING_DESC_F_WRITE)
+
+    def _describe(self, length: int, flags: int) -> None:
+        descs = [VringDesc(addr, length, flags).pack() for addr in self._buffers]
+        repeats, rest = divmod(self.queue.size, len(descs))
+        table = b"".join(descs) * repeats + b"".join(descs[:rest])
+        self.queue.memory.write(self.queue.desc_table, table)
+
+    def give(self, count: int, *, call: bool) -> None:
+        """Give the next `count` buffers to the device.
+
+        Args:
+            call: ask for one interrupt when all of them are back; otherwise for none.
+        """
+        self._given = (self._given + count) & 0xFFFF
+        # The furthest index from being passed is the one half way round.
+        self.queue.set_used_event(self._given - 1 + (0 if call else 0x8000))
+        fence()
+        self.queue.write_avail_idx(self._given)
+
+    def outstanding(self) -> int:
+        """Buffers that the device has."""
+        return (self._given - self.queue.used_idx()) & 0xFFFF
+
+    def first_frame(self) -> bytes:
+        """The first buffer without its header, for a look at what the device wrote."""
+        return self.queue.read_rx_data(self._buffers[0], BUFFER_SIZE)
+
+
+@attrs.frozen
+class Guest:
+    """A guest connected to a NIC of the daemon: its rings, and the eventfds that it needs."""
+
+    rx: Ring
+    tx: Ring
+    kick: int
+    """Of the TX ring."""
+    rx_call: int
+    tx_call: int
+
+
+@asynccontextmanager
+async def connected_guest(path: Path) -> AsyncIterator[Guest]:
+    """Connect to a NIC. The RX ring has room to be given, the TX ring wants a frame (`Ring.load`).
+
+    No task looks at the rings: whoever uses the guest does.
+    """
+    async with trio.open_nursery() as nursery:
+        client = await VhostTestClient.connect(nursery, path, rx_buffers=0, poll_call=True)
+        with ExitStack() as stack:
+            calls = {index: eventfd(stack) for index in (RX_QUEUE_IDX, TX_QUEUE_IDX)}
+            for index, call in calls.items():
+                await client.connection.set_vring_call(index, call)
+            kick = client.vrings[TX_QUEUE_IDX].kick
+            assert kick is not None
+            guest = Guest(
+                rx=Ring(client.rx_queue),
+                tx=Ring(client.tx_queue),
+                kick=kick,
+                rx_call=calls[RX_QUEUE_IDX],
+                tx_call=calls[TX_QUEUE_IDX],
+            )
+            guest.rx.make_room()
+            yield guest
+        await client.aclose()
+
+
+def eventfd(stack: ExitStack) -> int:
+    """A new eventfd like those of a driver, closed with the stack."""
+    fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd

@@ -1,0 +1,120 @@
+"""The other processes: the daemon and its peers, and what the kernel says of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+
+ROOT = Path(__file__).parents[1]
+START_SECONDS = 30
+PATIENCE = 5
+"""Seconds after which what should have happened will not happen any more."""
+
+_NETWORK = """
+[[network]]
+name = "bench"
+ipv4_subnet = "10.0.0.0/16"
+"""
+_NIC = """
+[[nic]]
+name = "vm{index}"
+network = "bench"
+socket_path = "{path}"
+"""
+_FIRST_NIC_KEYS = """mac_address = "{mac}"
+ipv4_address = "{ipv4}"
+"""
+
+
+class BenchError(Exception):
+    """Something did not happen that should have; there is nothing to measure."""
+
+
+@attrs.frozen
+class Process:
+    """A running process, seen from outside."""
+
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """Processor time that it has used, all threads, user and kernel."""
+        # The clock that clock_getcpuclockid(3) returns; /proc/PID/stat counts in ticks of 10 ms.
+        return time.clock_gettime(~self.pid << 3 | 2)
+
+    def wake_ups(self) -> int:
+        """How often its threads have gone to sleep."""
+        return sum(
+            _number(task / "status", "voluntary_ctxt_switches")
+            for task in Path("/proc", str(self.pid), "task").iterdir()
+        )
+
+    def private_bytes(self) -> int:
+        """Its own memory: neither files nor what it shares with guests."""
+        return 1024 * _number(Path("/proc", str(self.pid), "smaps_rollup"), "Anonymous")
+
+    def open_files(self) -> int:
+        """How many file descriptors it has."""
+        return len(list(Path("/proc", str(self.pid), "fd").iterdir()))
+
+
+def _number(path: Path, key: str) -> int:
+    found = re.search(rf"^{key}:\s*(\d+)", path.read_text(), re.MULTILINE)
+    if found is None:
+        raise BenchError(f"{path} has no {key}")
+    return int(found[1])
+
+
+@contextmanager
+def run_python(*args: str, pass_fds: Sequence[int] = ()) -> Iterator[Process]:
+    """Run ``python ARGS`` from the root of the project; it is killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, *args], cwd=ROOT, stdin=subprocess.DEVNULL, pass_fds=pass_fds
+    )
+    try:
+        yield Process(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def socket_path(folder: Path, index: int) -> Path:
+    """Where NIC number `index` of `run_daemon` listens."""
+    return folder / f"vm{index}.sock"
+
+
+@contextmanager
+def run_daemon(folder: Path, nics: int, *, mac: str, ipv4: str) -> Iterator[Process]:
+    """``mvirt-net serve``, ready.
+
+    Args:
+        folder: for its configuration and its sockets.
+        nics: how many it has, in one network.
+        mac, ipv4: of the first one.
+    """
+    config = folder / "bench.toml"
+    text = _NETWORK
+    for index in range(nics):
+        text += _NIC.format(index=index, path=socket_path(folder, index))
+        text += _FIRST_NIC_KEYS.format(mac=mac, ipv4=ipv4) if index == 0 else ""
+    config.write_text(text)
+    command = ("-m", "mvirt_net", "serve", "--quiet", "--config", str(config), "--ready-fd")
+    ready, ready_of_daemon = os.pipe()
+    with (
+        os.fdopen(ready, "rb") as readable,
+        os.fdopen(ready_of_daemon, "wb") as writable,
+        run_python(*command, str(ready_of_daemon), pass_fds=[ready_of_daemon]) as process,
+    ):
+        # Now only the daemon has the other end: if it dies there is an end of file.
+        writable.close()
+        if not select.select([readable], [], [], START_SECONDS)[0] or not readable.read(1):
+            raise BenchError("the daemon did not start, its log is above")
+        yield process
