@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import wait_all_tasks_blocked
 
 import mvirt_net
 from mvirt_net import DropReason
@@ -31,6 +31,9 @@ from tests.harness.packets import (
 )
 from tests.harness.vhost_user import BackendRefusedError, Feature, ProtocolFeature
 from tests.harness.virtio import VirtioNetHdr
+
+pytestmark = pytest.mark.usefixtures("autojump_clock")
+"""Time stands still while anybody has anything to do, so no time-out depends on the machine."""
 
 MAC = "52:54:00:12:34:56"
 IP = "10.0.0.5"
@@ -200,11 +203,11 @@ async def test_mergeable_frame_for_which_there_is_no_room(backend: TestBackend) 
 
 @pytest.mark.parametrize("features", [PLAIN, DEFAULT_FEATURES], ids=["flags", "event_idx"])
 async def test_refills_need_no_kick(backend: TestBackend, features: int) -> None:
+    """The device hears of receive buffers only when it has run out of them."""
     client = await backend.connect(features=features)
-    kicks = client.vrings[RX_QUEUE_IDX].kicks
     for _ in range(40):
         await ping(client)
-    assert client.vrings[RX_QUEUE_IDX].kicks == kicks
+    assert client.vrings[RX_QUEUE_IDX].kicks == 0
 
 
 @pytest.mark.parametrize("features", [PLAIN, DEFAULT_FEATURES], ids=["flags", "event_idx"])
@@ -265,9 +268,7 @@ async def test_all_replies_of_a_burst_cost_one_interrupt(backend: TestBackend) -
 
 @pytest.mark.parametrize("poll_call", [False, True], ids=["call", "no call"])
 @pytest.mark.parametrize("poll_kick", [False, True], ids=["kick", "no kick"])
-async def test_polling(
-    backend: TestBackend, autojump_clock: MockClock, poll_kick: bool, poll_call: bool
-) -> None:
+async def test_polling(backend: TestBackend, poll_kick: bool, poll_call: bool) -> None:
     client = await backend.connect(poll_kick=poll_kick, poll_call=poll_call)
     for _ in range(3):
         await ping(client)
