@@ -22,7 +22,7 @@ def attach_lines(nic: NicSpec, network: NetworkSpec) -> list[str]:
     """
     assert nic.socket_path is not None
     # The VM may be started from another folder.
-    socket = Path.cwd() / nic.socket_path
+    socket = nic.socket_path.absolute()
     return [
         f"# {nic.name}: network {network.name}, {_addresses(nic)}",
         shlex.join(_qemu(nic, network, socket)),
