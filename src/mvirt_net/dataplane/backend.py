@@ -35,9 +35,9 @@ from .fds import close_fd, close_fds
 from .packet import Service
 from .services import UNSERVED
 
-POLL_INTERVAL = 0.001
+POLL_INTERVAL = 0.005
 """Seconds between looks at a ring whose driver does not kick (no-descriptor bit of
-SET_VRING_KICK): a delay that a ping can bear, for less than 1 % of a processor."""
+SET_VRING_KICK): a delay that a ping can bear, for 200 wake-ups a second."""
 PUNTS_PER_TURN = 8
 """Slow-path frames answered before other tasks get a turn; DHCP takes some 100 µs each."""
 REFUSALS_LOGGED = 20
@@ -87,7 +87,8 @@ class VhostNetBackend:
         port: the NIC's; borrowed until `serve` ends.
         mac: the NIC's MAC address, for the configuration space.
         mtu: of the network, in bytes, for the configuration space.
-        services: who answers which slow-path frames.
+        services: makes those who answer slow-path frames on a link of a given MTU: at first the
+            network's, then a smaller one if the frontend sets it.
         on_connected: called once, when the frontend has sent its first request.
         on_fault: called with one line when the guest breaks a ring.
         log: where events go, bound to what names the NIC.
@@ -100,7 +101,7 @@ class VhostNetBackend:
         *,
         mac: MacAddress,
         mtu: int,
-        services: Mapping[PuntKind, Service],
+        services: Callable[[int], Mapping[PuntKind, Service]],
         on_connected: Callable[[], None] = lambda: None,
         on_fault: Callable[[str], None] = lambda _detail: None,
         log: structlog.stdlib.BoundLogger | None = None,
@@ -109,7 +110,8 @@ class VhostNetBackend:
         self._port = port
         self._mac = mac
         self._mtu = mtu
-        self._services = services
+        self._make_services = services
+        self._services = services(mtu)
         self._on_connected = on_connected
         self._on_fault = on_fault
         self._log = log or get_logger(__name__)
@@ -132,7 +134,9 @@ class VhostNetBackend:
             ExceptionGroup: anything else, which is a bug.
         """
         with self._sock:
-            device = VhostDevice(self._port, wake=self._wake, release_fd=_release_fd)
+            device = VhostDevice(
+                self._port, wake=self._wake, on_mtu=self._limit_mtu, release_fd=_release_fd
+            )
             with contextlib.closing(device):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._control, device, nursery.cancel_scope)
@@ -211,6 +215,10 @@ class VhostNetBackend:
             self._log.warning("request refused", reason=reason)
         if self._refusals == REFUSALS_LOGGED:
             self._log.warning("further refused requests of this connection are not logged")
+
+    def _limit_mtu(self, mtu: int) -> None:
+        """DHCP must not promise more than the driver was told (RFC 2132, 5.1: option 26)."""
+        self._services = self._make_services(min(mtu, self._mtu))
 
     def _wake(self, index: int) -> None:
         self._bells[index].ring()
