@@ -35,7 +35,7 @@ COLUMNS = ("frames/s", "µs a frame", "÷ peer", "± %")
 
 CONSTANT = "peer: a reply that is always the same"
 INLINE_NOTES = (
-    f"Ring → core → service → core → ring in one process, {BATCH} frames at a time; processor time.",
+    f"Ring → core → service → core → ring in one process, {BATCH} at a time; processor time.",
     "Peer: the same way with a service that does nothing but return a reply.",
 )
 SOCKET = "peer: ARP, a trio task on a socket, {} in flight"
@@ -89,7 +89,7 @@ def inline(scale: Scale) -> Table:
     """The table of answers without a daemon."""
     network = NetworkSpec(name="bench", ipv4_subnet=IPv4Network((IPV4, 24), strict=False))
     nic = NicSpec(name="vm0", network="bench", mac_address=MAC, ipv4_address=IPV4)
-    services = services_for(nic, network)
+    services = services_for(nic, network, network.mtu)
     with open_rig(features=VERSION_1 | EVENT_IDX, regions=[Region(0, 2 << 20)]) as rig:
         rig.start()
         path = Inline(rig.port, Ring(rig.rx), Ring(rig.tx))

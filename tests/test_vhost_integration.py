@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.harness import GATEWAY_IP, GATEWAY_MAC, TestBackend, VhostTestClient
-from tests.harness.client import TX_QUEUE_IDX
+from tests.harness.client import DEFAULT_PROTOCOL_FEATURES, TX_QUEUE_IDX
 from tests.harness.packets import (
     BROADCAST_MAC,
     DhcpMessageType,
@@ -25,7 +25,7 @@ from tests.harness.packets import (
     parse_dhcp_response,
     parse_icmp_echo_reply,
 )
-from tests.harness.vhost_user import Feature
+from tests.harness.vhost_user import Feature, ProtocolFeature
 
 pytestmark = pytest.mark.usefixtures("autojump_clock")
 """Time stands still while anybody has anything to do, so no time-out depends on the machine."""
@@ -209,3 +209,17 @@ async def test_dhcp_full_flow(nursery: trio.Nursery) -> None:
     assert (ack.message_type, ack.xid) == (DhcpMessageType.ACK, xid)
     assert ack.your_ip == offer.your_ip
     assert_lease(ack)
+
+
+@pytest.mark.parametrize(("frontends", "promised"), [(1400, 1400), (1500, 1500), (9000, 1500)])
+async def test_dhcp_promises_no_more_than_the_frontend_told_its_driver(
+    nursery: trio.Nursery, frontends: int, promised: int
+) -> None:
+    """QEMU's host_mtu comes as NET_SET_MTU; option 26 must not exceed what the NIC carries."""
+    backend = await TestBackend.start(nursery, MAC, ipv4=IP, mtu=1500)
+    client = await backend.connect(
+        protocol_features=DEFAULT_PROTOCOL_FEATURES | ProtocolFeature.NET_MTU
+    )
+    await client.connection.set_mtu(frontends)
+    await client.send_packet(dhcp_discover(MAC, 1))
+    assert parse_dhcp_response(await client.recv_packet(timeout=2.0)).mtu == promised

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import enum
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import attrs
 import trio
@@ -71,7 +72,7 @@ class Nic:
         self.spec = spec
         self._mac: MacAddress = spec.mac_address
         self._mtu = network.mtu
-        self._services = services_for(spec, network)
+        self._services = partial(services_for, spec, network)
         self._publish = publish
         self._log = get_logger(__name__).bind(nic=spec.name)
         self._port = Port(self._mac)

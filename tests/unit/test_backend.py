@@ -78,7 +78,7 @@ class Serving:
             self.port,
             mac=MAC,
             mtu=1500,
-            services=self.services,
+            services=lambda _mtu: self.services,
             on_connected=self.count_connection,
             on_fault=self.faults.append,
         )

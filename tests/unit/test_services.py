@@ -22,7 +22,7 @@ NIC = NicSpec(name="vm1", network="blue", mac_address=MAC, ipv4_address=IP)
 
 def ask(kind: PuntKind, frame: bytes, **network: Any) -> bytes | DropReason:
     spec = NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/24", **network)
-    return services_for(NIC, spec)[kind].handle(frame)
+    return services_for(NIC, spec, spec.mtu)[kind].handle(frame)
 
 
 def offer(**network: Any) -> Any:
@@ -33,12 +33,12 @@ def offer(**network: Any) -> Any:
 
 def test_none_without_an_address() -> None:
     nic = NicSpec(name="vm1", network="blue", mac_address=MAC)
-    assert not services_for(nic, NetworkSpec(name="blue"))
+    assert not services_for(nic, NetworkSpec(name="blue"), 1500)
 
 
 def test_all_with_one() -> None:
     network = NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/24")
-    assert set(services_for(NIC, network)) == set(PuntKind)
+    assert set(services_for(NIC, network, network.mtu)) == set(PuntKind)
 
 
 def test_arp_for_the_gateway_alone() -> None:

@@ -429,6 +429,7 @@ class TestConfig:
         frontend = negotiated()
         frontend.acked(Request.NET_SET_MTU, u64(9000))
         assert self.read(frontend, 10, 2) == (9000).to_bytes(2, "little")
+        assert frontend.device.mtu == 9000
 
     @pytest.mark.parametrize("mtu", [68, 65535])
     def test_extreme_mtu(self, mtu: int) -> None:

@@ -103,6 +103,7 @@ class FakeDevice:
         self._descriptors = fds
         self.refuse: set[str] = set()
         self.features = 0
+        self.mtu: int | None = None
         self.regions: list[MemoryRegion] = []
         self.running: dict[int, tuple[int, VringAddr]] = {}
         self.started: list[tuple[int, int | None]] = []
@@ -116,6 +117,7 @@ class FakeDevice:
         """Everything that a refused request must not change."""
         return (
             self.features,
+            self.mtu,
             tuple(self.regions),
             dict(self.running),
             len(self.started),
@@ -123,6 +125,9 @@ class FakeDevice:
             dict(self.owned),
             set(self.polled),
         )
+
+    def set_mtu(self, mtu: int) -> None:
+        self.mtu = mtu
 
     def set_features(self, features: int) -> None:
         assert not self.running

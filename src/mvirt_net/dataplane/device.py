@@ -49,6 +49,7 @@ class VhostDevice:
     Args:
         port: the NIC's; it stays the caller's and is left without rings, memory and descriptors.
         wake: called with a ring's index when its task should look at it again.
+        on_mtu: called with the MTU that the frontend has given its driver.
         release_fd: closes a descriptor on which a task may be waiting.
 
     Raises:
@@ -60,10 +61,12 @@ class VhostDevice:
         port: Port,
         *,
         wake: Callable[[int], None],
+        on_mtu: Callable[[int], None] = lambda _mtu: None,
         release_fd: Callable[[int], None] = close_fd,
     ) -> None:
         self._port = port
         self._wake = wake
+        self._on_mtu = on_mtu
         self._release_fd = release_fd
         self._fds = {RX_QUEUE: VringFds(), TX_QUEUE: VringFds()}
         self.fault_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -93,6 +96,9 @@ class VhostDevice:
     def set_features(self, features: int) -> None:
         with _refusing():
             self._port.set_features(features)
+
+    def set_mtu(self, mtu: int) -> None:
+        self._on_mtu(mtu)
 
     def set_memory_table(self, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> None:
         memory = GuestMemory.empty(self.fault_fd)

@@ -54,7 +54,7 @@ _SOURCE_ROUTES = frozenset({131, 137})
 _GATEWAY_IPV4 = GATEWAY_IPV4.packed
 
 
-class Malformed(ValueError):  # noqa: N818 (named after what it says of the bytes)
+class Malformed(ValueError):
     """The bytes are not what they claim to be. The only exception that this module lets out."""
 
 

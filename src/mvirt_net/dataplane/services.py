@@ -19,12 +19,13 @@ UNSERVED: Mapping[PuntKind, DropReason] = {
 """How a frame is counted for which a NIC has no service."""
 
 
-def services_for(nic: NicSpec, network: NetworkSpec) -> Mapping[PuntKind, Service]:
+def services_for(nic: NicSpec, network: NetworkSpec, mtu: int) -> Mapping[PuntKind, Service]:
     """The services of a NIC; none at all when it has no IPv4 address.
 
     Args:
         nic: with its MAC address filled in.
         network: the one that it is in.
+        mtu: what the NIC carries, in bytes; at most the network's.
     """
     if nic.ipv4_address is None or nic.mac_address is None:
         return {}
@@ -34,7 +35,7 @@ def services_for(nic: NicSpec, network: NetworkSpec) -> Mapping[PuntKind, Servic
         PuntKind.DHCPV4: Dhcpv4Server(
             nic.mac_address,
             nic.ipv4_address,
-            mtu=network.mtu,
+            mtu=mtu,
             netmask=(subnet or IPv4Network(nic.ipv4_address)).netmask,
             dns_servers=network.dns_servers,
             ntp_servers=network.ntp_servers,

@@ -19,6 +19,9 @@ class Device(Protocol):
     def set_features(self, features: int) -> None:
         """The virtio features agreed on; no vring runs."""
 
+    def set_mtu(self, mtu: int) -> None:
+        """The driver was told to send and expect packets of at most `mtu` bytes."""
+
     def set_memory_table(self, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> None:
         """Replace all memory. A running vring must be within the new memory. Borrows `fds`."""
 

@@ -296,6 +296,7 @@ class Session:
     def _net_set_mtu(self, message: U64, _fds: list[int]) -> None:
         if not MIN_MTU <= message.value <= MAX_MTU:
             raise RequestRefused(f"MTU {message.value}")
+        self._device.set_mtu(message.value)
         self._mtu = message.value
 
     def _get_config(self, message: ConfigAccess, _fds: list[int]) -> bytes:
