@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import select
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import attrs
 
 from .figures import Row, Scale, Table, quantile, ratio, spread, take_turns
 from .guest import ARP, IPV4, MAC, MIN_FRAME, Guest, connected_guest, dropped, eventfd, ping
-from .processes import PATIENCE, BenchError, run_daemon, run_python, socket_path
+from .processes import PATIENCE, BenchError, Process, run_daemon, run_python, socket_path
 
 PAUSE_NS = 100_000
 """Between a call and the next kick, so that the other end is asleep again. It is spent busily, for
@@ -24,10 +25,10 @@ the processor of this end shall stay awake."""
 EPOLL = "peer: a bare epoll loop"
 TRIO = "peer: a bare trio task"
 
-COLUMNS = ("p50 µs", "p99 µs", "p50 ÷ trio", "p99 ÷ trio", "p50 ÷ epoll", "± %")
+COLUMNS = ("p50 µs", "p99 µs", "p50 ÷ trio", "p99 ÷ trio", "± %", "CPU µs", "CPU ÷ trio")
 NOTES = (
-    "From before the write of the kick eventfd until after the read of the call eventfd, in another"
-    " process.",
+    "From before the write of the kick to after the read of the call, seen from another process.",
+    "CPU: processor time of the other end for each, going to sleep again included.",
 )
 
 
@@ -36,11 +37,13 @@ class End:
     """The other end of the loop.
 
     Args:
+        process: what it runs in.
         kick, call: its eventfds.
         begin_turn: called before a turn.
         give: called before each kick, outside the time that is measured.
     """
 
+    process: Process
     kick: int
     call: int
     begin_turn: Callable[[], None] = lambda: None
@@ -48,20 +51,28 @@ class End:
 
 
 @attrs.frozen
-class Latency:
-    """Quantiles of one turn, in microseconds."""
+class Turn:
+    """What one turn gave, in microseconds.
+
+    Args:
+        p50, p99: quantiles of the round trips.
+        cpu: processor time of the other end for each.
+    """
 
     p50: float
     p99: float
+    cpu: float
 
 
-def measure(end: End, count: int) -> Latency:
+def measure(end: End, count: int) -> Turn:
     """Kick and wait for the call, `count` times."""
     end.begin_turn()
     ready = select.poll()
     ready.register(end.call, select.POLLIN)
+    before = end.process.cpu_seconds()
     times = [_round_trip(end, ready) for _ in range(count)]
-    return Latency(quantile(times, 0.5), quantile(times, 0.99))
+    cpu = 1e6 * (end.process.cpu_seconds() - before) / count
+    return Turn(quantile(times, 0.5), quantile(times, 0.99), cpu)
 
 
 def _round_trip(end: End, ready: select.poll) -> float:
@@ -83,12 +94,12 @@ async def round_trips(scale: Scale) -> Table:
     with TemporaryDirectory(prefix="mvirt-net-") as name, ExitStack() as stack:
         folder = Path(name)
         ends = {EPOLL: _peer("epoll", stack), TRIO: _peer("trio", stack)}
-        stack.enter_context(run_daemon(folder, 1, mac=MAC, ipv4=IPV4))
+        daemon = stack.enter_context(run_daemon(folder, 1, mac=MAC, ipv4=IPV4))
         async with connected_guest(socket_path(folder, 0)) as guest:
             ends |= {
-                "frame dropped in C → TX call": _completion(guest, dropped(MIN_FRAME)),
-                "ARP request → RX call, reply there": _echo(guest, ARP),
-                "ping → RX call, reply there": _echo(guest, ping(98)),
+                "frame dropped in C → TX call": _completion(daemon, guest, dropped(MIN_FRAME)),
+                "ARP request → RX call, reply there": _echo(daemon, guest, ARP),
+                "ping → RX call, reply there": _echo(daemon, guest, ping(98)),
             }
             subjects = {
                 name: partial(measure, end, scale.round_trips) for name, end in ends.items()
@@ -97,47 +108,44 @@ async def round_trips(scale: Scale) -> Table:
 
 
 def _peer(name: str, stack: ExitStack) -> End:
-    end = End(eventfd(stack), eventfd(stack))
-    fds = (end.kick, end.call)
-    stack.enter_context(run_python("-m", "bench.peers", name, *map(str, fds), pass_fds=fds))
-    return end
+    kick, call = fds = eventfd(stack), eventfd(stack)
+    command = ("-m", "bench.peers", name, *map(str, fds))
+    return End(stack.enter_context(run_python(*command, pass_fds=fds)), kick, call)
 
 
-def _completion(guest: Guest, frame: bytes) -> End:
+def _completion(daemon: Process, guest: Guest, frame: bytes) -> End:
     """Until the device returns the buffer of a frame."""
-    return End(
-        guest.kick,
-        guest.tx_call,
-        partial(guest.tx.load, frame),
-        partial(guest.tx.give, 1, call=True),
-    )
+    load, give = partial(guest.tx.load, frame), partial(guest.tx.give, 1, call=True)
+    return End(daemon, guest.kick, guest.tx_call, load, give)
 
 
-def _echo(guest: Guest, frame: bytes) -> End:
+def _echo(daemon: Process, guest: Guest, frame: bytes) -> End:
     """Until the reply to a frame is there."""
 
     def give() -> None:
         guest.rx.give(1, call=True)
         guest.tx.give(1, call=False)
 
-    return End(guest.kick, guest.rx_call, partial(guest.tx.load, frame), give)
+    return End(daemon, guest.kick, guest.rx_call, partial(guest.tx.load, frame), give)
 
 
-def _table(results: dict[str, list[Latency]]) -> Table:
-    p50 = {name: [turn.p50 for turn in turns] for name, turns in results.items()}
-    p99 = {name: [turn.p99 for turn in turns] for name, turns in results.items()}
-    rows = [
-        Row(
-            name,
-            {
-                "p50 µs": quantile(p50[name], 0.5),
-                "p99 µs": quantile(p99[name], 0.5),
-                "p50 ÷ trio": ratio(p50[name], p50[TRIO]),
-                "p99 ÷ trio": ratio(p99[name], p99[TRIO]),
-                "p50 ÷ epoll": ratio(p50[name], p50[EPOLL]),
-                "± %": spread(p50[name]),
-            },
-        )
-        for name in results
-    ]
+def _table(results: dict[str, list[Turn]]) -> Table:
+    rows = []
+    for name, turns in results.items():
+        p50, p99, cpu = _columns(turns)
+        trio_p50, trio_p99, trio_cpu = _columns(results[TRIO])
+        cells = {
+            "p50 µs": statistics.median(p50),
+            "p99 µs": statistics.median(p99),
+            "p50 ÷ trio": ratio(p50, trio_p50),
+            "p99 ÷ trio": ratio(p99, trio_p99),
+            "± %": spread(p50),
+            "CPU µs": statistics.median(cpu),
+            "CPU ÷ trio": ratio(cpu, trio_cpu),
+        }
+        rows.append(Row(name, cells))
     return Table("roundtrip", "Kick → call round trip", COLUMNS, rows, NOTES)
+
+
+def _columns(turns: Sequence[Turn]) -> tuple[list[float], list[float], list[float]]:
+    return [t.p50 for t in turns], [t.p99 for t in turns], [t.cpu for t in turns]
