@@ -14,7 +14,8 @@ C_HEADERS := $(wildcard src/mvirt_net/ffi/*.h)
 BUILD_INPUTS := $(C_SOURCES) $(C_HEADERS) src/mvirt_net/ffi/build.py setup.py
 PY_FILES := src tests bench setup.py
 
-.PHONY: help run demo test unit lint format bench sanitize clean
+.PHONY: help run demo test unit format bench sanitize clean
+.PHONY: lint lint-format lint-python lint-types lint-imports lint-c
 help:
 	@echo "make run       start the daemon on $(CONFIG) and say how to attach a VM"
 	@echo "make demo      boot a Debian guest, give it its address and ping the gateway"
@@ -79,16 +80,28 @@ test: .make/package .make/tools .make/system-test
 unit: .make/package .make/tools
 	$(PYTEST) -m 'not guest'
 
-lint: .make/package .make/tools
+# Parts of their own, so that `make -k lint` goes through all of them.
+lint: lint-format lint-python lint-types lint-imports lint-c
+
+lint-format: .make/tools
 	$(BIN)/ruff format --check $(PY_FILES)
+
+lint-python: .make/tools
 	$(BIN)/ruff check $(PY_FILES)
+
+lint-types: .make/package .make/tools
 	$(BIN)/mypy
+
+lint-imports: .make/package .make/tools
 	$(BIN)/lint-imports --no-cache
+
+# With all compilers that are there; the flags are those of the build.
+lint-c: .make/tools
 	@for cc in gcc clang; do command -v $$cc >/dev/null || continue; \
-	flags=$$(cd src/mvirt_net/ffi && ../../../$(BIN)/python -c \
+	flags=$$(cd src/mvirt_net/ffi && $(CURDIR)/$(BIN)/python -c \
 	'import build; print(*build.FLAGS, *build.WARNINGS)') || exit; \
-	for file in $(C_SOURCES); do \
-	echo "$$cc $$file"; $$cc $$flags -Wconversion -Werror -c -o /dev/null $$file || exit; done; done
+	for file in $(C_SOURCES) $(wildcard bench/*.c); do echo "$$cc -Werror $$file"; \
+	$$cc $$flags -Wconversion -Werror -c -o /dev/null $$file || exit; done; done
 
 format: .make/tools
 	$(BIN)/ruff format $(PY_FILES)
