@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import attrs
 import trio
 
+from mvirt_net.dataplane.backend import POLL_INTERVAL
 from tests.harness.client import VhostTestClient
 from tests.harness.packets import is_arp_reply
 
@@ -24,14 +25,14 @@ NOTES = (
 )
 NO_NIC = "daemon without NICs"
 PEER = "peer: a trio program that sleeps"
-TICKING_PEER = "peer: one that wakes up 1000 times/s"
+TICKING_PEER = "peer: one that wakes up as often as a poll"
 _SLEEP = "import trio; trio.run(trio.sleep_forever)"
-_TICK = """
+_TICK = f"""
 import trio
 
 async def tick():
     while True:
-        await trio.sleep(0.001)
+        await trio.sleep({POLL_INTERVAL})
 
 trio.run(tick)
 """
