@@ -338,14 +338,6 @@ def test_m28_memory_that_the_device_refuses() -> None:
     assert_refused(prepare, Request.ADD_MEM_REG, single_region(UPPER), fds=1)
 
 
-def test_m30_more_memory_than_any_guest_has() -> None:
-    table = mem_table(*[MemoryRegion(n << 46, 1 << 46, n << 46, 0) for n in range(8)])
-    assert_refused(negotiated, Request.SET_MEM_TABLE, table, fds=8)
-    half = MemoryRegion(0, 1 << 43, 0, 0)
-    rest = MemoryRegion(1 << 43, (1 << 43) + 4096, 1 << 43, 0)
-    assert_refused(negotiated, Request.SET_MEM_TABLE, mem_table(half, rest), fds=2)
-
-
 def test_m32_memory_table_that_drops_a_running_vring() -> None:
     assert_refused(running, Request.SET_MEM_TABLE, mem_table(UPPER), fds=1)
 

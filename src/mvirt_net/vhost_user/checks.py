@@ -16,9 +16,6 @@ MIN_VRING_SIZE = 2
 MAX_VRING_SIZE = 32768
 """Virtio 1.2, 2.7. A size is a power of two."""
 
-MAX_MEMORY = 1 << 44
-"""Most guest memory of one frontend, in bytes (16 TiB): address space is finite, and shared."""
-
 PAGE_SIZE = 4096
 """Smallest page, in bytes: frontends map memory too, so regions begin and end on pages."""
 
@@ -53,8 +50,6 @@ def check_regions(regions: Sequence[MemoryRegion]) -> None:
     """Raises RequestRefused unless these regions can be one memory table."""
     for region in regions:
         _check_region(region)
-    if sum(region.size for region in regions) > MAX_MEMORY:
-        raise RequestRefused(f"more than {MAX_MEMORY} bytes of memory")
     _refuse_overlaps("guest addresses", ((r.guest_addr, r.size) for r in regions))
     _refuse_overlaps("user addresses", ((r.user_addr, r.size) for r in regions))
 
