@@ -243,17 +243,8 @@ class Nic:
     async def _serve_frontend(self, sock: trio.socket.SocketType) -> None:
         """Serve a frontend whose turn it is; all its failures end here."""
         reason = ""
-        self._backend = VhostNetBackend(
-            sock,
-            self._port,
-            mac=self._mac,
-            mtu=self._mtu,
-            services=self._services,
-            on_connected=self._set_connected,
-            on_fault=lambda detail: self._event(NicEventKind.FAULTED, detail),
-            log=self._log,
-        )
         try:
+            self._backend = self._make_backend(sock)
             await self._backend.serve()
         except* ConnectionBroken as group:
             reason = str(group.exceptions[0])
@@ -269,6 +260,18 @@ class Nic:
         finally:
             self._backend = None
             self._set_disconnected(reason)
+
+    def _make_backend(self, sock: trio.socket.SocketType) -> VhostNetBackend:
+        return VhostNetBackend(
+            sock,
+            self._port,
+            mac=self._mac,
+            mtu=self._mtu,
+            services=self._services,
+            on_connected=self._set_connected,
+            on_fault=partial(self._event, NicEventKind.FAULTED),
+            log=self._log,
+        )
 
     def _set_connected(self) -> None:
         self._connected = True
