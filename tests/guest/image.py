@@ -60,8 +60,6 @@ FILES = (
     "sbin/dhclient",
     "sbin/dhclient-script",
     "sbin/udhcpc",
-    "usr/bin/base64",
-    "usr/bin/timeout",
 )
 """What the image takes of the packages, besides all shared libraries."""
 

@@ -27,19 +27,24 @@ class Configuration:
 
 async def lease_by_udhcpc(guest: Guest, nic: str = "eth0") -> str:
     """Get a lease by busybox's client with Debian's script; returns what it printed."""
-    return await guest.run(f"udhcpc -i {nic} -n -q", timeout=60)
+    return await guest.run(f"udhcpc -i {nic} -n -q")
 
 
 async def lease_by_dhclient(guest: Guest, nic: str = "eth0") -> str:
     """Get a lease by ISC's client, which goes on in the background; returns what it printed."""
-    return await guest.run(f"dhclient -1 -v {nic}", timeout=60)
+    return await guest.run(f"dhclient -1 -v {nic}")
 
 
 async def configuration(guest: Guest, nic: str = "eth0") -> Configuration:
     """What `nic` looks like now."""
-    (link,) = json.loads(await guest.run(f"ip -json address show dev {nic}"))
-    routes = json.loads(await guest.run(f"ip -json -4 route show default dev {nic}"))
-    resolv_conf = await guest.run("cat /etc/resolv.conf 2>/dev/null || true")
+    # Each of ip's answers is one line of JSON.
+    addresses, routes, *resolv_conf = (
+        await guest.run(
+            f"ip -json address show dev {nic}; ip -json -4 route show default dev {nic}\n"
+            "cat /etc/resolv.conf 2> /dev/null || true"
+        )
+    ).splitlines()
+    (link,) = json.loads(addresses)
     return Configuration(
         addresses=[
             f"{info['local']}/{info['prefixlen']}"
@@ -47,8 +52,8 @@ async def configuration(guest: Guest, nic: str = "eth0") -> Configuration:
             if info["family"] == "inet"
         ],
         mtu=link["mtu"],
-        default_gateways=[route["gateway"] for route in routes],
-        name_servers=re.findall(r"^nameserver (\S+)$", resolv_conf, re.MULTILINE),
+        default_gateways=[route["gateway"] for route in json.loads(routes)],
+        name_servers=[line.split()[1] for line in resolv_conf if line.startswith("nameserver ")],
     )
 
 
@@ -68,7 +73,7 @@ async def forget(guest: Guest, nic: str = "eth0") -> None:
 
 async def ping(guest: Guest, options: str = "-c 3 -i 0.2", nic: str = "eth0") -> int:
     """Ping the gateway through `nic`; returns the number of answers."""
-    output = await guest.try_run(f"ping -n -W 5 -I {nic} {options} {GATEWAY}", timeout=60)
+    output = await guest.try_run(f"ping -n -W 5 -I {nic} {options} {GATEWAY}")
     found = _RECEIVED.search(output.text)
     if found is None:
         raise GuestError(f"ping did not run:\n{output.text}")
@@ -77,7 +82,7 @@ async def ping(guest: Guest, options: str = "-c 3 -i 0.2", nic: str = "eth0") ->
 
 async def wait_for_gateway(guest: Guest, nic: str = "eth0") -> None:
     """Ping the gateway until it answers."""
-    await guest.wait_until(f"ping -n -c 1 -W 1 -I {nic} {GATEWAY} > /dev/null", timeout=60)
+    await guest.wait_until(f"ping -n -c 1 -W 1 -I {nic} {GATEWAY} > /dev/null")
 
 
 async def wait_for_carrier(guest: Guest, *, up: bool, nic: str = "eth0") -> None:

@@ -99,7 +99,7 @@ class Guest:
     _one_command: trio.Lock = attrs.Factory(trio.Lock)
     _boot_id: str = ""
 
-    async def run(self, command: str, *, timeout: float = 30) -> str:
+    async def run(self, command: str, *, timeout: float = 60) -> str:
         """Run a shell command in the guest.
 
         Args:
@@ -117,21 +117,21 @@ class Guest:
             raise GuestError(f"status {output.status} of: {command}\n{output.text}")
         return output.text
 
-    async def try_run(self, command: str, *, timeout: float = 30) -> Output:
+    async def try_run(self, command: str, *, timeout: float = 60) -> Output:
         """Like `run`, but any status will do."""
         async with self._one_command:
             self._last_command += 1
             number = str(self._last_command)
             packed = base64.b64encode(command.encode()).decode()
             with self._answer_within(timeout + _ANSWER_SECONDS, f"to: {command}"):
-                await self._agent.send(f"{number} {timeout} {packed}")
+                await self._agent.send(f"{number} {timeout:.0f} {packed}")
                 # An answer to an earlier, cancelled command may come first.
                 while (words := (await self._agent.receive()).split())[:2] != ["done", number]:
                     pass
         text = base64.b64decode(words[3]).decode(errors="replace") if len(words) > 3 else ""
         return Output(int(words[2]), text)
 
-    async def wait_until(self, command: str, *, timeout: float = 30) -> None:
+    async def wait_until(self, command: str, *, timeout: float = 60) -> None:
         """Wait in the guest until `command` ends with status 0.
 
         Raises:

@@ -147,7 +147,7 @@ async def test_dhclient_leases_reboots_renews_and_releases(image: Image, folder:
         assert (await configuration(guest)).addresses == []
 
 
-async def test_driver_rebound_and_link_down_and_up(image: Image, folder: Path) -> None:
+async def test_driver_link_and_cable_come_back(image: Image, folder: Path) -> None:
     async with guest_on_daemon(image, folder) as setup:
         guest = setup.guest
         for _ in range(3):
@@ -159,12 +159,8 @@ async def test_driver_rebound_and_link_down_and_up(image: Image, folder: Path) -
         # The kernel takes routes away with the link; the rest of the configuration is still there.
         await guest.run(f"ip route add default via {GATEWAY} dev eth0 onlink")
         assert await ping(guest) == 3
+        assert await configuration(guest) == LEASE
 
-
-async def test_cable_pulled_and_plugged_in(image: Image, folder: Path) -> None:
-    async with guest_on_daemon(image, folder) as setup:
-        guest = setup.guest
-        await lease_by_udhcpc(guest)
         await guest.set_link(0, up=False)
         await wait_for_carrier(guest, up=False)
         assert await ping(guest, "-c 1 -W 1") == 0
@@ -221,11 +217,10 @@ async def test_guest_reset(image: Image, folder: Path) -> None:
         assert await ping(guest) == 3
 
 
-async def test_all_features_are_used(image: Image, folder: Path) -> None:
-    variant = attrs.evolve(PLAIN, host_mtu=MTU)
-    async with guest_on_daemon(image, folder, variant) as setup:
-        assert await features(setup.guest) >= set(FEATURE_BITS.values())
-        assert (await configuration(setup.guest)).mtu == MTU
+def expected_bits(nic: GuestNic) -> set[int]:
+    """The bits of `FEATURE_BITS` that driver and device must have agreed on."""
+    without = {*nic.without, *([] if nic.host_mtu else ["host_mtu"])}
+    return {bit for name, bit in FEATURE_BITS.items() if name not in without}
 
 
 async def test_features_and_ring_sizes(image: Image, folder: Path) -> None:
@@ -242,7 +237,7 @@ async def test_features_and_ring_sizes(image: Image, folder: Path) -> None:
         guest = setup.guest
         for number, variant in enumerate(variants):
             nic = f"eth{number}"
-            assert not await features(guest, nic) & {FEATURE_BITS[name] for name in variant.without}
+            assert await features(guest, nic) & set(FEATURE_BITS.values()) == expected_bits(variant)
             await lease_by_udhcpc(guest, nic)
             expected = attrs.evolve(LEASE, addresses=[f"10.0.0.{5 + number}/32"])
             assert await configuration(guest, nic) == expected
@@ -254,14 +249,14 @@ async def test_features_and_ring_sizes(image: Image, folder: Path) -> None:
 
 async def test_memory_in_pieces(image: Image, folder: Path) -> None:
     """Guest memory in two files; a third one is plugged in and out while rings run."""
-    async with guest_on_daemon(image, folder, memory=(256, 128)) as setup:
+    async with guest_on_daemon(image, folder, memory=(128, 256)) as setup:
         guest, daemon = setup.guest, setup.daemon
         await lease_by_udhcpc(guest)
         assert await ping(guest, "-f -c 300") == 300
         assert daemon.mapped_memfds() == 2
 
         # Buffers that the driver allocates when the first piece is full are in the second one.
-        await guest.run("mount -o remount,size=90% /tmp; head -c 160m /dev/zero > /tmp/full")
+        await guest.run("head -c 64m /dev/zero > /tmp/full")
         await rebind_driver(guest)
         await lease_by_udhcpc(guest)
         assert await ping(guest, "-f -c 1100") == 1100
