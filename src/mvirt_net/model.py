@@ -196,7 +196,7 @@ def _mac(value: MacAddress | str | bytes) -> MacAddress:
     if isinstance(value, bytes):
         mac = MacAddress(value)
     else:
-        mac = value if isinstance(value, MacAddress) else MacAddress.parse(value)
+        mac = value if isinstance(value, MacAddress) else MacAddress.parse(_no_number(value))
     if mac.is_multicast or not any(mac.packed):
         raise ValueError(f"{mac} is not a unicast MAC address")
     if mac == GATEWAY_MAC:
@@ -212,7 +212,8 @@ def _no_number(value: Any) -> Any:
 
 
 def _ip(value: Any) -> IPv4Address | IPv6Address:
-    return ip_address(_no_number(value))
+    address = ip_address(_no_number(value))
+    return address if isinstance(address, IPv4Address) else _ipv6(address)
 
 
 def _ipv4(value: Any) -> IPv4Address:
@@ -220,7 +221,10 @@ def _ipv4(value: Any) -> IPv4Address:
 
 
 def _ipv6(value: Any) -> IPv6Address:
-    return IPv6Address(_no_number(value))
+    address = IPv6Address(_no_number(value))
+    if address.scope_id is not None:
+        raise ValueError(f"{str(address)!r} has a zone, which means something on its own host only")
+    return address
 
 
 def _ipv4_network(value: Any) -> IPv4Network:

@@ -131,29 +131,22 @@ class _Process:
         if self.options.sock is not None:
             [nic] = switch.nics.values()
             nursery.start_soon(self._serve_socket, nic, self.options.sock)
-        elif self.options.one_off:
+        if self.options.one_off:
             nursery.start_soon(self._stop_after_disconnect, switch.events())
 
     async def _serve_socket(self, nic: Nic, inherited: socket.socket) -> None:
-        """Serve the frontends of an inherited socket: one if it is connected, else those that come.
+        """Serve those that come to an inherited listening socket, or the one that is connected.
 
-        Shuts down after the last one.
+        The end of that one is the end of everything.
         """
         sock = trio.socket.from_stdlib_socket(inherited)
         # When we are stopping anyway, the NIC is closed under this task.
         with sock, contextlib.suppress(trio.ClosedResourceError):
-            if is_listening(inherited):
-                await self._serve_listening_socket(nic, sock)
-            else:
-                await nic.serve_connection(sock)
+            while is_listening(inherited):
+                connection, _ = await sock.accept()
+                await nic.serve_connection(connection)
+            await nic.serve_connection(sock)
         self._shutdown.set()
-
-    async def _serve_listening_socket(self, nic: Nic, sock: trio.socket.SocketType) -> None:
-        while True:
-            connection, _ = await sock.accept()
-            await nic.serve_connection(connection)
-            if self.options.one_off:
-                return
 
     async def _stop_after_disconnect(self, events: trio.MemoryReceiveChannel[NicEvent]) -> None:
         async with events:

@@ -343,6 +343,9 @@ class TestOneFrontend:
         path = tmp_path / "s"
         with started(*single(path), "--one-off") as daemon:
             daemon.wait_ready()
+            with socket.socket(socket.AF_UNIX) as probe:
+                # No frontend: it asks nothing.
+                probe.connect(str(path))
             with socket.socket(socket.AF_UNIX) as frontend:
                 frontend.connect(str(path))
                 ask_features(frontend)
@@ -377,6 +380,8 @@ class TestOneFrontend:
             fd = listener.fileno()
             args = ["--fd", str(fd), "--address", "10.0.0.5", *(["-1"] if one_off else [])]
             with started(*args, fd=fd) as daemon:
+                with socket.socket(socket.AF_UNIX) as probe:
+                    probe.connect(str(tmp_path / "s"))
                 for _ in range(1 if one_off else 2):
                     with socket.socket(socket.AF_UNIX) as frontend:
                         frontend.connect(str(tmp_path / "s"))
