@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import itertools
 import os
@@ -16,7 +17,12 @@ import trio
 import trio.testing
 
 from mvirt_net.dataplane import ArpResponder, IcmpResponder, VhostNetBackend
-from mvirt_net.dataplane.backend import POLL_INTERVAL, REFUSALS_LOGGED, Doorbell
+from mvirt_net.dataplane.backend import (
+    POLL_INTERVAL,
+    PUNTS_PER_TURN,
+    REFUSALS_LOGGED,
+    Doorbell,
+)
 from mvirt_net.dataplane.packet import Service
 from mvirt_net.errors import ConnectionBroken, CoreError, GuestMemoryLost
 from mvirt_net.ffi import Port
@@ -146,6 +152,12 @@ def guest_mappings() -> int:
     return Path("/proc/self/maps").read_text().count("memfd:vhost-test-mem")
 
 
+def tasks_waiting_to_read() -> int:
+    statistics = trio.lowlevel.current_statistics().io_statistics
+    assert statistics.backend == "epoll"
+    return statistics.tasks_waiting_read
+
+
 class TestDoorbell:
     async def test_remembers_one_ring(self) -> None:
         bell = Doorbell()
@@ -170,6 +182,9 @@ class TestDoorbell:
             bell.ring()
             await trio.testing.wait_all_tasks_blocked()
         assert not nursery.child_tasks
+        with trio.move_on_after(0) as scope:
+            await bell.wait()
+        assert scope.cancelled_caught
         os.close(quiet)
 
     async def test_readable(self) -> None:
@@ -204,6 +219,28 @@ class TestTraffic:
         await client.send_burst([PING] * 100)
         for _ in range(100):
             await client.recv_packet()
+
+    async def test_others_get_their_turn_between_answers(
+        self, serve: Serve, nursery: trio.Nursery
+    ) -> None:
+        turns = Turns()
+        seen: list[int] = []
+
+        class Slow:
+            def handle(self, _frame: bytes) -> DropReason:
+                seen.append(turns.taken)
+                return DropReason.ARP_IGNORED
+
+        serving = await serve({PuntKind.ARP: Slow()})
+        client = await serving.connect()
+        nursery.start_soon(turns.count)
+        await client.send_burst([ARP] * 64)
+        with trio.fail_after(5):
+            while len(seen) < 64:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+        # Two turns in a row, when the other task comes first in one round and last in the next.
+        assert max(collections.Counter(seen).values()) <= 2 * PUNTS_PER_TURN
 
     @pytest.mark.parametrize(
         ("frame", "reason"), [(ARP, DropReason.ARP_IGNORED), (PING, DropReason.ICMP_IGNORED)]
@@ -293,6 +330,15 @@ class TestTraffic:
         kicks = serving.port.stats().kicks
         await trio.testing.wait_all_tasks_blocked()
         assert serving.port.stats().kicks == kicks
+
+    async def test_nobody_waits_for_a_descriptor_that_was_closed(self, serving: Serving) -> None:
+        """Its number may be another's by then."""
+        client = await serving.connect()
+        await trio.testing.wait_all_tasks_blocked()
+        waiting = tasks_waiting_to_read()
+        await client.stop_vring(TX_QUEUE_IDX)
+        await trio.testing.wait_all_tasks_blocked()
+        assert tasks_waiting_to_read() == waiting - 1
 
     async def test_driver_that_never_kicks_is_polled(
         self, serving: Serving, autojump_clock: object

@@ -134,10 +134,17 @@ class Bench:
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     port = SpyPort()
+    before = mappings()
     bench = Bench(port)
     yield bench
     bench.device.close()
+    assert mappings() == before
     port.close()
+
+
+def mappings() -> int:
+    """Mappings of `memory_file` in this process."""
+    return Path("/proc/self/maps").read_text().count("memfd:test_device")
 
 
 class TestMemory:

@@ -15,6 +15,7 @@ import trio.testing
 
 from mvirt_net.dataplane import VhostNetBackend
 from mvirt_net.errors import SocketAccessError, SocketInUseError
+from mvirt_net.ffi import Port
 from mvirt_net.model import GATEWAY_MAC, DropReason, NetworkSpec, NicSpec
 from mvirt_net.nic import ACCEPT_PAUSE, TURN_TIME_LIMIT, Nic, NicEvent, NicEventKind
 from mvirt_net.unix_listener import BACKLOG, UnixListener
@@ -368,6 +369,19 @@ class TestClose:
         await client.connection.wait_hung_up()
         assert running.kinds == [CONNECTED, DISCONNECTED]
         assert not running.path.exists()
+
+    async def test_port_goes_last(self, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        still_serving: list[bool] = []
+        close = Port.close
+
+        def spied_close(port: Port) -> None:
+            still_serving.append(running.nic.connected)
+            close(port)
+
+        monkeypatch.setattr(Port, "close", spied_close)
+        await running.connect()
+        await running.nic.aclose()
+        assert still_serving == [False]
 
     async def test_one_that_waits_for_its_turn(self, running: Running) -> None:
         await running.connect()

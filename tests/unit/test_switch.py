@@ -349,18 +349,30 @@ class TestOpenSwitch:
             await switch.add_nic(nic_spec(tmp_path))
 
     async def test_nic_that_is_being_added_at_the_end(
-        self, tmp_path: Path, nursery: trio.Nursery
+        self, tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        serve, gate = Nic.serve, trio.Event()
+
+        async def slow_serve(nic: Nic, task_status: trio.TaskStatus[None]) -> None:
+            await gate.wait()
+            await serve(nic, task_status=task_status)
+
         async def add_too_late(switch: Switch) -> None:
             with pytest.raises(trio.ClosedResourceError):
                 await switch.add_nic(nic_spec(tmp_path))
 
+        async def open_gate() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            gate.set()
+
+        monkeypatch.setattr(Nic, "serve", slow_serve)
         async with open_switch() as switch:
             await switch.add_network(BLUE)
             nursery.start_soon(add_too_late, switch)
-            # Into the middle of it.
-            await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(open_gate)
         await trio.testing.wait_all_tasks_blocked()
+        assert not nursery.child_tasks
         assert not list(tmp_path.iterdir())
 
 
