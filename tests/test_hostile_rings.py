@@ -540,7 +540,7 @@ async def test_r14_rx_chain_smaller_than_the_header(
 
 async def test_r14_rx_chain_smaller_than_the_frame(scene: Scene) -> None:
     """The frame is dropped and counted, whatever room there is in the chains behind."""
-    client = await scene.connect(rx_buffers=4, rx_buffer_size=60)
+    client = await scene.connect(rx_buffers=8, rx_buffer_size=60)
     await client.send_packet(icmp_echo_request(MAC, GATEWAY_MAC, IP, GATEWAY_IP, 1, 1, bytes(300)))
     await wait_all_tasks_blocked()
     assert scene.drops() == {DropReason.RX_BUFFER_TOO_SMALL: 1}

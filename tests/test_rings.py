@@ -385,17 +385,27 @@ async def test_driver_reset(backend: TestBackend) -> None:
     await ping(client)
 
 
-async def test_disabled_rings(backend: TestBackend) -> None:
-    """TX is consumed and discarded, RX is not touched (vhost-user, "Ring states")."""
+async def test_a_disabled_tx_ring_is_consumed_and_discarded(backend: TestBackend) -> None:
+    """vhost-user, "Ring states"."""
+    client = await backend.connect()
+    await client.connection.set_vring_enable(TX_QUEUE_IDX, False)
+    await client.send_packet(arp_request(MAC, IP, GATEWAY_IP))
+    assert backend.nic.stats().drops == {DropReason.RING_DISABLED: 1}
+    await client.connection.set_vring_enable(TX_QUEUE_IDX, True)
+    await ping(client)
+    assert not client.received
+
+
+async def test_a_disabled_rx_ring_is_not_touched(backend: TestBackend) -> None:
     client = await backend.connect()
     await ping(client)
-    await client.enable(False)
-    used = client.rx_queue.used_idx()
+    await client.connection.set_vring_enable(RX_QUEUE_IDX, False)
+    ring = client.memory.read(client.rx_queue.desc_table, client.tx_queue.desc_table)
     await client.send_packet(arp_request(MAC, IP, GATEWAY_IP))
     await wait_all_tasks_blocked()
-    assert client.rx_queue.used_idx() == used
-    assert backend.nic.stats().drops[DropReason.RING_DISABLED] == 1
-    await client.enable(True)
+    assert client.memory.read(client.rx_queue.desc_table, client.tx_queue.desc_table) == ring
+    assert backend.nic.stats().drops == {DropReason.RX_RING_DOWN: 1}
+    await client.connection.set_vring_enable(RX_QUEUE_IDX, True)
     await ping(client)
 
 
