@@ -256,7 +256,7 @@ async def test_memory_in_pieces(image: Image, folder: Path) -> None:
         assert daemon.mapped_memfds() == 2
 
         # Buffers that the driver allocates when the first piece is full are in the second one.
-        await guest.run("head -c 64m /dev/zero > /tmp/full")
+        await guest.run("head -c 100m /dev/zero > /tmp/full")
         await rebind_driver(guest)
         await lease_by_udhcpc(guest)
         assert await ping(guest, "-f -c 1100") == 1100
