@@ -29,3 +29,13 @@ def open_files() -> collections.Counter[str]:
             # The descriptor by which the folder itself was read.
             continue
     return files
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let `virtual_time` hold for a whole module: of a test's marks pytest-trio takes the nearest,
+    and with `trio_mode` it puts one of its own on each test.
+    """
+    for mark in item.iter_markers("trio"):
+        if "run" in mark.kwargs:
+            item.add_marker(pytest.mark.trio(run=mark.kwargs["run"]), append=False)
+            break

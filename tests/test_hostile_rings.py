@@ -18,13 +18,14 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from mvirt_net import DropReason
-from tests.harness import GATEWAY_IP, TestBackend, VhostTestClient
+from tests.harness import GATEWAY_IP, VhostTestClient
 from tests.harness.client import (
     DEFAULT_FEATURES,
     DEFAULT_PROTOCOL_FEATURES,
     RX_QUEUE_IDX,
     TX_QUEUE_IDX,
 )
+from tests.harness.clock import virtual_time
 from tests.harness.exchanges import arp_gateway
 from tests.harness.memory import Region
 from tests.harness.packets import (
@@ -35,6 +36,7 @@ from tests.harness.packets import (
     icmp_echo_request,
     is_arp_reply,
 )
+from tests.harness.scene import IP, MAC, Scene
 from tests.harness.vhost_user import BackendRefusedError, Feature, ProtocolFeature
 from tests.harness.virtio import (
     VRING_DESC_F_INDIRECT,
@@ -44,13 +46,8 @@ from tests.harness.virtio import (
     VringDesc,
 )
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
+pytestmark = virtual_time
 """Time stands still while anybody has anything to do, so no time-out depends on the machine."""
-
-MAC = "52:54:00:12:34:56"
-IP = "10.0.0.5"
-BYSTANDER_MAC = "52:54:00:00:00:99"
-BYSTANDER_IP = "10.0.0.9"
 
 NEXT, WRITE, INDIRECT = VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_DESC_F_INDIRECT
 PAGE = 4096
@@ -66,42 +63,23 @@ ARP = arp_request(MAC, IP, GATEWAY_IP)
 PACKET = bytes(12) + ARP
 
 
-@attrs.define(eq=False)
-class Scene:
-    """A backend with an attacked NIC and another one whose guest is connected."""
-
-    backend: TestBackend
-    bystander: VhostTestClient
-    attackers: list[VhostTestClient] = attrs.field(factory=list)
-
-    async def connect(self, **options: Any) -> VhostTestClient:
-        """A frontend of the attacked NIC, with err eventfds and indirect descriptors."""
-        defaults: dict[str, Any] = {
-            "features": DEFAULT_FEATURES | Feature.INDIRECT_DESC,
-            "regions": [Region(START, SIZE, user_offset=1 << 40)],
-            "ring_size": NUM,
-            "rx_buffers": 8,
-            "err": True,
-        }
-        client = await self.backend.connect(**(defaults | options))
-        self.attackers.append(client)
-        return client
-
-    def drops(self) -> dict[DropReason, int]:
-        """Of the attacked NIC."""
-        return dict(self.backend.nic.stats().drops)
-
-
 @pytest.fixture
 async def scene(nursery: trio.Nursery) -> AsyncIterator[Scene]:
-    backend = await TestBackend.start(nursery, MAC, ipv4=IP)
-    nic = await backend.add_nic("bystander", BYSTANDER_MAC, BYSTANDER_IP)
-    scene = Scene(backend, await backend.connect(nic))
+    scene = await Scene.start(nursery)
     yield scene
-    await arp_gateway(scene.bystander, BYSTANDER_MAC, BYSTANDER_IP)
-    for attacker in scene.attackers:
-        attacker.disconnect()
-    await arp_gateway(await backend.connect(), MAC, IP)
+    await scene.assert_unharmed()
+
+
+async def attack(scene: Scene, **options: Any) -> VhostTestClient:
+    """An attacker with small rings, little memory, err eventfds and indirect descriptors."""
+    defaults: dict[str, Any] = {
+        "features": DEFAULT_FEATURES | Feature.INDIRECT_DESC,
+        "regions": [Region(START, SIZE, user_offset=1 << 40)],
+        "ring_size": NUM,
+        "rx_buffers": 8,
+        "err": True,
+    }
+    return await scene.connect(**(defaults | options))
 
 
 def put_packet(client: VhostTestClient, packet: bytes = PACKET) -> int:
@@ -155,7 +133,7 @@ BOTH = pytest.mark.parametrize("index", [RX_QUEUE_IDX, TX_QUEUE_IDX], ids=["rx",
 
 async def connect_idle(scene: Scene, **options: Any) -> VhostTestClient:
     """An attacker whose rings are both empty."""
-    return await scene.connect(rx_buffers=0, **options)
+    return await attack(scene, rx_buffers=0, **options)
 
 
 # R1 to R6: the ring itself
@@ -164,7 +142,7 @@ async def connect_idle(scene: Scene, **options: Any) -> VhostTestClient:
 @BOTH
 @pytest.mark.parametrize("jump", [NUM + 1, 2 * NUM, 32768, 65535, 65536 - NUM])
 async def test_r01_avail_index_jumps(scene: Scene, index: int, jump: int) -> None:
-    client = await scene.connect()
+    client = await attack(scene)
     queue = client.vrings[index].queue
     queue.write_avail_idx(queue.last_used + jump)
     await assert_broken(client, index)
@@ -231,7 +209,7 @@ async def test_r03_chain_over_two_indirect_tables(scene: Scene, index: int) -> N
 
 
 async def test_r04_same_head_twice_on_tx(scene: Scene) -> None:
-    client = await scene.connect()
+    client = await attack(scene)
     write_chain(client.tx_queue, [(put_packet(client), len(PACKET), 0)])
     client.tx_queue.offer_raw(0)
     client.tx_queue.offer_raw(0)
@@ -366,7 +344,7 @@ BAD_TX: dict[str, tuple[Chain, DropReason]] = {
 
 @pytest.mark.parametrize(("chain", "reason"), BAD_TX.values(), ids=BAD_TX.keys())
 async def test_r07_to_r13_tx_buffers(scene: Scene, chain: Chain, reason: DropReason) -> None:
-    client = await scene.connect()
+    client = await attack(scene)
     transmit(client, chain(put_packet(client)))
     await client.wait_tx_idle()
     assert scene.drops() == {reason: 1}
@@ -377,7 +355,7 @@ async def test_r07_to_r13_tx_buffers(scene: Scene, chain: Chain, reason: DropRea
 async def test_r07_to_r13_tx_buffers_in_an_indirect_table(
     scene: Scene, chain: Chain, reason: DropReason
 ) -> None:
-    client = await scene.connect()
+    client = await attack(scene)
     descs = chain(put_packet(client))
     table = client.memory.alloc_buffer(16 * len(descs))
     readable = [(addr, length) for addr, length, _ in descs]
@@ -404,7 +382,7 @@ GOOD_TX: dict[str, Chain] = {
 
 @pytest.mark.parametrize("chain", GOOD_TX.values(), ids=GOOD_TX.keys())
 async def test_r07_r12_odd_but_good_tx_buffers(scene: Scene, chain: Chain) -> None:
-    client = await scene.connect()
+    client = await attack(scene)
     transmit(client, chain(put_packet(client)))
     assert is_arp_reply(await client.recv_packet())
     assert not scene.drops()
@@ -413,8 +391,8 @@ async def test_r07_r12_odd_but_good_tx_buffers(scene: Scene, chain: Chain) -> No
 async def test_r08_lengths_that_add_up_to_4_gib_and_a_packet(scene: Scene) -> None:
     """In 32 bits the sum of the lengths is that of a good packet."""
     large = 8 << 20
-    client = await scene.connect(
-        regions=[Region(START, large, user_offset=1 << 40)], ring_size=1024
+    client = await attack(
+        scene, regions=[Region(START, large, user_offset=1 << 40)], ring_size=1024
     )
     packet = put_packet(client)
     transmit(client, [(packet, len(PACKET), 0), *[(START, large, 0)] * (2**32 // large)])
@@ -423,11 +401,12 @@ async def test_r08_lengths_that_add_up_to_4_gib_and_a_packet(scene: Scene) -> No
 
 
 async def test_r08_across_a_hole_between_regions(scene: Scene) -> None:
-    client = await scene.connect(
+    client = await attack(
+        scene,
         regions=[
             Region(START, SIZE, user_offset=1 << 40),
             Region(END + PAGE, PAGE, user_offset=1 << 40, file=1),
-        ]
+        ],
     )
     transmit(client, [(END - 20, 2 * PAGE, 0)])
     await client.wait_tx_idle()
@@ -440,7 +419,7 @@ RING_PARTS = pytest.mark.parametrize("part", ["desc_table", "avail_ring", "used_
 @BOTH
 @RING_PARTS
 async def test_r09_transmit_from_a_ring(scene: Scene, index: int, part: str) -> None:
-    client = await scene.connect()
+    client = await attack(scene)
     addr: int = getattr(client.vrings[index].queue, part)
     transmit(client, [(put_packet(client), 12, 0), (addr, 60, 0)])
     await client.wait_tx_idle()
@@ -510,7 +489,7 @@ async def test_r10_mergeable_frame_that_ends_in_a_bad_buffer(scene: Scene) -> No
 @pytest.mark.parametrize("size", [14, 59, 60, 1514, 1515, 9014, 65535, MAX_FRAME])
 async def test_r13_frames_of_every_size(scene: Scene, size: int) -> None:
     """Taken, and dropped for what is in them, not for their size."""
-    client = await scene.connect()
+    client = await attack(scene)
     frame = ethernet_frame(BROADCAST_MAC, MAC, 0x86DD, bytes(size - 14))
     await client.send_packet(frame)
     assert not scene.drops().keys() & {DropReason.TX_TOO_SHORT, DropReason.TX_TOO_LONG}
@@ -540,7 +519,7 @@ async def test_r14_rx_chain_smaller_than_the_header(
 
 async def test_r14_rx_chain_smaller_than_the_frame(scene: Scene) -> None:
     """The frame is dropped and counted, whatever room there is in the chains behind."""
-    client = await scene.connect(rx_buffers=8, rx_buffer_size=60)
+    client = await attack(scene, rx_buffers=8, rx_buffer_size=60)
     await client.send_packet(icmp_echo_request(MAC, GATEWAY_MAC, IP, GATEWAY_IP, 1, 1, bytes(300)))
     await wait_all_tasks_blocked()
     assert scene.drops() == {DropReason.RX_BUFFER_TOO_SMALL: 1}
@@ -549,8 +528,8 @@ async def test_r14_rx_chain_smaller_than_the_frame(scene: Scene) -> None:
 
 
 async def test_r14_ring_of_buffers_too_small_for_a_mergeable_frame(scene: Scene) -> None:
-    client = await scene.connect(
-        features=DEFAULT_FEATURES | Feature.MRG_RXBUF, rx_buffers=4, rx_buffer_size=13
+    client = await attack(
+        scene, features=DEFAULT_FEATURES | Feature.MRG_RXBUF, rx_buffers=4, rx_buffer_size=13
     )
     for number in range(3):
         await client.send_packet(ARP)
@@ -561,7 +540,7 @@ async def test_r14_ring_of_buffers_too_small_for_a_mergeable_frame(scene: Scene)
 
 @pytest.mark.parametrize("descriptors", [257, 1024])
 async def test_r15_many_descriptors(scene: Scene, descriptors: int) -> None:
-    client = await scene.connect(ring_size=2048)
+    client = await attack(scene, ring_size=2048)
     pieces = [1] * (descriptors - 1)
     await arp_gateway(client, MAC, IP, split=pieces[: len(PACKET) - 1])
     frame = ethernet_frame(BROADCAST_MAC, MAC, 0x86DD, bytes(descriptors))
@@ -571,7 +550,7 @@ async def test_r15_many_descriptors(scene: Scene, descriptors: int) -> None:
 
 @pytest.mark.parametrize("descriptors", [1025, 2048])
 async def test_r15_too_many_descriptors(scene: Scene, descriptors: int) -> None:
-    client = await scene.connect(ring_size=2048)
+    client = await attack(scene, ring_size=2048)
     frame = ethernet_frame(BROADCAST_MAC, MAC, 0x86DD, bytes(descriptors))
     await client.send_packet(frame, split=[1] * (descriptors - 1))
     assert scene.drops() == {DropReason.TX_BUFFER_INVALID: 1}
@@ -610,7 +589,7 @@ async def test_r16_everything_changes_under_the_device(scene: Scene) -> None:
 
 
 async def test_r17_memory_that_cannot_be_written(scene: Scene) -> None:
-    client = await scene.connect(handshake=False)
+    client = await attack(scene, handshake=False)
     await client.negotiate()
     (region,) = client.memory.get_region_info()
     read_only = os.open(f"/proc/self/fd/{region.fd}", os.O_RDONLY)
@@ -624,7 +603,7 @@ async def test_r17_memory_that_cannot_be_written(scene: Scene) -> None:
 
 
 async def test_r18_interrupts_switched_while_frames_flow(scene: Scene) -> None:
-    client = await scene.connect(features=DEFAULT_FEATURES & ~Feature.EVENT_IDX)
+    client = await attack(scene, features=DEFAULT_FEATURES & ~Feature.EVENT_IDX)
     for number in range(50):
         client.tx_queue.write_avail_flags(number % 2)
         client.send_packet_nowait(ethernet_frame(BROADCAST_MAC, MAC, 0x86DD, bytes(46)))
@@ -635,7 +614,7 @@ async def test_r18_interrupts_switched_while_frames_flow(scene: Scene) -> None:
 
 @pytest.mark.parametrize("distance", [32768, 32767, 1000, NUM, -1, -1000])
 async def test_r18_used_event_far_away(scene: Scene, distance: int) -> None:
-    client = await scene.connect()
+    client = await attack(scene)
     for _ in range(3):
         for queue in (client.rx_queue, client.tx_queue):
             queue.set_used_event(queue.last_used + distance)
@@ -655,13 +634,13 @@ async def test_r19_guest_that_takes_nothing_back(scene: Scene) -> None:
         client.rx_queue.offer_raw(slot)
     for _ in range(30):
         await client.send_burst([ARP] * 10)
-        await arp_gateway(scene.bystander, BYSTANDER_MAC, BYSTANDER_IP)
+        await scene.ask_bystander()
     assert client.rx_queue.used_count() == NUM
     assert scene.drops() == {DropReason.RX_BACKLOG_FULL: 300 - 256 - NUM}
 
 
 async def test_r20_kicks_without_end(scene: Scene) -> None:
-    client = await scene.connect()
+    client = await attack(scene)
 
     async def kick_for_ever() -> None:
         while True:
@@ -672,7 +651,7 @@ async def test_r20_kicks_without_end(scene: Scene) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(kick_for_ever)
         for _ in range(20):
-            await arp_gateway(scene.bystander, BYSTANDER_MAC, BYSTANDER_IP)
+            await scene.ask_bystander()
         await arp_gateway(client, MAC, IP)
         nursery.cancel_scope.cancel()
 
@@ -682,7 +661,7 @@ async def test_r20_kicks_without_end(scene: Scene) -> None:
     [(0, 0, 0), (0, 16 * NUM - 2, 4096), (0, 4096, 4098 + 2), (64, 4096, 0), (4096, 0, 32)],
 )
 async def test_r21_parts_of_a_ring_overlap(scene: Scene, desc: int, avail: int, used: int) -> None:
-    client = await scene.connect(handshake=False)
+    client = await attack(scene, handshake=False)
     await client.negotiate()
     await client.share_memory()
     await client.connection.set_vring_num(TX_QUEUE_IDX, NUM)
@@ -692,7 +671,7 @@ async def test_r21_parts_of_a_ring_overlap(scene: Scene, desc: int, avail: int, 
 
 
 async def test_r21_rings_on_top_of_each_other(scene: Scene) -> None:
-    client = await scene.connect()
+    client = await attack(scene)
     await client.stop_vring(TX_QUEUE_IDX)
     queue, user = client.rx_queue, client.memory.get_host_address
     parts = (user(queue.desc_table), user(queue.used_ring), user(queue.avail_ring))
@@ -722,7 +701,7 @@ async def test_r22_base_behind_the_used_index(scene: Scene, back: int) -> None:
 
 
 async def test_r22_base_ahead_of_the_avail_index(scene: Scene) -> None:
-    client = await scene.connect()
+    client = await attack(scene)
     await client.stop_vring(TX_QUEUE_IDX)
     await client.start_vring(TX_QUEUE_IDX, 1)
     await assert_broken(client, TX_QUEUE_IDX)
@@ -758,8 +737,8 @@ async def test_r24_region_removed_under_a_buffer(scene: Scene, direction: str) -
 
 
 async def test_r24_region_of_the_rings_stays(scene: Scene) -> None:
-    client = await scene.connect(
-        protocol_features=DEFAULT_PROTOCOL_FEATURES | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    client = await attack(
+        scene, protocol_features=DEFAULT_PROTOCOL_FEATURES | ProtocolFeature.CONFIGURE_MEM_SLOTS
     )
     with pytest.raises(BackendRefusedError):
         await client.connection.remove_mem_region(client.memory.get_region_info()[0])
@@ -767,7 +746,7 @@ async def test_r24_region_of_the_rings_stays(scene: Scene) -> None:
 
 
 async def test_r25_there_is_no_control_queue(scene: Scene) -> None:
-    client = await scene.connect()
+    client = await attack(scene)
     for refused in (
         client.connection.set_vring_num(2, NUM),
         client.connection.set_vring_base(2, 0),
@@ -780,7 +759,7 @@ async def test_r25_there_is_no_control_queue(scene: Scene) -> None:
 
 
 async def test_r26_event_fields_without_event_idx(scene: Scene) -> None:
-    client = await scene.connect(features=DEFAULT_FEATURES & ~Feature.EVENT_IDX)
+    client = await attack(scene, features=DEFAULT_FEATURES & ~Feature.EVENT_IDX)
     for value in (0xFFFF, 0x8000, 1):
         for queue in (client.rx_queue, client.tx_queue):
             queue.set_used_event(value)
@@ -790,7 +769,7 @@ async def test_r26_event_fields_without_event_idx(scene: Scene) -> None:
 
 async def test_r26_event_idx_and_no_event(scene: Scene) -> None:
     """A driver that never writes used_event gets few interrupts, and all of its frames."""
-    client = await scene.connect()
+    client = await attack(scene)
     for vring in client.vrings:
         vring.queue.event_idx = False
     for number in range(30):
@@ -805,9 +784,9 @@ async def test_r26_event_idx_and_no_event(scene: Scene) -> None:
 # Memory that goes away
 
 
-async def test_a_file_that_shrinks_costs_its_connection_only(scene: Scene) -> None:
+async def test_m29_file_that_shrinks_costs_its_connection_only(scene: Scene) -> None:
     """Touching memory behind the end of its file is a bus error in a program without care."""
-    client = await scene.connect()
+    client = await attack(scene)
     (region,) = client.memory.get_region_info()
     kick = client.vrings[TX_QUEUE_IDX].kick
     assert kick is not None

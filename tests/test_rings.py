@@ -20,6 +20,7 @@ from tests.harness.client import (
     RX_QUEUE_IDX,
     TX_QUEUE_IDX,
 )
+from tests.harness.clock import virtual_time
 from tests.harness.exchanges import arp_gateway, ping_gateway
 from tests.harness.memory import Region
 from tests.harness.packets import (
@@ -32,7 +33,7 @@ from tests.harness.packets import (
 from tests.harness.vhost_user import BackendRefusedError, Feature, ProtocolFeature
 from tests.harness.virtio import VirtioNetHdr
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
+pytestmark = virtual_time
 """Time stands still while anybody has anything to do, so no time-out depends on the machine."""
 
 MAC = "52:54:00:12:34:56"
@@ -544,6 +545,15 @@ async def ping_after(client: VhostTestClient, stale: int) -> None:
     for _ in range(stale):
         await client.recv_packet()
     await ping(client)
+
+
+async def test_memory_is_used_again(backend: TestBackend) -> None:
+    """Far more than guest memory holds goes through it, and nothing of it stays taken."""
+    client = await backend.connect(regions=[Region(0, 32 * PAGE)])
+    held = client.memory.allocated
+    for _ in range(300):
+        await ping(client, 1400)
+    assert client.memory.allocated == held
 
 
 async def test_two_guests_do_not_meet(backend: TestBackend) -> None:

@@ -10,6 +10,7 @@ import trio
 
 from tests.harness import GATEWAY_IP, GATEWAY_MAC, TestBackend, VhostTestClient
 from tests.harness.client import DEFAULT_PROTOCOL_FEATURES, TX_QUEUE_IDX
+from tests.harness.clock import virtual_time
 from tests.harness.packets import (
     BROADCAST_MAC,
     DhcpMessageType,
@@ -27,7 +28,7 @@ from tests.harness.packets import (
 )
 from tests.harness.vhost_user import Feature, ProtocolFeature
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
+pytestmark = virtual_time
 """Time stands still while anybody has anything to do, so no time-out depends on the machine."""
 
 MAC = "52:54:00:12:34:56"
