@@ -12,11 +12,12 @@ import trio
 
 from .calls import calls
 from .core import ring_core
-from .echo import inline, through_daemon
+from .echo import inline
 from .figures import FULL, QUICK, Scale, Table
 from .idle import idle
 from .report import as_json, machine, text
 from .roundtrip import round_trips
+from .throughput import throughput
 
 
 def _run(measure: Callable[[Scale], Awaitable[Table]]) -> Callable[[Scale], Table]:
@@ -28,7 +29,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], Table]] = {
     "core": ring_core,
     "calls": calls,
     "inline": inline,
-    "daemon": _run(through_daemon),
+    "throughput": _run(throughput),
     "idle": _run(idle),
 }
 

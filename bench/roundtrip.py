@@ -16,7 +16,15 @@ import attrs
 
 from .figures import Row, Scale, Table, quantile, ratio, spread, take_turns
 from .guest import ARP, IPV4, MAC, MIN_FRAME, Guest, connected_guest, dropped, eventfd, ping
-from .processes import PATIENCE, BenchError, Process, run_daemon, run_python, socket_path
+from .processes import (
+    PATIENCE,
+    BenchError,
+    Process,
+    run_daemon,
+    run_python,
+    socket_path,
+    two_processors,
+)
 
 PAUSE_NS = 100_000
 """Between a call and the next kick, so that the other end is asleep again. It is spent busily, for
@@ -27,7 +35,7 @@ TRIO = "peer: a bare trio task"
 
 COLUMNS = ("p50 µs", "p99 µs", "p50 ÷ trio", "p99 ÷ trio", "± %", "CPU µs", "CPU ÷ trio")
 NOTES = (
-    "From before the write of the kick to after the read of the call, seen from another process.",
+    "From before the write of the kick to after the read of the call, on two cores.",
     "CPU: processor time of the other end for each, going to sleep again included.",
 )
 
@@ -93,8 +101,9 @@ async def round_trips(scale: Scale) -> Table:
     """The table of the round trips; the daemon and its peers are processes of their own."""
     with TemporaryDirectory(prefix="mvirt-net-") as name, ExitStack() as stack:
         folder = Path(name)
-        ends = {EPOLL: _peer("epoll", stack), TRIO: _peer("trio", stack)}
-        daemon = stack.enter_context(run_daemon(folder, 1, mac=MAC, ipv4=IPV4))
+        theirs = stack.enter_context(two_processors())
+        ends = {EPOLL: _peer("epoll", theirs, stack), TRIO: _peer("trio", theirs, stack)}
+        daemon = stack.enter_context(run_daemon(folder, 1, mac=MAC, ipv4=IPV4, processors=theirs))
         async with connected_guest(socket_path(folder, 0)) as guest:
             ends |= {
                 "frame dropped in C → TX call": _completion(daemon, guest, dropped(MIN_FRAME)),
@@ -107,10 +116,11 @@ async def round_trips(scale: Scale) -> Table:
             return _table(take_turns(subjects, scale.rounds))
 
 
-def _peer(name: str, stack: ExitStack) -> End:
+def _peer(name: str, processors: set[int], stack: ExitStack) -> End:
     kick, call = fds = eventfd(stack), eventfd(stack)
     command = ("-m", "bench.peers", name, *map(str, fds))
-    return End(stack.enter_context(run_python(*command, pass_fds=fds)), kick, call)
+    process = stack.enter_context(run_python(*command, pass_fds=fds, processors=processors))
+    return End(process, kick, call)
 
 
 def _completion(daemon: Process, guest: Guest, frame: bytes) -> End:
