@@ -29,7 +29,7 @@ from .network import (
 from .qemu import Guest, GuestError, GuestNic, boot_guest
 
 DEADLINE = 300
-"""Seconds for all of it, the image being there. On an idle machine it takes twenty."""
+"""Seconds for all of it, the image being there. On an idle machine it takes fifteen."""
 
 MAC = "52:54:00:12:34:56"
 

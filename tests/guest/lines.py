@@ -52,6 +52,6 @@ class LineStream:
         del self._received[: end + 1]
         return line
 
-    async def aclose(self) -> None:
-        """Close our end."""
-        await self._stream.aclose()
+    def close(self) -> None:
+        """Close our end; nobody may be waiting in it."""
+        self._stream.socket.close()

@@ -234,8 +234,8 @@ async def boot_guest(
                 await guest.wait_booted()
                 yield guest
     finally:
-        await agent.aclose()
-        await qmp.aclose()
+        agent.close()
+        qmp.close()
 
 
 def _machine(image: Image, console: Path, agent_fd: int, qmp_fd: int) -> Iterator[str]:
