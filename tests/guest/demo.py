@@ -98,6 +98,8 @@ async def demonstrate(image: Image, folder: Path) -> None:
 async def _leases(guest: Guest) -> None:
     with step("get a lease by udhcpc"):
         say(indented(await lease_by_udhcpc(guest)))
+        # The kernel says NO-CARRIER for up to a second after the link was first set up.
+        await guest.wait_until("[ $(cat /sys/class/net/eth0/operstate) = up ]")
         await show(guest, "ip address show dev eth0", "ip route", "cat /etc/resolv.conf")
         await show_ping(guest)
     await forget(guest)
