@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from mvirt_net import DropReason
 from tests.harness import GATEWAY_IP, GATEWAY_MAC, TestBackend, VhostTestClient
 from tests.harness.client import DEFAULT_PROTOCOL_FEATURES, TX_QUEUE_IDX
 from tests.harness.clock import virtual_time
@@ -224,3 +225,17 @@ async def test_dhcp_promises_no_more_than_the_frontend_told_its_driver(
     await client.connection.set_mtu(frontends)
     await client.send_packet(dhcp_discover(MAC, 1))
     assert parse_dhcp_response(await client.recv_packet(timeout=2.0)).mtu == promised
+
+
+async def test_dhcp_flood_is_answered_up_to_a_limit(nursery: trio.Nursery) -> None:
+    """One guest's questions must not take the time of everybody else's."""
+    backend = await TestBackend.start(nursery, MAC, ipv4=IP)
+    client = await backend.connect()
+    for first in range(0, 1000, 50):
+        await client.send_burst([dhcp_discover(MAC, first + n) for n in range(50)])
+    assert backend.nic.stats().drops[DropReason.PUNT_LIMIT] > 0
+    while await client.wait_for_rx(timeout=0.1):
+        await client.recv_packet()
+    await trio.sleep(1)
+    await client.send_packet(dhcp_discover(MAC, 0xFFFF))
+    assert parse_dhcp_response(await client.recv_packet()).xid == 0xFFFF

@@ -10,6 +10,7 @@ import enum
 import re
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -110,6 +111,8 @@ class DropReason(enum.IntEnum):
     ICMP_MALFORMED = 20
     ICMP_IGNORED = 21
     """An ICMP message to the gateway that is no echo request."""
+    PUNT_LIMIT = 22
+    """For a service, but beyond the rate at which one guest is answered."""
 
 
 class PuntKind(enum.IntEnum):
@@ -236,7 +239,8 @@ def _ipv6_network(value: Any) -> IPv6Network:
 
 
 def _each(convert: Callable[[Any], _T], values: Iterable[Any]) -> tuple[_T, ...]:
-    if isinstance(values, str | bytes):
+    # Text and tables can be iterated over, but who writes one here does not mean its parts.
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise TypeError(f"{values!r} is not a list")
     return tuple(convert(value) for value in values)
 
@@ -251,6 +255,12 @@ def _ipv4_networks(values: Iterable[Any]) -> tuple[IPv4Network, ...]:
 
 def _ipv6_networks(values: Iterable[Any]) -> tuple[IPv6Network, ...]:
     return _each(_ipv6_network, values)
+
+
+def _path(value: Any) -> Path:
+    if not isinstance(value, str | PathLike):
+        raise TypeError(f"{value!r} is not text")
+    return Path(value)
 
 
 def _mtu(value: Any) -> int:
@@ -334,7 +344,9 @@ class NicSpec:
         default=(),
         converter=_ipv6_networks,
     )
-    socket_path: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    socket_path: Path | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_path)
+    )
     """Where frontends connect; absent for a NIC that serves an already connected socket."""
 
 

@@ -39,6 +39,7 @@ from tests.harness.packets import (
     is_icmp_echo_reply,
 )
 from tests.harness.vhost_user import (
+    VRING_NOFD,
     BackendHungUpError,
     Connection,
     ProtocolFeature,
@@ -529,6 +530,16 @@ class TestConversation:
         messages = [record.message for record in caplog.records]
         assert messages.count("request refused") == REFUSALS_LOGGED
         assert len(messages) == REFUSALS_LOGGED + 1
+
+    async def test_memory_that_is_not_shared_is_hinted_at_once(
+        self, connection: Connection, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        await acknowledged(connection)
+        for index in (0, 1):
+            payload = (index | VRING_NOFD).to_bytes(8, "little")
+            await connection.request(Request.SET_VRING_KICK, payload)
+        [message] = [record.message for record in caplog.records]
+        assert "share=on" in message
 
     @pytest.mark.parametrize("request_id", [0, *range(1, 46), 0x7FFFFFFF])
     async def test_m15_descriptors_that_nobody_wants(

@@ -9,14 +9,10 @@ MAC = MacAddress.parse("52:54:00:12:34:56")
 
 
 def test_literal() -> None:
-    space = net_config(MAC, link_up=True, mtu=1500)
+    space = net_config(MAC, mtu=1500)
     assert space == bytes.fromhex("525400123456 0100 0000 dc05") + bytes(244)
     assert len(space) == 256
 
 
-def test_link_down() -> None:
-    assert net_config(MAC, link_up=False, mtu=1500)[6:8] == b"\0\0"
-
-
 def test_largest_mtu() -> None:
-    assert net_config(MAC, link_up=True, mtu=65535)[10:12] == b"\xff\xff"
+    assert net_config(MAC, mtu=65535)[10:12] == b"\xff\xff"

@@ -496,7 +496,9 @@ def test_m39_kick_before_everything_is_held(payload: bytes) -> None:
     frontend = fresh()
     frontend.send(Request.SET_VRING_KICK, payload, fds=0 if payload[1] else 1)
     assert frontend.device.running == {}
+    assert frontend.session.lacks_memory
     frontend.send(Request.SET_MEM_TABLE, mem_table(REGION), fds=1)
+    assert not frontend.session.lacks_memory
     frontend.send(Request.SET_VRING_NUM, state(RX, 256))
     assert frontend.device.running == {}
     frontend.send(Request.SET_VRING_ADDR, vring_addr(RX, RINGS[RX]))

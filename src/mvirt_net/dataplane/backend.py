@@ -32,6 +32,7 @@ from ..vhost_user.session import Session
 from .channel import Message, MessageChannel
 from .device import VhostDevice
 from .fds import close_fd, close_fds
+from .limit import COSTS, WorkLimit
 from .packet import Service
 from .services import UNSERVED
 
@@ -118,7 +119,9 @@ class VhostNetBackend:
         self._bells = {RX_QUEUE: Doorbell(), TX_QUEUE: Doorbell()}
         self._broken: set[int] = set()
         self._failed_services: set[PuntKind] = set()
+        self._limit = WorkLimit()
         self._refusals = 0
+        self._hinted_at_memory = False
         self._end: MvirtNetError | None = None
 
     async def serve(self) -> None:
@@ -168,6 +171,7 @@ class VhostNetBackend:
         try:
             while (message := await channel.receive()) is not None:
                 reply = self._handle(session, message)
+                self._hint_at_memory(session)
                 self._on_connected()
                 self._on_connected = _nothing
                 if reply is not None:
@@ -207,6 +211,12 @@ class VhostNetBackend:
         if outcome.refused is not None:
             self._log_refusal(outcome.refused)
         return outcome.reply
+
+    def _hint_at_memory(self, session: Session) -> None:
+        """QEMU starts rings without a word when it was not told to share the VM's memory."""
+        if session.lacks_memory and not self._hinted_at_memory:
+            self._hinted_at_memory = True
+            self._log.warning("no guest memory yet: the VM's memory has to be shared (share=on)")
 
     def _log_refusal(self, reason: str) -> None:
         """A hostile frontend must not fill the log."""
@@ -259,7 +269,9 @@ class VhostNetBackend:
     def _answer_one(self, punt: Punt) -> None:
         """A service that fails is a bug of ours; it costs the frame and, once, a traceback."""
         reason: DropReason | None = UNSERVED[punt.kind]
-        if (service := self._services.get(punt.kind)) is not None:
+        if not self._limit.take(COSTS[punt.kind], trio.current_time()):
+            reason = DropReason.PUNT_LIMIT
+        elif (service := self._services.get(punt.kind)) is not None:
             try:
                 reason = self._serve_frame(service, punt.frame)
             except Exception:

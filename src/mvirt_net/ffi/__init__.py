@@ -29,7 +29,6 @@ from ._core import ffi, lib
 __all__ = [
     "MAX_FRAME",
     "MAX_REGIONS",
-    "MAX_RING_SIZE",
     "Drained",
     "GuestMemory",
     "NextStep",
@@ -41,7 +40,6 @@ __all__ = [
 ]
 
 MAX_REGIONS: int = lib.MV_MAX_REGIONS
-MAX_RING_SIZE: int = lib.MV_MAX_RING_SIZE
 MAX_FRAME: int = lib.MV_MAX_FRAME
 """Bytes of the longest frame, Ethernet header included, virtio_net_hdr not."""
 

@@ -33,7 +33,7 @@ enum mv_limit {
 	MV_BACKLOG = 256,		/* frames kept for a guest that gives no RX buffers */
 	MV_PUNT_FRAMES = 64,		/* slow-path frames of one drain */
 	MV_PUNT_BYTES = 128 * 1024,	/* and room for them; at least MV_MAX_FRAME */
-	MV_DROP_REASONS = 22
+	MV_DROP_REASONS = 23
 };
 
 enum mv_drop {
@@ -58,7 +58,8 @@ enum mv_drop {
 	MV_DROP_DHCP_MALFORMED = 18,
 	MV_DROP_DHCP_IGNORED = 19,
 	MV_DROP_ICMP_MALFORMED = 20,
-	MV_DROP_ICMP_IGNORED = 21
+	MV_DROP_ICMP_IGNORED = 21,
+	MV_DROP_PUNT_LIMIT = 22
 };
 
 /* Which service a punted frame is for. */

@@ -16,8 +16,8 @@ S_LINK_UP = 1
 _NET_CONFIG = struct.Struct("<6sHHH")
 
 
-def net_config(mac: MacAddress, *, link_up: bool, mtu: int) -> bytes:
-    """The whole configuration space, 256 bytes.
+def net_config(mac: MacAddress, *, mtu: int) -> bytes:
+    """The whole configuration space, 256 bytes; the link is up.
 
     Everything after `mtu` is zero, and so is `max_virtqueue_pairs`, which only means something
     with VIRTIO_NET_F_MQ. Frontends ask for more than that, each for the size of the structure it
@@ -26,5 +26,5 @@ def net_config(mac: MacAddress, *, link_up: bool, mtu: int) -> bytes:
     Args:
         mtu: in bytes, for VIRTIO_NET_F_MTU.
     """
-    fields = _NET_CONFIG.pack(mac.packed, S_LINK_UP if link_up else 0, 0, mtu)
+    fields = _NET_CONFIG.pack(mac.packed, S_LINK_UP, 0, mtu)
     return fields.ljust(CONFIG_SPACE_SIZE, b"\0")

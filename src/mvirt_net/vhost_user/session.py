@@ -191,6 +191,11 @@ class Session:
         """The protocol features agreed on; none before SET_PROTOCOL_FEATURES."""
         return self._protocol_features
 
+    @property
+    def lacks_memory(self) -> bool:
+        """Whether a vring was given its kick, and there is no memory at all for it."""
+        return not self._regions and any(vring.kicked for vring in self._vrings)
+
     def handle(self, header: Header, payload: bytes, fds: list[int]) -> Outcome:
         """Carry out one request.
 
@@ -303,7 +308,7 @@ class Session:
         end = message.offset + len(message.data)
         if end > CONFIG_SPACE_SIZE:
             raise RequestRefused(f"config space up to {end}")
-        space = net_config(self._mac, link_up=True, mtu=self._mtu)
+        space = net_config(self._mac, mtu=self._mtu)
         return attrs.evolve(message, data=space[message.offset : end]).pack()
 
     def _set_config(self, _message: ConfigAccess, _fds: list[int]) -> None:
