@@ -354,7 +354,7 @@ class VhostTestClient:
 
     # Transmitting
 
-    async def send_packet(self, frame: bytes, *, timeout: float = TIMEOUT, **how: Any) -> None:
+    async def send_packet(self, frame: bytes, timeout: float = TIMEOUT, **how: Any) -> None:
         """Send a frame and wait until the device has taken it; `how` as in `send_packet_nowait`.
 
         Raises:
@@ -404,7 +404,7 @@ class VhostTestClient:
             self._free(UsedBuffer(0, 0, readable=tuple(segments), table=table))
             raise
 
-    async def send_burst(self, frames: Sequence[bytes], *, timeout: float = TIMEOUT) -> int:
+    async def send_burst(self, frames: Sequence[bytes], timeout: float = TIMEOUT) -> int:
         """Queue all frames, kick once, and wait until the device has taken them all.
 
         With EVENT_IDX the device is asked to interrupt once, after the last one.
@@ -425,7 +425,7 @@ class VhostTestClient:
         self._completed -= len(frames)
         return len(frames)
 
-    async def wait_tx_completion(self, *, timeout: float = TIMEOUT) -> int:
+    async def wait_tx_completion(self, timeout: float = TIMEOUT) -> int:
         """Wait for completions that nobody has counted yet, and return their number.
 
         Raises:
@@ -435,7 +435,7 @@ class VhostTestClient:
         completed, self._completed = self._completed, 0
         return completed
 
-    async def wait_tx_idle(self, *, timeout: float = TIMEOUT) -> None:
+    async def wait_tx_idle(self, timeout: float = TIMEOUT) -> None:
         """Wait until the device has returned every frame and every raw chain.
 
         Raises:
@@ -459,7 +459,7 @@ class VhostTestClient:
 
     # Receiving
 
-    async def recv_packet(self, *, timeout: float = TIMEOUT) -> bytes:
+    async def recv_packet(self, timeout: float = TIMEOUT) -> bytes:
         """The next frame for the guest, without its header.
 
         Raises:
@@ -467,7 +467,7 @@ class VhostTestClient:
         """
         return (await self.recv_frame(timeout=timeout)).frame
 
-    async def recv_frame(self, *, timeout: float = TIMEOUT) -> ReceivedFrame:
+    async def recv_frame(self, timeout: float = TIMEOUT) -> ReceivedFrame:
         """The next frame for the guest, with its header and the chains it came in.
 
         Raises:
@@ -478,13 +478,13 @@ class VhostTestClient:
             await self._until(vring, lambda: bool(self.received))
         return self.received.popleft()
 
-    async def wait_for_rx(self, *, timeout: float = TIMEOUT) -> bool:
+    async def wait_for_rx(self, timeout: float = TIMEOUT) -> bool:
         """Whether a frame is there, or comes in `timeout` seconds; it is not taken."""
         with trio.move_on_after(timeout):
             await self._until(self.vrings[RX_QUEUE_IDX], lambda: bool(self.received))
         return bool(self.received)
 
-    async def wait_rx_used(self, count: int, *, timeout: float = TIMEOUT) -> list[UsedBuffer]:
+    async def wait_rx_used(self, count: int, timeout: float = TIMEOUT) -> list[UsedBuffer]:
         """Wait for returned receive buffers and take them as they are, whatever is in them.
 
         The driver itself leaves the RX ring alone while the device has raw chains.
@@ -517,7 +517,7 @@ class VhostTestClient:
             os.eventfd_write(vring.kick, 1)
             vring.kicks += 1
 
-    async def wait_err(self, index: int, *, timeout: float = TIMEOUT) -> None:
+    async def wait_err(self, index: int, timeout: float = TIMEOUT) -> None:
         """Wait until the backend says that the ring is broken.
 
         Raises:

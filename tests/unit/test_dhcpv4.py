@@ -294,6 +294,9 @@ class TestRequest:
             ),
             pytest.param(bootp(kind(REQUEST) + OUR_SERVER), {}, id="selecting-without-address"),
             pytest.param(
+                bootp(kind(REQUEST) + option(50, bytes(4)) + OUR_SERVER), {}, id="selecting-0.0.0.0"
+            ),
+            pytest.param(
                 bootp(kind(REQUEST) + option(50, address(OURS))), {}, id="dhclient-init-reboot"
             ),
             pytest.param(

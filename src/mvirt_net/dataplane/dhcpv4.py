@@ -166,8 +166,8 @@ class Request:
             xid=message.xid,
             flags=message.flags,
             source=IPv4Address(source),
-            ciaddr=message.ciaddr if message.ciaddr != _UNSPECIFIED else None,
-            requested=_value(options, Option.REQUESTED_ADDRESS, _get_address),
+            ciaddr=_said(message.ciaddr),
+            requested=_said(_value(options, Option.REQUESTED_ADDRESS, _get_address)),
             server=_value(options, Option.SERVER_IDENTIFIER, _get_address),
             client_identifier=identifier,
             parameters=options.get(Option.PARAMETER_REQUEST_LIST, b""),
@@ -393,6 +393,11 @@ def _value(options: Mapping[int, bytes], code: Option, get: Callable[[Cursor], _
 
 def _get_address(cursor: Cursor) -> IPv4Address:
     return IPv4Address(cursor.get_uint32())
+
+
+def _said(address: IPv4Address | None) -> IPv4Address | None:
+    """An address field of a client; 0.0.0.0 says as little as leaving it out."""
+    return None if address == _UNSPECIFIED else address
 
 
 def fit_options(options: Mapping[Option, bytes], room: int) -> dict[Option, bytes]:
