@@ -344,9 +344,7 @@ class NicSpec:
         default=(),
         converter=_ipv6_networks,
     )
-    socket_path: Path | None = attrs.field(
-        default=None, converter=attrs.converters.optional(_path)
-    )
+    socket_path: Path | None = attrs.field(default=None, converter=attrs.converters.optional(_path))
     """Where frontends connect; absent for a NIC that serves an already connected socket."""
 
 

@@ -144,6 +144,8 @@ class TestForm:
             ('dns_servers = ["fe80::1%x"]', "dns_servers: 'fe80::1%x' has a zone"),
             ('ipv4_netmask = "x"', "ipv4_netmask: 'x' is not 'host' or 'subnet'"),
             ('dns_servers = "1.1.1.1"', "dns_servers: '1.1.1.1' is not a list"),
+            ("dns_servers = 5", "dns_servers: 5 is not a list"),
+            ("dns_servers = { a = 1 }", "dns_servers: {'a': 1} is not a list"),
             ('ipv6_prefix = "fe80::/64"', "ipv6_prefix: fe80::/64 overlaps fe80::/10, which is"),
         ],
     )
@@ -176,6 +178,12 @@ class TestForm:
         nic = f'[[nic]]\nname = "vm1"\nnetwork = "blue"\n{line}\n'
         [problem] = problems(tmp_path, BLUE + nic)
         assert problem.startswith(f"nic[0].{key}: ")
+
+    def test_socket_path_that_is_no_text(self, tmp_path: Path) -> None:
+        nic = '[[nic]]\nname = "vm1"\nnetwork = "blue"\nsocket_path = {}\n'
+        for value in ("5", "[]"):
+            [problem] = problems(tmp_path, BLUE + nic.format(value))
+            assert problem == f"nic[0].socket_path: {value} is not text"
 
     def test_name(self, tmp_path: Path) -> None:
         [problem] = problems(tmp_path, '[[network]]\nname = "../x"\n')
