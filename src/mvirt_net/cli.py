@@ -10,14 +10,12 @@ one of the codes in `ExitCode`.
 from __future__ import annotations
 
 import contextlib
-import enum
 import json
 import logging
 import os
 import re
-import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -29,46 +27,20 @@ from . import runner
 from ._version import __version__
 from .attach import attach_lines
 from .config import ConfigFileError, load
-from .errors import ConfigError, MvirtNetError, SocketAccessError, SocketInUseError
-from .log import get_logger
+from .errors import ConfigError, SocketAccessError
+from .exits import PROGRAM, ExitCode, report
+from .inherited import take_socket
 from .logsetup import LogFormat, set_up_logging
 from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec
 from .registry import plan
 
-log = get_logger(__name__)
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-PROGRAM = "mvirt-net"
 CAPABILITIES = {"type": "net"}
 """A VHostUserBackendCapabilities of QEMU's ``vhost-user.json``."""
 
 SINGLE_NETWORK = "private"
 """The name of the network of a single NIC."""
-
-
-class ExitCode(enum.IntEnum):
-    """How the process ends; the numbers above 2 are those of ``sysexits.h``."""
-
-    OK = 0
-    FAILURE = 1
-    USAGE = 2
-    SOCKET_IN_USE = 69
-    NO_PERMISSION = 77
-    BAD_CONFIG = 78
-
-
-_EXIT_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
-    (click.ClickException, ExitCode.USAGE),
-    (SocketInUseError, ExitCode.SOCKET_IN_USE),
-    (SocketAccessError, ExitCode.NO_PERMISSION),
-    (PermissionError, ExitCode.NO_PERMISSION),
-    (ConfigFileError, ExitCode.BAD_CONFIG),
-    (ConfigError, ExitCode.BAD_CONFIG),
-    (MvirtNetError, ExitCode.FAILURE),
-    (OSError, ExitCode.FAILURE),
-)
-"""The first class that an exception belongs to counts. Anything else is a bug of ours."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -90,36 +62,7 @@ def main(args: Sequence[str] | None = None) -> int:
         # What comes back is the exit code of --help and --version; commands return nothing.
         return command.main(arguments, prog_name=PROGRAM, standalone_mode=False) or ExitCode.OK
     except Exception as error:
-        return max(_report(leaf) for leaf in _leaves(error))
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions in a tree of groups, or just the one."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
-
-
-def _report(error: BaseException) -> ExitCode:
-    """Say what went wrong: one line for a failure, the traceback for a bug."""
-    for kind, code in _EXIT_CODES:
-        if isinstance(error, kind):
-            for line in _message(error).splitlines():
-                click.echo(f"{PROGRAM}: {line}", err=True)
-            return code
-    log.critical("internal error", exc_info=error)
-    return ExitCode.FAILURE
-
-
-def _message(error: BaseException) -> str:
-    if isinstance(error, click.UsageError):
-        path = error.ctx.command_path if error.ctx else PROGRAM
-        return f"{error.format_message().rstrip('.')} (see '{path} --help')"
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}"
-    return str(error)
+        return report(error)
 
 
 # Options of everything that runs.
@@ -267,7 +210,10 @@ def _serve_single(
         address=address,
         **{key: options.pop(key) for key in ("mac_addr", "mtu", "dns", "ntp", "netmask")},
     )
-    sock = _inherited_socket(ctx, fd) if fd is not None else None
+    try:
+        sock = None if fd is None else take_socket(fd)
+    except ValueError as error:
+        raise click.UsageError(f"--fd: {fd}: {error}", ctx) from error
     _run(ctx, config, one_off=one_off, sock=sock, **options)
 
 
@@ -336,30 +282,6 @@ def _nic_name(socket_path: Path | None) -> str:
     """A name for the log, and for a MAC address that differs between NICs."""
     stem = socket_path.stem if socket_path is not None else ""
     return re.sub(r"[^A-Za-z0-9_-]", "-", stem)[:64] or "nic"
-
-
-def _inherited_socket(ctx: click.Context, fd: int) -> socket.socket:
-    """The socket with the descriptor `fd`, which goes over to it. Raises click.UsageError."""
-    try:
-        sock = socket.socket(fileno=fd)
-    except OSError as error:
-        raise click.UsageError(f"--fd: {fd}: {error.strerror}", ctx) from error
-    if problem := _why_unusable(sock):
-        sock.close()
-        raise click.UsageError(f"--fd: {fd}: {problem}", ctx)
-    return sock
-
-
-def _why_unusable(sock: socket.socket) -> str | None:
-    """What is wrong with an inherited socket; None when frontends can be served on it."""
-    if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
-        return "not a unix stream socket"
-    try:
-        if not runner.is_listening(sock):
-            sock.getpeername()
-    except OSError as error:
-        return error.strerror
-    return None
 
 
 # Subcommands.

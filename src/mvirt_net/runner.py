@@ -21,6 +21,7 @@ import attrs
 import trio
 
 from .daemon import serve
+from .inherited import is_listening
 from .log import get_logger
 from .model import DaemonConfig
 from .nic import Nic, NicEvent, NicEventKind
@@ -162,8 +163,3 @@ def _state(nic: Nic) -> dict[str, Any]:
     counters = attrs.asdict(stats, filter=lambda field, _value: field.name != "drops")
     drops = {f"drop_{reason.name.lower()}": count for reason, count in stats.drops.items()}
     return {"nic": nic.spec.name, "connected": nic.connected, **counters, **drops}
-
-
-def is_listening(sock: socket.socket) -> bool:
-    """Whether ``listen`` was called on `sock` (socket(7), SO_ACCEPTCONN)."""
-    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))

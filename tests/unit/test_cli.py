@@ -17,8 +17,9 @@ import pytest
 
 import mvirt_net
 from mvirt_net import cli, runner
-from mvirt_net.cli import ExitCode, main
+from mvirt_net.cli import main
 from mvirt_net.errors import MvirtNetError, SocketAccessError, SocketInUseError
+from mvirt_net.exits import ExitCode
 from mvirt_net.model import DaemonConfig, MacAddress, Netmask, NetworkSpec, NicSpec
 from mvirt_net.runner import RunOptions
 

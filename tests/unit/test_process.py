@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 import pytest
 import trio
 
-from mvirt_net.cli import ExitCode
+from mvirt_net.exits import ExitCode
 from tests.harness import VhostTestClient
 
 STOP_SECONDS = 5

@@ -1,0 +1,80 @@
+"""How the command ends: what it says of a failure, and with which code."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+
+import click
+
+from .config import ConfigFileError
+from .errors import ConfigError, MvirtNetError, SocketAccessError, SocketInUseError
+from .log import get_logger
+
+log = get_logger(__name__)
+
+PROGRAM = "mvirt-net"
+
+
+class ExitCode(enum.IntEnum):
+    """How the process ends; the numbers above 2 are those of ``sysexits.h``."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    SOCKET_IN_USE = 69
+    NO_PERMISSION = 77
+    BAD_CONFIG = 78
+
+
+_EXIT_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
+    (click.ClickException, ExitCode.USAGE),
+    (SocketInUseError, ExitCode.SOCKET_IN_USE),
+    (SocketAccessError, ExitCode.NO_PERMISSION),
+    (PermissionError, ExitCode.NO_PERMISSION),
+    (ConfigFileError, ExitCode.BAD_CONFIG),
+    (ConfigError, ExitCode.BAD_CONFIG),
+    (MvirtNetError, ExitCode.FAILURE),
+    (OSError, ExitCode.FAILURE),
+)
+"""The first class that an exception belongs to counts. Anything else is a bug of ours."""
+
+
+def report(error: BaseException) -> ExitCode:
+    """Say on stderr what went wrong: one line for a failure, the traceback for a bug.
+
+    Args:
+        error: what ended the command, maybe a group.
+
+    Returns:
+        The code for it, the highest one for a group.
+    """
+    return max(_report_one(leaf) for leaf in _leaves(error))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in a tree of groups, or just the one."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _report_one(error: BaseException) -> ExitCode:
+    for kind, code in _EXIT_CODES:
+        if isinstance(error, kind):
+            for line in _message(error).splitlines():
+                click.echo(f"{PROGRAM}: {line}", err=True)
+            return code
+    log.critical("internal error", exc_info=error)
+    return ExitCode.FAILURE
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else PROGRAM
+        return f"{error.format_message().rstrip('.')} (see '{path} --help')"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}"
+    return str(error)
