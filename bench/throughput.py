@@ -15,6 +15,9 @@ from tempfile import TemporaryDirectory
 
 import attrs
 
+from mvirt_net.dataplane.limit import BURST, COSTS, RATE
+from mvirt_net.model import PuntKind
+
 from .figures import Row, Scale, Table, ratio, spread, take_turns
 from .guest import ARP, IPV4, MAC, Guest, connected_guest, ping
 from .processes import (
@@ -33,6 +36,7 @@ BATCHES = (64, 256)
 COLUMNS = ("frames/s", "µs a frame", "÷ peer", "± %", "CPU µs", "CPU ÷ peer")
 NOTES = (
     "From the kick to the call of the last reply, on two cores; the median batch.",
+    "In bursts that a guest may ask; in the long run it gets less (docs/reference/services.md).",
     "CPU: processor time of the other end for each frame.",
     "Peer: a trio task that receives each frame from a SOCK_SEQPACKET socket and sends each reply.",
 )
@@ -88,8 +92,10 @@ async def throughput(scale: Scale) -> Table:
         async with connected_guest(socket_path(folder, 0)) as guest:
             ends = {
                 PEER: peer,
-                "ARP, {} in flight": _echo(daemon, guest, ARP),
-                "ping of 98 B, {} in flight": _echo(daemon, guest, ping(98)),
+                "ARP, {} in flight": _echo(daemon, guest, ARP, _pause(PuntKind.ARP, scale)),
+                "ping of 98 B, {} in flight": _echo(
+                    daemon, guest, ping(98), _pause(PuntKind.ICMPV4, scale)
+                ),
             }
             rows = []
             for batch in BATCHES:
@@ -100,7 +106,22 @@ async def throughput(scale: Scale) -> Table:
     return Table("throughput", "Echo through the daemon", COLUMNS, rows, NOTES)
 
 
-def _echo(daemon: Process, guest: Guest, request: bytes) -> End:
+def _pause(kind: PuntKind, scale: Scale) -> float:
+    """Seconds after which the guest may ask the services for another turn's frames.
+
+    What it may ask in the long run is bounded; this measures how fast it gets what it may.
+    """
+    work = COSTS[kind] * scale.echoes
+    if work > BURST:
+        raise BenchError("a turn is more than a guest may ask at once")
+    return work / RATE
+
+
+def _echo(daemon: Process, guest: Guest, request: bytes, pause: float) -> End:
+    def begin_turn() -> None:
+        guest.tx.load(request)
+        time.sleep(pause)
+
     def echo(batch: int) -> None:
         guest.rx.give(batch, call=True)
         guest.tx.give(batch, call=False)
@@ -110,7 +131,7 @@ def _echo(daemon: Process, guest: Guest, request: bytes) -> End:
                 raise BenchError(f"{guest.rx.outstanding()} of {batch} frames were not answered")
             os.eventfd_read(guest.rx_call)
 
-    return End(daemon, echo, partial(guest.tx.load, request))
+    return End(daemon, echo, begin_turn)
 
 
 def _socket_peer(processors: set[int], stack: ExitStack) -> End:

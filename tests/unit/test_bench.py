@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -14,6 +14,7 @@ from bench.echo import inline
 from bench.figures import QUICK, Cell, Row, Scale, Table, quantile, ratio, spread, take_turns
 from bench.report import as_json, machine, number, text
 from bench.roundtrip import round_trips
+from bench.throughput import throughput
 
 
 def check(table: Table) -> None:
@@ -30,8 +31,9 @@ def test_measurement_in_one_process(measure: Callable[[Scale], Table]) -> None:
     check(measure(QUICK))
 
 
-async def test_round_trips_through_a_daemon() -> None:
-    check(await round_trips(QUICK))
+@pytest.mark.parametrize("measure", [round_trips, throughput])
+async def test_measurement_through_a_daemon(measure: Callable[[Scale], Awaitable[Table]]) -> None:
+    check(await measure(QUICK))
 
 
 @pytest.mark.parametrize(
