@@ -18,6 +18,7 @@ import trio.testing
 
 from mvirt_net.dataplane import ArpResponder, IcmpResponder, VhostNetBackend
 from mvirt_net.dataplane.backend import (
+    BREAKS_LOGGED,
     POLL_INTERVAL,
     PUNTS_PER_TURN,
     REFUSALS_LOGGED,
@@ -398,6 +399,26 @@ class TestRingTrouble:
             await client.send_packet(ARP)
             assert is_arp_reply(await client.recv_packet())
         assert len(serving.faults) == 2
+
+    @pytest.mark.parametrize("queue", [RX_QUEUE_IDX, TX_QUEUE_IDX])
+    async def test_broken_again_as_soon_as_it_is_restarted(
+        self, serving: Serving, caplog: pytest.LogCaptureFixture, queue: int
+    ) -> None:
+        """Each time is reported, but not logged for ever."""
+        client = await serving.connect(err=True)
+        client.vrings[queue].queue.write_avail_idx(1000)
+        for _ in range(2 * BREAKS_LOGGED):
+            await client.start_vring(queue, await client.stop_vring(queue))
+            if queue == RX_QUEUE_IDX:
+                serving.backend.inject(FRAME)
+            await client.wait_err(queue)
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(serving.faults) == 2 * BREAKS_LOGGED
+        warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
+        assert warnings == [
+            *["ring broken"] * BREAKS_LOGGED,
+            "further broken rings of this connection are not logged",
+        ]
 
     async def test_m22_one_eventfd_for_both_kicks(self, serving: Serving) -> None:
         client = await serving.connect(rx_buffers=0)

@@ -43,6 +43,8 @@ PUNTS_PER_TURN = 8
 """Slow-path frames answered before other tasks get a turn; DHCP takes some 100 µs each."""
 REFUSALS_LOGGED = 20
 """Refused requests that get a line in the log, per connection."""
+BREAKS_LOGGED = 20
+"""Broken rings that get a line in the log, per connection: each restart lets a guest break one."""
 
 _QUEUE_NAMES = {RX_QUEUE: "RX", TX_QUEUE: "TX"}
 
@@ -78,6 +80,30 @@ class Doorbell:
             self._rung = trio.Event()
         finally:
             self._waited_fd = None
+
+
+class BoundedLog:
+    """Warnings that a hostile peer can cause at will, and must not fill the log with.
+
+    Args:
+        log: where they go.
+        limit: how many of them; after the last one a line says that there will be no more.
+        what: they are about, in the plural.
+    """
+
+    def __init__(self, log: structlog.stdlib.BoundLogger, limit: int, what: str) -> None:
+        self._log = log
+        self._left = limit
+        self._what = what
+
+    def warning(self, event: str, **fields: str) -> None:
+        """Log it if it is not one too many."""
+        if self._left == 0:
+            return
+        self._left -= 1
+        self._log.warning(event, **fields)
+        if self._left == 0:
+            self._log.warning(f"further {self._what} of this connection are not logged")
 
 
 class VhostNetBackend:
@@ -120,7 +146,8 @@ class VhostNetBackend:
         self._broken: set[int] = set()
         self._failed_services: set[PuntKind] = set()
         self._limit = WorkLimit()
-        self._refusals = 0
+        self._refusal_log = BoundedLog(self._log, REFUSALS_LOGGED, "refused requests")
+        self._break_log = BoundedLog(self._log, BREAKS_LOGGED, "broken rings")
         self._hinted_at_memory = False
         self._end: MvirtNetError | None = None
 
@@ -138,7 +165,7 @@ class VhostNetBackend:
         """
         with self._sock:
             device = VhostDevice(
-                self._port, wake=self._wake, on_mtu=self._limit_mtu, release_fd=_release_fd
+                self._port, wake=self._ring_changed, on_mtu=self._limit_mtu, release_fd=_release_fd
             )
             with contextlib.closing(device):
                 async with trio.open_nursery() as nursery:
@@ -209,7 +236,7 @@ class VhostNetBackend:
         finally:
             close_fds(message.fds)
         if outcome.refused is not None:
-            self._log_refusal(outcome.refused)
+            self._refusal_log.warning("request refused", reason=outcome.refused)
         return outcome.reply
 
     def _hint_at_memory(self, session: Session) -> None:
@@ -218,17 +245,19 @@ class VhostNetBackend:
             self._hinted_at_memory = True
             self._log.warning("no guest memory yet: the VM's memory has to be shared (share=on)")
 
-    def _log_refusal(self, reason: str) -> None:
-        """A hostile frontend must not fill the log."""
-        self._refusals += 1
-        if self._refusals <= REFUSALS_LOGGED:
-            self._log.warning("request refused", reason=reason)
-        if self._refusals == REFUSALS_LOGGED:
-            self._log.warning("further refused requests of this connection are not logged")
-
     def _limit_mtu(self, mtu: int) -> None:
         """DHCP must not promise more than the driver was told (RFC 2132, 5.1: option 26)."""
         self._services = self._make_services(min(mtu, self._mtu))
+
+    def _ring_changed(self, index: int) -> None:
+        """The frontend did something to a ring.
+
+        A start mends a ring that was broken. The ring's task may find it broken anew when it looks
+        for the first time, so it must be noted here that this is another break.
+        """
+        if not self._port.ring_broken(index):
+            self._broken.discard(index)
+        self._wake(index)
 
     def _wake(self, index: int) -> None:
         self._bells[index].ring()
@@ -290,13 +319,11 @@ class VhostNetBackend:
 
     def _look_for_break(self, index: int) -> None:
         """Say it once when a driver has broken its ring; a restart of the ring mends it."""
-        if not self._port.ring_broken(index):
-            self._broken.discard(index)
-        elif index not in self._broken:
-            self._broken.add(index)
-            detail = f"the guest's driver broke its {_QUEUE_NAMES[index]} ring"
-            self._log.warning("ring broken", queue=_QUEUE_NAMES[index])
-            self._on_fault(detail)
+        if index in self._broken or not self._port.ring_broken(index):
+            return
+        self._broken.add(index)
+        self._break_log.warning("ring broken", queue=_QUEUE_NAMES[index])
+        self._on_fault(f"the guest's driver broke its {_QUEUE_NAMES[index]} ring")
 
 
 def _nothing() -> None:
