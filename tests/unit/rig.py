@@ -95,7 +95,7 @@ class Rig:
         return [self.rx.add_rx_buffer(self.buffer(size), size) for _ in range(count)]
 
     def drain(self) -> list[Punt]:
-        """Drain until the ring is empty and armed, and take the buffers back."""
+        """Drain until the ring is empty and a kick was asked for."""
         punts: list[Punt] = []
         step = NextStep.CALL_AGAIN
         while step is NextStep.CALL_AGAIN:

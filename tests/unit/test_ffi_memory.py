@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +119,33 @@ def test_m28_files_that_are_no_memory(empty: GuestMemory) -> None:
     assert refusal(empty, wanted, read_end) == errno.EBADF
 
 
+def test_m28_files_whose_pages_somebody_else_delivers(empty: GuestMemory) -> None:
+    """A page fault on FUSE or NFS waits for a server that may be the frontend's own."""
+    fd = os.open("/proc/self/status", os.O_RDONLY)
+    assert refusal(empty, region(size=PAGE), fd) == errno.ENODEV
+    os.close(fd)
+
+
+SENT_SIGBUS = """
+import os, signal
+from mvirt_net.ffi import GuestMemory
+from mvirt_net.model import MemoryRegion
+
+fd = os.memfd_create("guest")
+os.ftruncate(fd, 4096)
+table = GuestMemory.empty(os.eventfd(0, os.EFD_NONBLOCK)).with_region(
+    MemoryRegion(0, 4096, 0, 0), fd
+)
+os.kill(os.getpid(), signal.SIGBUS)
+"""
+
+
+def test_m29_signal_that_was_only_sent_has_its_usual_effect() -> None:
+    """It is not ours to swallow, and must not switch the protection off."""
+    ended = subprocess.run([sys.executable, "-c", SENT_SIGBUS], check=False)
+    assert ended.returncode == -signal.SIGBUS
+
+
 def test_m28_file_that_cannot_be_written(empty: GuestMemory, memfd: int) -> None:
     read_only = os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY)
     assert refusal(empty, region(), read_only) == errno.EACCES
@@ -203,7 +233,7 @@ def test_memory_is_sealed_against_shrinking_where_it_can_be(empty: GuestMemory) 
     os.close(fd)
 
 
-def test_ring_address_beyond_its_region(memfd: int) -> None:
+def test_no_ring_without_memory() -> None:
     with open_rig(regions=[Region(0, MIB)]) as rig:
         addr = rig.lay_out(TX_QUEUE)
         rig.port.check_ring(rig.size, addr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 
@@ -217,6 +218,43 @@ def test_event_idx_calls_when_the_driver_said() -> None:
             assert rig.called(TX_QUEUE) == expected
 
 
+@pytest.mark.parametrize("features", [VERSION_1, VERSION_1 | EVENT_IDX])
+def test_call_that_comes_after_the_frames_is_told_of_them(features: int) -> None:
+    """QEMU replaces the call descriptor once the ring runs; what the first one got is lost."""
+    with open_rig(features=features) as rig:
+        rig.start()
+        throw_away = os.eventfd(0, os.EFD_NONBLOCK)
+        rig.port.set_call(TX_QUEUE, throw_away)
+        rig.port.set_call(RX_QUEUE, None)
+        rig.offer(2048)
+        rig.send(ARP)
+        rig.drain()
+        rig.port.enqueue(ARP)
+        rig.port.flush()
+        for queue in (RX_QUEUE, TX_QUEUE):
+            assert rig.called(queue) == 0
+            rig.port.set_call(queue, rig.calls[queue])
+            assert rig.called(queue) == 1
+        os.close(throw_away)
+
+
+def test_new_call_of_a_ring_without_news_stays_silent() -> None:
+    with open_rig() as rig:
+        rig.start()
+        rig.port.set_call(TX_QUEUE, rig.calls[TX_QUEUE])
+        assert rig.called(TX_QUEUE) == 0
+
+
+def test_err_that_comes_after_the_break_is_told_of_it() -> None:
+    with open_rig() as rig:
+        rig.start()
+        rig.port.set_err(TX_QUEUE, None)
+        rig.tx.offer_raw(300)
+        rig.port.drain()
+        rig.port.set_err(TX_QUEUE, rig.errs[TX_QUEUE])
+        assert rig.erred(TX_QUEUE)
+
+
 def test_driver_that_polls_is_never_called() -> None:
     with open_rig() as rig:
         rig.start()
@@ -323,10 +361,10 @@ def test_backlog_is_bounded() -> None:
         assert rig.drops() == {"RX_BACKLOG_FULL": 44}
 
 
-@pytest.mark.parametrize("enabled", [False, True])
-def test_frames_for_a_ring_that_is_down_are_dropped(enabled: bool) -> None:
+@pytest.mark.parametrize("started", [False, True])
+def test_frames_for_a_ring_that_is_down_are_dropped(started: bool) -> None:
     with open_rig() as rig:
-        if not enabled:
+        if started:
             rig.start()
             rig.port.enable_ring(RX_QUEUE, False)
         assert not rig.port.enqueue(ARP)
@@ -385,6 +423,9 @@ def test_longest_frame_goes_both_ways() -> None:
         pytest.param(None, 7, 9, 7, id="none-given"),
         pytest.param(7, 7, 20, 7, id="buffers-waiting"),
         pytest.param(20, 7, 20, 7, id="base-is-the-available-index"),
+        pytest.param(19, 7, 20, 7, id="base-was-the-available-index"),
+        pytest.param(3, 7, 20, 7, id="base-behind-the-used-index"),
+        pytest.param(5, 0, 0, 5, id="base-of-an-empty-ring"),
         pytest.param(100, 100, 100, 100, id="far"),
         pytest.param(65535, 65535, 2, 65535, id="wrapped"),
         pytest.param(40000, 0, 40000, 40000, id="used-index-makes-no-sense"),
@@ -678,6 +719,42 @@ def test_r15_chains_of_more_than_1024_descriptors_are_dropped() -> None:
             for reason in rig.port.stats().drops:
                 assert reason.name in {"SOURCE_MAC", "TX_BUFFER_INVALID"}
             assert drops.items() <= rig.drops().items()
+
+
+def test_r07_endless_empty_chains_do_not_hold_up_the_device() -> None:
+    """A frame may take 1024 descriptors; the chains that it did not fit in are given back."""
+    with open_rig(features=VERSION_1 | MRG_RXBUF, size=2048) as rig:
+        rig.start()
+        for index in range(2048):
+            last = index == 1024
+            flags = VRING_DESC_F_WRITE | (0 if last else VRING_DESC_F_NEXT)
+            length = 12 if index == 2047 else 0
+            following = 0 if last else index + 1
+            if index == 2047:
+                flags = VRING_DESC_F_WRITE
+            rig.rx.write_desc(index, VringDesc(0x1000, length, flags, following))
+        rig.rx.offer_raw(2047)
+        for _ in range(2000):
+            rig.rx.offer_raw(1, publish=False)
+        rig.rx.publish()
+        rig.port.enqueue(ARP)
+        rig.port.flush()
+        assert rig.drops() == {"RX_BUFFER_INVALID": 1}
+        assert 2 <= rig.rx.used_idx() <= 4
+
+
+def test_r15_indirect_table_counts_for_its_chain() -> None:
+    with open_rig(features=VERSION_1 | INDIRECT_DESC, size=1024) as rig:
+        rig.start()
+        table = rig.buffer(16 * 1024)
+        flags = [VRING_DESC_F_NEXT] * 1023 + [0]
+        descs = [VringDesc(0x1000, 1, flag, i + 1).pack() for i, flag in enumerate(flags)]
+        rig.guest.write(table, b"".join(descs))
+        rig.tx.write_desc(0, VringDesc(0x1000, 1, VRING_DESC_F_NEXT, 1))
+        rig.tx.write_desc(1, VringDesc(table, 16 * 1024, VRING_DESC_F_INDIRECT))
+        rig.tx.offer_raw(0)
+        rig.drain()
+        assert rig.drops() == {"TX_BUFFER_INVALID": 1}
 
 
 def test_r09_frames_in_the_ring_itself_harm_nobody() -> None:

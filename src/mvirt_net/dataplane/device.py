@@ -219,6 +219,8 @@ class VhostDevice:
             raise
         old, self._memory = self._memory, memory
         old.close()
+        for index in self._fds:
+            self._wake(index)
 
     def _release(self, fd: int | None) -> None:
         if fd is not None:

@@ -52,7 +52,7 @@ class NextStep(enum.IntEnum):
     CALL_AGAIN = 1
     """A bound was reached with work left: let others run, then call again."""
     NOTHING = 2
-    """The ring is not running; of a flush also: the backlog is empty."""
+    """The ring is not running or broken; of a flush also: the backlog is empty."""
 
 
 def _same_numbers(python: type[enum.IntEnum], c_enum: str, prefix: str) -> None:

@@ -30,7 +30,7 @@ struct mv_region {
 struct mv_memory {
 	int fault_fd;
 	unsigned int n_regions;
-	struct mv_region *regions[MV_MAX_REGIONS];	/* ascending guest_addr */
+	struct mv_region *regions[MV_MAX_REGIONS];
 };
 
 /*
@@ -88,6 +88,7 @@ struct mv_segment {
 struct mv_chain {
 	uint16_t head;
 	bool faulty;		/* wrong direction, outside memory or too long: complete it with 0 */
+	unsigned int n_descs;	/* looked at, in both tables */
 	unsigned int n_segments;
 	uint64_t length;
 	struct mv_segment segments[MV_MAX_CHAIN + MV_MAX_REGIONS];

@@ -24,25 +24,12 @@ int mv_event_check(int fd)
 	return n == sizeof(eventfd_link) - 1 && !memcmp(link, eventfd_link, (size_t)n);
 }
 
-static bool ready(int fd, short events)
-{
-	struct pollfd p = { .fd = fd, .events = events };
-
-	return poll(&p, 1, 0) == 1 && (p.revents & events);
-}
-
 int mv_event_read(int fd)
 {
 	uint64_t count;
 	struct iovec iov = { .iov_base = &count, .iov_len = sizeof(count) };
-	ssize_t n = preadv2(fd, &iov, 1, -1, RWF_NOWAIT);
+	ssize_t n = preadv2(fd, &iov, 1, -1, RWF_NOWAIT); /* eventfds know it since Linux 5.8 */
 
-	if (n < 0 && errno == EOPNOTSUPP) {
-		/* Before Linux 5.8 eventfds know no RWF_NOWAIT; the caller is their only reader. */
-		if (!ready(fd, POLLIN))
-			return 0;
-		n = read(fd, &count, sizeof(count));
-	}
 	if (n == (ssize_t)sizeof(count))
 		return 1;
 	if (n >= 0)
@@ -53,8 +40,9 @@ int mv_event_read(int fd)
 int mv_event_write(int fd)
 {
 	static const uint64_t one = 1;
+	struct pollfd p = { .fd = fd, .events = POLLOUT };
 
-	if (!ready(fd, POLLOUT))
+	if (poll(&p, 1, 0) != 1 || !(p.revents & POLLOUT))
 		return 0;
 	if (write(fd, &one, sizeof(one)) == (ssize_t)sizeof(one))
 		return 1;

@@ -67,7 +67,7 @@ static bool ranges_overlap(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_s
 	return a < b + b_size && b < a + a_size;
 }
 
-/* Whether the numbers make sense by themselves: nothing wraps, everything is page aligned. */
+/* Whether the numbers make sense by themselves: nothing wraps, what is mapped is whole pages. */
 static bool spec_is_sane(const struct mv_region_spec *spec)
 {
 	uint64_t end;
@@ -109,6 +109,9 @@ static int file_check(const struct mv_region_spec *spec, int fd, uint64_t page)
 {
 	struct stat st;
 
+	/* Only tmpfs and hugetlbfs know seals: no page fault of theirs waits for somebody else. */
+	if (fcntl(fd, F_GET_SEALS) < 0)
+		return errno == EBADF ? -EBADF : -ENODEV;
 	if (fstat(fd, &st) < 0)
 		return -errno;
 	if (!S_ISREG(st.st_mode))
@@ -171,7 +174,6 @@ fail:
 int mv_memory_add(mv_memory *memory, const struct mv_region_spec *spec, int fd)
 {
 	struct mv_region *region;
-	unsigned int at;
 	int r;
 
 	if (!spec_is_sane(spec))
@@ -182,13 +184,7 @@ int mv_memory_add(mv_memory *memory, const struct mv_region_spec *spec, int fd)
 	r = region_new(&region, spec, fd, memory->fault_fd);
 	if (r < 0)
 		return r;
-	for (at = memory->n_regions; at > 0; at--) {
-		if (memory->regions[at - 1]->guest_addr < region->guest_addr)
-			break;
-		memory->regions[at] = memory->regions[at - 1];
-	}
-	memory->regions[at] = region;
-	memory->n_regions++;
+	memory->regions[memory->n_regions++] = region;
 	return 0;
 }
 

@@ -8,7 +8,7 @@
  * Rules that hold for every function
  * - Guest memory and all that a frontend says is hostile. A field of guest memory is read once
  *   into private memory, the copy is checked, only the copy is used.
- * - A function returns >= 0 or a negative errno value. It never aborts, prints, blocks or calls
+ * - A function returns >= 0 or a negative errno value. It never aborts, prints, waits or calls
  *   back, and its work is bounded.
  * - RX and TX are the guest's: queue 0 is what the guest receives, queue 1 what it transmits.
  * - A port, its rings and its memory belong to one thread at a time; calls are not locked.
@@ -28,7 +28,7 @@ enum mv_limit {
 	MV_MAX_REGIONS = 32,		/* memory slots of one frontend */
 	MV_MIN_RING_SIZE = 2,
 	MV_MAX_RING_SIZE = 32768,	/* virtio 1.2, 2.7 */
-	MV_MAX_CHAIN = 1024,		/* descriptors of one frame, and of one indirect table used */
+	MV_MAX_CHAIN = 1024,		/* descriptors of one chain, its indirect table included */
 	MV_MAX_FRAME = 14 + 65535,	/* Ethernet header and the largest IP packet */
 	MV_BACKLOG = 256,		/* frames kept for a guest that gives no RX buffers */
 	MV_PUNT_FRAMES = 64,		/* slow-path frames of one drain */
@@ -73,7 +73,7 @@ enum mv_punt_kind {
 enum mv_next {
 	MV_NEXT_KICK = 0,	/* nothing to do before the driver's next kick, which was asked for */
 	MV_NEXT_CALL_AGAIN = 1,	/* a bound was reached with work left: let others run, call again */
-	MV_NEXT_NOTHING = 2	/* flush: the backlog is empty; drain: the ring is not running */
+	MV_NEXT_NOTHING = 2	/* the ring is not running or broken; flush: or the backlog is empty */
 };
 
 /* A region of guest memory, in bytes (vhost-user, "Memory region description"). */
@@ -96,7 +96,7 @@ struct mv_stats {
 	uint64_t tx_bytes;
 	uint64_t rx_frames;
 	uint64_t rx_bytes;
-	uint64_t kicks;
+	uint64_t kicks;			/* drains after a kick was asked for */
 	uint64_t calls;
 	uint64_t punts;
 	uint64_t drops[MV_DROP_REASONS];
@@ -117,7 +117,7 @@ typedef struct mv_port mv_port;
 /*
  * A table without regions. When the file behind one of its regions shrinks under the daemon,
  * the region is replaced by zero pages and 1 is added to the eventfd fault_fd (SIGBUS handler);
- * fault_fd must stay open until mv_memory_free() of the last table that shares a region.
+ * fault_fd must be non-blocking and stay open until mv_memory_free() of the last table that shares a region.
  * NULL when there is no memory.
  */
 mv_memory *mv_memory_new(int fault_fd);
@@ -127,8 +127,9 @@ mv_memory *mv_memory_copy(const mv_memory *memory);
 
 /*
  * Map fd and add it as a region. The fd stays the caller's and may be closed afterwards.
- * -EINVAL: size 0, an overflow, an overlap in guest or user addresses, misaligned mmap_offset,
- * or not within the file; -ENOSPC: table full; -EACCES, -ENODEV, ...: what fstat or mmap said.
+ * -EINVAL: size 0 or not in whole pages, an overflow, an overlap in guest or user addresses,
+ * misaligned mmap_offset, or not within the file; -ENOSPC: too many regions, or more than 4 TiB;
+ * -ENODEV: not a file of tmpfs (memfd) or hugetlbfs; -EACCES, ...: what fstat or mmap said.
  */
 int mv_memory_add(mv_memory *memory, const struct mv_region_spec *spec, int fd);
 
@@ -155,7 +156,7 @@ int mv_port_set_features(mv_port *port, uint64_t features);
 /*
  * Use this table from now on (NULL: none). Running rings are translated again; -EFAULT when one
  * of them is not wholly within one region of the new table: nothing has changed then. The caller
- * may free the former table once this has returned 0.
+ * may free the former table once this has returned 0, and then has to drain and flush again.
  */
 int mv_port_set_memory(mv_port *port, const mv_memory *memory);
 
@@ -175,10 +176,10 @@ int mv_ring_check(const mv_port *port, unsigned int size, const struct mv_ring_a
  * Start ring `queue`. base is the next available index to look at (0..65535), or -1 for "where
  * the used ring stands". Errors as mv_ring_check; -EBUSY: it runs already.
  *
- * A base that claims that every available buffer has been consumed, while the used ring says that
- * some of them were never returned, is replaced by the used index: this device completes in order
- * and keeps nothing, so those buffers would be lost for ever (frontends that reconnect with the
- * available index do this).
+ * Where the used index and the base differ and both are possible, the used index counts: this
+ * device completes in order and keeps nothing, so a base ahead of it would lose buffers for ever
+ * (frontends that reconnect with the available index do this) and one behind would return some
+ * twice.
  */
 int mv_ring_start(mv_port *port, unsigned int queue, unsigned int size,
 		  const struct mv_ring_addr *addr, int base);
@@ -198,14 +199,18 @@ int mv_ring_enable(mv_port *port, unsigned int queue, bool enabled);
 /* Whether the ring stands still because the driver broke its rules; a new start clears it. */
 bool mv_ring_broken(const mv_port *port, unsigned int queue);
 
-/* The eventfd that interrupts the driver, or -1: it polls. Made non-blocking. */
+/*
+ * The eventfd that interrupts the driver, or -1: it polls. Made non-blocking. A driver that may
+ * have missed an interrupt on the former one gets one on this.
+ */
 int mv_ring_set_call(mv_port *port, unsigned int queue, int fd);
 
 /* The eventfd that tells the frontend of a broken ring, or -1. Made non-blocking. */
 int mv_ring_set_err(mv_port *port, unsigned int queue, int fd);
 
 /*
- * Take frames off the TX ring for about 50 microseconds, at most 1 MiB and MV_PUNT_FRAMES punts:
+ * Take frames off the TX ring for about 50 microseconds, 1 MiB or MV_PUNT_FRAMES punts, and one
+ * frame at least:
  * drop them or copy them to `buffer` (MV_PUNT_BYTES) with an entry in `punts` (room for
  * MV_PUNT_FRAMES). All used entries are published once, the driver interrupted at most once.
  * *n_punts is set. Returns enum mv_next.

@@ -22,7 +22,7 @@ enum {
 	/* Bounds of one call, so that a guest without end does not hold up the others. */
 	TURN_NS = 50 * 1000,
 	TURN_BYTES = 1 << 20,
-	CLOCK_EVERY = 16,	/* frames between looks at the clock: 25 ns each */
+	CLOCK_EVERY = 32,	/* descriptors and frames between looks at the clock: 25 ns each */
 };
 
 struct backlog_frame {
@@ -221,18 +221,25 @@ int mv_ring_set_call(mv_port *port, unsigned int queue, int fd)
 {
 	int r = queue < QUEUES ? set_nonblocking(fd) : -EINVAL;
 
-	if (r == 0)
-		port->rings[queue].call_fd = fd;
-	return r;
+	if (r < 0)
+		return r;
+	port->rings[queue].call_fd = fd;
+	/* What the former descriptor was told may never reach the driver (QEMU replaces it late). */
+	if (fd >= 0 && port->rings[queue].running && port->rings[queue].signalled_valid)
+		(void)mv_event_write(fd);
+	return 0;
 }
 
 int mv_ring_set_err(mv_port *port, unsigned int queue, int fd)
 {
 	int r = queue < QUEUES ? set_nonblocking(fd) : -EINVAL;
 
-	if (r == 0)
-		port->rings[queue].err_fd = fd;
-	return r;
+	if (r < 0)
+		return r;
+	port->rings[queue].err_fd = fd;
+	if (fd >= 0 && mv_ring_broken(port, queue))
+		(void)mv_event_write(fd);
+	return 0;
 }
 
 /* ---- the bound of one call ---- */
@@ -240,7 +247,7 @@ int mv_ring_set_err(mv_port *port, unsigned int queue, int fd)
 struct turn {
 	uint64_t deadline;	/* ns of CLOCK_MONOTONIC */
 	uint64_t bytes;
-	unsigned int frames;
+	unsigned int work;	/* since the last look at the clock */
 };
 
 static uint64_t now_ns(void)
@@ -254,10 +261,13 @@ static uint64_t now_ns(void)
 static bool turn_is_over(struct turn *turn, uint64_t bytes)
 {
 	turn->bytes += bytes;
-	turn->frames++;
+	turn->work++;
 	if (turn->bytes >= TURN_BYTES)
 		return true;
-	return turn->frames % CLOCK_EVERY == 0 && now_ns() >= turn->deadline;
+	if (turn->work < CLOCK_EVERY)
+		return false;
+	turn->work = 0;
+	return now_ns() >= turn->deadline;
 }
 
 static struct turn turn_begin(void)
@@ -360,6 +370,7 @@ static bool drain(mv_port *port, struct punts *punts)
 		if (!mv_ring_peek(ring, ring_features(port), port->memory, MV_FROM_DRIVER, &chain))
 			break;
 		take_tx_chain(port, &chain, punts);
+		turn.work += chain.n_descs;
 		if (turn_is_over(&turn, chain.length) && n > 1)
 			return false;
 	}
@@ -441,8 +452,11 @@ struct rx {
 
 static bool rx_peek(struct rx *rx, struct mv_chain *chain)
 {
-	return mv_ring_peek(rx->ring, ring_features(rx->port), rx->port->memory, MV_TO_DRIVER,
-			    chain);
+	bool ok = mv_ring_peek(rx->ring, ring_features(rx->port), rx->port->memory, MV_TO_DRIVER,
+			       chain);
+
+	rx->turn.work += chain->n_descs;
+	return ok;
 }
 
 static void rx_take(struct rx *rx, const struct mv_chain *chain, uint32_t written)
@@ -479,6 +493,7 @@ static enum delivery more_chains(struct rx *rx, const struct backlog_frame *fram
 				 uint16_t *n_chains)
 {
 	struct mv_chain chain;
+	unsigned int n_descs = 0;
 	uint32_t run;
 
 	for (; done < frame->length; done += run, ++*n_chains) {
@@ -486,7 +501,8 @@ static enum delivery more_chains(struct rx *rx, const struct backlog_frame *fram
 			return TOO_SMALL;
 		if (!rx_peek(rx, &chain))
 			return RING_BROKEN;
-		if (chain.faulty) {
+		n_descs += chain.n_descs;
+		if (chain.faulty || n_descs > MV_MAX_CHAIN) {
 			mv_ring_void(rx->ring, *n_chains);
 			rx_take(rx, &chain, 0);
 			return BAD_BUFFER;

@@ -42,12 +42,13 @@ static bool replace_mapping(const struct watch *watch, size_t size)
 	static const uint64_t one = 1;
 	void *map = mmap((void *)watch->start, size, PROT_READ | PROT_WRITE,
 			 MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ssize_t written;
 
 	if (map == MAP_FAILED)
 		return false;
 	/* A full counter is as good as one more; there is nobody to tell of other errors. */
-	if (write(watch->fault_fd, &one, sizeof(one)) < 0)
-		return true;
+	written = write(watch->fault_fd, &one, sizeof(one));
+	(void)written;
 	return true;
 }
 
@@ -72,8 +73,10 @@ static void pass_on(int signo, siginfo_t *info, void *context)
 	} else if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) {
 		previous.sa_handler(signo);
 	} else {
-		/* The instruction is repeated and meets the default action. */
+		/* The instruction is repeated and meets the default action; one that was sent is not. */
 		sigaction(SIGBUS, &previous, NULL);
+		if (info->si_code <= 0)
+			raise(signo);
 	}
 }
 
@@ -81,7 +84,8 @@ static void on_sigbus(int signo, siginfo_t *info, void *context)
 {
 	int saved = errno;
 
-	if (!handle((uintptr_t)info->si_addr))
+	/* Only the kernel's own fill in si_addr. */
+	if (info->si_code <= 0 || !handle((uintptr_t)info->si_addr))
 		pass_on(signo, info, context);
 	errno = saved;
 }

@@ -102,6 +102,12 @@ static uint8_t *avail_event(const struct mv_ring *ring)
 	return ring->used + RING_ENTRIES + sizeof(struct used_elem) * ring->size;
 }
 
+/* Keeps the compiler from loading what was copied again, from where it can change. */
+static void load_once(void)
+{
+	__asm__ volatile("" : : : "memory");
+}
+
 /* Whether moving an index from `old` to `now` passes `event` (virtio 1.2, 2.7.7.1 and 2.7.10). */
 static bool passes_event(uint16_t event, uint16_t now, uint16_t old)
 {
@@ -160,9 +166,10 @@ void mv_ring_begin(struct mv_ring *ring, int base)
 {
 	uint16_t avail = load16_acquire(ring->avail + RING_IDX); /* A */
 	uint16_t used = load16(ring->used + RING_IDX);
-	uint16_t unreturned = (uint16_t)(avail - used);
+	bool used_fits = (uint16_t)(avail - used) <= ring->size;
+	bool base_fits = (uint16_t)(avail - (uint16_t)base) <= ring->size;
 
-	if (base < 0 || (base == avail && unreturned <= ring->size))
+	if (base < 0 || (used_fits && base_fits))
 		base = used;
 	ring->last_avail = (uint16_t)base;
 	ring->used_idx = used;
@@ -211,8 +218,7 @@ static bool load_desc(const struct table *table, unsigned int index, struct desc
 		memcpy(desc, table->host + offset, sizeof(*desc));
 	else if (mv_memory_read(table->memory, table->guest_addr + offset, desc, sizeof(*desc)) < 0)
 		return false;
-	/* Keeps the compiler from loading a field again from where it can change. */
-	__asm__ volatile("" : : : "memory");
+	load_once();
 	return true;
 }
 
@@ -227,7 +233,7 @@ static bool add_segment(struct mv_chain *chain, uint8_t *host, uint32_t length)
 	return true;
 }
 
-/* Add a descriptor's buffer, which may cross adjacent regions. */
+/* Add a descriptor's buffer, which may cross adjacent regions; no region holds the last address. */
 static bool add_buffer(struct mv_chain *chain, const mv_memory *memory, const struct desc *desc)
 {
 	uint64_t addr = desc->addr;
@@ -236,8 +242,7 @@ static bool add_buffer(struct mv_chain *chain, const mv_memory *memory, const st
 	for (; left > 0; addr += run, left -= run) {
 		uint8_t *host = mv_memory_guest(memory, addr, left, &run);
 
-		/* Guest addresses do not wrap around. */
-		if (addr > UINT64_MAX - left || !add_segment(chain, host, run))
+		if (!add_segment(chain, host, run))
 			return false;
 	}
 	return true;
@@ -256,7 +261,7 @@ static enum link follow(struct mv_chain *chain, const struct table *table, unsig
 		bool for_device;
 
 		/* So long a chain is legal in a ring that large, but no frame needs it. */
-		if (n == MV_MAX_CHAIN) {
+		if (chain->n_descs++ == MV_MAX_CHAIN) {
 			chain->faulty = true;
 			return LINK_END;
 		}
@@ -308,6 +313,7 @@ bool mv_ring_peek(struct mv_ring *ring, struct mv_ring_features features, const 
 
 	chain->head = load16(ring->avail + RING_ENTRIES + sizeof(uint16_t) * slot);
 	chain->faulty = false;
+	chain->n_descs = 0;
 	chain->n_segments = 0;
 	chain->length = 0;
 	if (chain->head < ring->size && walk(ring, features, memory, direction, chain))
@@ -350,11 +356,11 @@ static bool wants_call(struct mv_ring *ring, struct mv_ring_features features)
 	uint16_t before = ring->signalled;
 	bool first = !ring->signalled_valid;
 
+	ring->signalled = ring->published;
+	ring->signalled_valid = true;
 	atomic_thread_fence(memory_order_seq_cst); /* C */
 	if (!features.event_idx)
 		return !(load16(ring->avail + RING_FLAGS) & AVAIL_F_NO_INTERRUPT);
-	ring->signalled = ring->published;
-	ring->signalled_valid = true;
 	return first || passes_event(load16(used_event(ring)), ring->published, before);
 }
 
@@ -418,6 +424,7 @@ uint32_t mv_chain_read(const struct mv_chain *chain, uint32_t skip, void *into, 
 		done += run;
 		skip = 0;
 	}
+	load_once();
 	return done;
 }
 
