@@ -39,6 +39,8 @@ class Switch:
         self._nics: dict[str, Nic] = {}
         self._subscribers: set[trio.MemorySendChannel[NicEvent]] = set()
         self._closed = False
+        self._closing = trio.Lock()
+        """Held while all NICs are removed."""
 
     @property
     def networks(self) -> Mapping[str, NetworkSpec]:
@@ -91,9 +93,10 @@ class Switch:
             await self._nursery.start(nic.serve)
             self._check_open()
         except BaseException:
-            if nic is not None:
-                await _close_shielded(nic)
-            self._registry.remove_nic(spec.name)
+            if nic is None:
+                self._registry.remove_nic(spec.name)
+            else:
+                await self._end(nic)
             raise
         self._nics[spec.name] = nic
         return nic
@@ -110,8 +113,7 @@ class Switch:
         nic = self._nics.pop(name, None)
         if nic is None:
             raise NotFoundError(f"there is no NIC {name!r}")
-        await _close_shielded(nic)
-        self._registry.remove_nic(name)
+        await self._end(nic)
         await trio.lowlevel.checkpoint()
 
     def events(self) -> trio.MemoryReceiveChannel[NicEvent]:
@@ -124,22 +126,43 @@ class Switch:
                     async for event in events:
                         ...
 
-            It ends with the switch, or when it has fallen `EVENT_BACKLOG` events behind.
+            It ends with the switch, at once if that was closed before, or when it has fallen
+            `EVENT_BACKLOG` events behind.
         """
         send, receive = trio.open_memory_channel[NicEvent](EVENT_BACKLOG)
-        self._subscribers.add(send)
+        if self._closed:
+            send.close()
+        else:
+            self._subscribers.add(send)
         return receive
 
     async def aclose(self) -> None:
-        """Remove all NICs and end all subscriptions; carried through, cancelled or not."""
+        """Remove all NICs and end all subscriptions; carried through, cancelled or not.
+
+        May be called again, also while the first call is under way, for which it waits then.
+        """
         self._closed = True
-        for name in list(self._nics):
-            await _close_shielded(self._nics.pop(name))
-            self._registry.remove_nic(name)
-        for subscriber in self._subscribers:
-            subscriber.close()
-        self._subscribers.clear()
+        with trio.CancelScope(shield=True):
+            async with self._closing:
+                try:
+                    # Others may remove NICs meanwhile.
+                    while self._nics:
+                        _name, nic = self._nics.popitem()
+                        await self._end(nic)
+                finally:
+                    self._end_subscriptions()
         await trio.lowlevel.checkpoint()
+
+    async def _end(self, nic: Nic) -> None:
+        """Close a NIC that is not, or no longer, in `nics`, then give its names and addresses free.
+
+        Never cut short by a cancellation, which the caller's next checkpoint will notice.
+        """
+        with trio.CancelScope(shield=True):
+            try:
+                await nic.aclose()
+            finally:
+                self._registry.remove_nic(nic.spec.name)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -155,15 +178,14 @@ class Switch:
                 _log.warning("subscriber to events is too slow and gets no more")
                 self._unsubscribe(subscriber)
 
+    def _end_subscriptions(self) -> None:
+        for subscriber in self._subscribers:
+            subscriber.close()
+        self._subscribers.clear()
+
     def _unsubscribe(self, subscriber: trio.MemorySendChannel[NicEvent]) -> None:
         self._subscribers.remove(subscriber)
         subscriber.close()
-
-
-async def _close_shielded(nic: Nic) -> None:
-    """Close a NIC in spite of a cancellation, which the caller's next checkpoint will notice."""
-    with trio.CancelScope(shield=True):
-        await nic.aclose()
 
 
 @contextlib.asynccontextmanager

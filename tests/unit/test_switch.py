@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import types
+import weakref
 from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -256,6 +258,71 @@ class TestRemoveNic:
         await switch.add_nic(nic_spec(tmp_path))
 
 
+class TestAclose:
+    """While it runs, others may do the same."""
+
+    @pytest.fixture
+    def gate(self, monkeypatch: pytest.MonkeyPatch) -> trio.Event:
+        """Closing a NIC takes until this is set."""
+        gate, aclose = trio.Event(), Nic.aclose
+
+        async def slow_aclose(nic: Nic) -> None:
+            await gate.wait()
+            await aclose(nic)
+
+        monkeypatch.setattr(Nic, "aclose", slow_aclose)
+        return gate
+
+    async def test_while_a_nic_is_removed(
+        self, switch: Switch, tmp_path: Path, gate: trio.Event
+    ) -> None:
+        for name in ("vm1", "vm2", "vm3"):
+            await switch.add_nic(nic_spec(tmp_path, name))
+        async with trio.open_nursery() as closing:
+            closing.start_soon(switch.aclose)
+            await trio.testing.wait_all_tasks_blocked()
+            closing.start_soon(switch.remove_nic, next(iter(switch.nics)))
+            await trio.testing.wait_all_tasks_blocked()
+            gate.set()
+        assert not switch.nics
+        await switch.remove_network("blue")
+
+    async def test_twice_at_once(self, switch: Switch, tmp_path: Path, gate: trio.Event) -> None:
+        for name in ("vm1", "vm2", "vm3"):
+            await switch.add_nic(nic_spec(tmp_path, name))
+        async with trio.open_nursery() as closing, switch.events() as events:
+            closing.start_soon(switch.aclose)
+            closing.start_soon(switch.aclose)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(closing.child_tasks) == 2
+            with pytest.raises(trio.WouldBlock):
+                events.receive_nowait()
+            gate.set()
+        assert not list(tmp_path.iterdir())
+        await switch.remove_network("blue")
+
+    async def test_nic_that_fails_to_close(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A bug, but its name is free and subscribers are told."""
+
+        async def fail(_nic: Nic) -> None:
+            raise RuntimeError("a bug")
+
+        async with open_switch() as switch:
+            await switch.add_network(BLUE)
+            nic = await switch.add_nic(nic_spec(tmp_path))
+            events = switch.events()
+            with monkeypatch.context() as patched:
+                patched.setattr(Nic, "aclose", fail)
+                with pytest.raises(RuntimeError, match="a bug"):
+                    await switch.aclose()
+            async with events:
+                assert [event async for event in events] == []
+            await switch.remove_network("blue")
+            await nic.aclose()
+
+
 class TestEvents:
     async def test_what_happens(
         self, switch: Switch, tmp_path: Path, nursery: trio.Nursery
@@ -310,6 +377,13 @@ class TestEvents:
         async with events:
             assert [event async for event in events] == []
 
+    async def test_of_a_switch_that_is_closed(self) -> None:
+        async with open_switch() as switch:
+            pass
+        async with switch.events() as events:
+            with trio.fail_after(1):
+                assert [event async for event in events] == []
+
 
 class TestOpenSwitch:
     async def test_removes_everything(self, tmp_path: Path, nursery: trio.Nursery) -> None:
@@ -328,6 +402,26 @@ class TestOpenSwitch:
             await fail_inside(tmp_path, error)
         assert caught.value is error
         assert not list(tmp_path.iterdir())
+
+    async def test_exception_of_the_body_is_not_kept(self) -> None:
+        """Nor is what its traceback holds: without the garbage collector's help it goes at once."""
+
+        class Precious(Exception):
+            pass
+
+        async def leave() -> weakref.ref[Precious]:
+            try:
+                async with open_switch():
+                    raise Precious
+            except Precious as error:
+                return weakref.ref(error)
+
+        gc.disable()
+        try:
+            kept = await leave()
+            assert kept() is None
+        finally:
+            gc.enable()
 
     async def test_cancellation(self, tmp_path: Path) -> None:
         with trio.move_on_after(0.01) as scope:
