@@ -223,7 +223,8 @@ class Port:
         """Start a stopped ring.
 
         Args:
-            base: the next available index, 0 to 65535; None for where the used ring stands.
+            base: the next available index, 0 to 65535, unless the used ring makes that impossible;
+                None for where the used ring stands.
 
         Raises:
             CoreError: as `check_ring`, or the ring runs already.

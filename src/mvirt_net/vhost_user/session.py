@@ -38,7 +38,7 @@ for coming early. Things are remembered until they mean something:
   that is no error. Addresses that are all zero mean "none yet" (virtio-user).
 - It **stops** at GET_VRING_BASE and RESET_DEVICE. The kick is forgotten, so that nothing but a new
   SET_VRING_KICK starts it again. The index where it stopped is where it goes on, unless
-  SET_VRING_BASE says otherwise; with neither, the device looks at the used ring.
+  SET_VRING_BASE says otherwise; the device, which sees the used ring, may know better.
 
 What must not change under a running vring is refused while it runs: its size, its base, and the
 virtio features. Its addresses, descriptors and the memory table may change; the device looks
