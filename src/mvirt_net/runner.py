@@ -3,16 +3,19 @@
 **Theory of operation.** `run` is one trio program around `daemon.serve`, which does the serving and
 knows nothing of processes. Signals are caught before the first socket exists, or one that comes in
 between would leave a socket file behind. Whatever ends the program (a signal, the last frontend of
-a one-off) sets the same event, upon which `serve` closes everything in order; should that take
-longer than `STOP_TIME_LIMIT`, it is cancelled. From then on SIGTERM and SIGINT have their default
-action, so that a second one ends the process even if this program no longer reacts to anything.
+a one-off, a terminal that hangs up) sets the same event, upon which `serve` closes everything in
+order. Closing is shielded from cancellation, so what limits its time is a thread that ends the
+process, even if it is the event loop that hangs. After the first SIGTERM or SIGINT both have their
+default action, so that a second one ends the process at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -31,8 +34,9 @@ from .switch import Switch
 log = get_logger(__name__)
 
 STOP_TIME_LIMIT = 4.0
-"""Seconds for an orderly end. Supervisors lose patience after five."""
+"""Seconds for an orderly end, then the process ends. Supervisors lose patience after five."""
 
+_STDERR = 2
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -73,21 +77,43 @@ class _Process:
 
     config: DaemonConfig
     options: RunOptions
+    _on_terminal: bool = attrs.field(init=False, factory=lambda: os.isatty(_STDERR))
+    """Whether the log went to a terminal at the start."""
     _shutdown: trio.Event = attrs.field(factory=trio.Event)
+    _limit: threading.Timer = attrs.field(init=False)
+    """Of the end; started with it."""
     _switch: Switch | None = None
+
+    @_limit.default
+    def _make_limit(self) -> threading.Timer:
+        limit = threading.Timer(STOP_TIME_LIMIT, _end_process)
+        limit.daemon = True
+        return limit
 
     async def main(self) -> None:
         """Everything from the first signal handler to the last closed socket."""
         signals = trio.open_signal_receiver(*_STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1)
-        with signals as received, pid_file(self.options.pid_path):
+        with signals as received, contextlib.ExitStack() as at_end:
+            at_end.callback(self._limit.cancel)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._handle_signals, received)
-                nursery.start_soon(self._limit_stop, nursery.cancel_scope)
                 self._switch = await nursery.start(self._serve, nursery.cancel_scope)
-                self._follow_frontends(nursery, self._switch)
-                self.options.on_ready()
-                announce_ready(self.options.ready_fd)
+                if self._shutdown.is_set():
+                    # A signal came before the sockets were there, and they may be gone again.
+                    self._close_inherited()
+                else:
+                    at_end.enter_context(pid_file(self.options.pid_path))
+                    self._follow_frontends(nursery, self._switch)
+                    self.options.on_ready()
+                    announce_ready(self.options.ready_fd)
         log.info("stopped")
+
+    def _close_inherited(self) -> None:
+        """Close what was handed down to us and not used."""
+        if self.options.ready_fd is not None:
+            os.close(self.options.ready_fd)
+        if self.options.sock is not None:
+            self.options.sock.close()
 
     async def _serve(
         self,
@@ -98,25 +124,28 @@ class _Process:
         await serve(self.config, shutdown_trigger=self._shutdown.wait, task_status=task_status)
         everything.cancel()
 
-    async def _limit_stop(self, everything: trio.CancelScope) -> None:
-        """Give the end its time limit once it has begun."""
-        await self._shutdown.wait()
-        sd_notify("STOPPING=1")
-        await trio.sleep(STOP_TIME_LIMIT)
-        log.warning("stopping takes too long, giving up on order", seconds=STOP_TIME_LIMIT)
-        everything.cancel()
+    def _stop(self) -> None:
+        """Begin the end, once."""
+        if not self._shutdown.is_set():
+            self._shutdown.set()
+            self._limit.start()
+            sd_notify("STOPPING=1")
 
     async def _handle_signals(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
-            if number in _STOP_SIGNALS:
+            if number in _STOP_SIGNALS or (number == signal.SIGHUP and self._lost_terminal()):
                 for stop_signal in _STOP_SIGNALS:
                     signal.signal(stop_signal, signal.SIG_DFL)
                 log.info("stopping", signal=signal.Signals(number).name)
-                self._shutdown.set()
+                self._stop()
             elif number == signal.SIGUSR1:
                 self._dump_state()
             else:
                 log.warning("configuration is not reloaded, that needs a restart", signal="SIGHUP")
+
+    def _lost_terminal(self) -> bool:
+        """Whether the terminal that the log went to has hung up, as when its window is closed."""
+        return self._on_terminal and not os.isatty(_STDERR)
 
     def _dump_state(self) -> None:
         """A line for each NIC into the log."""
@@ -147,13 +176,13 @@ class _Process:
                 connection, _ = await sock.accept()
                 await nic.serve_connection(connection)
             await nic.serve_connection(sock)
-        self._shutdown.set()
+        self._stop()
 
     async def _stop_after_disconnect(self, events: trio.MemoryReceiveChannel[NicEvent]) -> None:
         async with events:
             async for event in events:
                 if event.kind is NicEventKind.DISCONNECTED:
-                    self._shutdown.set()
+                    self._stop()
                     return
 
 
@@ -163,3 +192,9 @@ def _state(nic: Nic) -> dict[str, Any]:
     counters = attrs.asdict(stats, filter=lambda field, _value: field.name != "drops")
     drops = {f"drop_{reason.name.lower()}": count for reason, count in stats.drops.items()}
     return {"nic": nic.spec.name, "connected": nic.connected, **counters, **drops}
+
+
+def _end_process() -> None:
+    """Runs in a thread of its own when the end takes too long."""
+    log.error("stopping takes too long, giving up on order", seconds=STOP_TIME_LIMIT)
+    os._exit(1)

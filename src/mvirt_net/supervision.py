@@ -57,21 +57,32 @@ def announce_ready(fd: int | None) -> None:
 def pid_file(path: Path | None) -> Iterator[None]:
     """Keep our process id in `path` for as long as the context lasts.
 
+    At the end the file is left alone if another process has written its own id there meanwhile.
+
     Raises:
         OSError: it cannot be written.
     """
     if path is None:
         yield
         return
-    path.write_text(f"{os.getpid()}\n", encoding="ascii")
+    ours = f"{os.getpid()}\n".encode()
+    path.write_bytes(ours)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()
+            if path.read_bytes() == ours:
+                path.unlink()
 
 
 def raise_fd_limit() -> None:
-    """Use all the descriptors we may have: each connection needs five to seven."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    """Use all the descriptors we may have: each connection needs five to seven.
+
+    Fewer will do for a few NICs, so failure is only logged.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ValueError, OSError) as error:
+        # ValueError: above fs.nr_open, which may have been lowered since the limit was set.
+        log.warning("limit of open descriptors not raised", soft=soft, error=str(error))

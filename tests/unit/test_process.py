@@ -7,14 +7,17 @@ the time limit of all tests, so nothing here sleeps.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import resource
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
@@ -54,6 +57,10 @@ class Daemon:
         """Until its ready line; everything after it must be the end of the pipe."""
         line = self._ready.read()
         assert line == b"ready\n", self.process.communicate()
+
+    def wait_unready(self) -> None:
+        """Until it has closed the descriptor of its ready line without one."""
+        assert self._ready.read() == b""
 
     def wait_event(self, event: str) -> dict[str, Any]:
         """The next line of the log that says `event`."""
@@ -99,9 +106,8 @@ def started(
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
                 text=True,
-                **options,
+                **{"stderr": subprocess.PIPE, **options},
             )
         finally:
             os.close(ready_of_daemon)
@@ -122,6 +128,17 @@ def config(tmp_path: Path) -> tuple[str, ...]:
 
 def single(path: Path) -> tuple[str, ...]:
     return ("--socket-path", str(path), "--address", "10.0.0.5")
+
+
+@contextlib.contextmanager
+def notified(
+    folder: Path, *, abstract: bool = False
+) -> Iterator[tuple[socket.socket, dict[str, str]]]:
+    """A service manager's socket, and the environment in which the daemon finds it."""
+    name = f"{folder}/notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0{name}" if abstract else name)
+        yield manager, {**os.environ, "NOTIFY_SOCKET": f"@{name}" if abstract else name}
 
 
 def run_failing(*args: str, **options: Any) -> tuple[int, list[str]]:
@@ -156,6 +173,29 @@ class TestLife:
             assert daemon.stop() == ExitCode.OK
         assert not pid_path.exists()
 
+    def test_pid_file_of_a_running_daemon_is_left_alone(self, tmp_path: Path) -> None:
+        args = (*single(tmp_path / "s"), "--pid", str(tmp_path / "pid"))
+        with started(*args) as daemon:
+            daemon.wait_ready()
+            code, _ = run_failing(*args)
+            assert code == ExitCode.SOCKET_IN_USE
+            assert (tmp_path / "pid").read_text() == f"{daemon.process.pid}\n"
+            assert daemon.stop() == ExitCode.OK
+
+    def test_pid_file_that_another_process_took_is_left_alone(self, tmp_path: Path) -> None:
+        pid_path = tmp_path / "pid"
+        with started(*single(tmp_path / "s"), "--pid", str(pid_path)) as daemon:
+            daemon.wait_ready()
+            pid_path.write_text("1\n")
+            assert daemon.stop() == ExitCode.OK
+        assert pid_path.read_text() == "1\n"
+
+    def test_pid_file_cannot_be_written(self, tmp_path: Path) -> None:
+        code, lines = run_failing(*single(tmp_path / "s"), "--pid", "/none/pid")
+        assert code == ExitCode.FAILURE
+        assert lines[-1] == "mvirt-net: /none/pid: No such file or directory"
+        assert not (tmp_path / "s").exists()
+
     def test_attach_lines_on_stdout(self, config: tuple[str, ...], tmp_path: Path) -> None:
         with started(*config, "--print-attach") as daemon:
             daemon.wait_ready()
@@ -186,6 +226,22 @@ class TestLife:
             soft, hard = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
             assert soft == hard == 500
             assert daemon.stop() == ExitCode.OK
+
+    def test_descriptor_limit_cannot_be_raised(self, tmp_path: Path) -> None:
+        with started(*single(tmp_path / "s"), command=("-c", _FIXED_LIMITS)) as daemon:
+            daemon.wait_ready()
+            assert daemon.wait_event("limit of open descriptors not raised")
+            assert daemon.stop() == ExitCode.OK
+
+
+_FIXED_LIMITS = """
+import resource, sys
+from mvirt_net import cli
+def refuse(*limits):
+    raise ValueError("not allowed to raise maximum limit")
+resource.setrlimit = refuse
+sys.exit(cli.main())
+"""
 
 
 def _lower_fd_limit() -> None:
@@ -218,7 +274,7 @@ class TestSockets:
     ) -> None:
         (tmp_path / "vm2.sock").write_text("not a socket")
         code, lines = run_failing(*config)
-        assert code == ExitCode.NO_PERMISSION
+        assert code == ExitCode.FAILURE
         assert lines[-1] == f"mvirt-net: {tmp_path}/vm2.sock: exists and is not a socket"
         assert not (tmp_path / "vm1.sock").exists()
 
@@ -278,12 +334,51 @@ class TestSignals:
             daemon.wait_event("stopping")
             assert daemon.stop(signal.SIGTERM) == -signal.SIGTERM
 
-    def test_stuck_end_is_cut_short(self, tmp_path: Path) -> None:
-        with started(*single(tmp_path / "s"), command=("-c", _SLOW)) as daemon:
+    @pytest.mark.parametrize("hang", ["await trio.sleep_forever()", "time.sleep(60)"])
+    def test_hanging_end_is_cut_short(self, hang: str, tmp_path: Path) -> None:
+        script = _HANGING_CLOSE.format(hang=hang)
+        with started(*single(tmp_path / "s"), command=("-c", script)) as daemon:
             daemon.wait_ready()
             daemon.send(signal.SIGTERM)
             assert daemon.wait_event("stopping takes too long, giving up on order")
+            assert daemon.wait() == ExitCode.FAILURE
+
+    def test_sigterm_during_start(self, tmp_path: Path) -> None:
+        args = ("--pid", f"{tmp_path}/pid", "--print-attach")
+        script = _SIGTERM_AT_START
+        with (
+            notified(tmp_path) as (manager, environ),
+            started(*single(tmp_path / "s"), *args, command=("-c", script), env=environ) as daemon,
+        ):
+            daemon.wait_unready()
+            stdout, _ = daemon.process.communicate()
             assert daemon.wait() == ExitCode.OK
+            assert stdout == "None\n"
+            assert manager.recv(100) == b"STOPPING=1"
+            with pytest.raises(BlockingIOError):
+                manager.recv(100, socket.MSG_DONTWAIT)
+        assert not (tmp_path / "pid").exists()
+
+    def test_terminal_hangs_up(self, tmp_path: Path) -> None:
+        terminal, terminal_of_daemon = pty.openpty()
+        on_terminal: dict[str, Any] = {
+            "stderr": terminal_of_daemon,
+            "start_new_session": True,
+            "preexec_fn": _take_terminal,
+        }
+        with started(*single(tmp_path / "s"), **on_terminal) as daemon:
+            os.close(terminal_of_daemon)
+            daemon.wait_ready()
+            daemon.send(signal.SIGHUP)
+            with open(terminal, closefd=False) as lines:
+                assert any("configuration is not reloaded" in line for line in lines)
+            os.close(terminal)
+            assert daemon.wait() == ExitCode.OK
+        assert not (tmp_path / "s").exists()
+
+
+def _take_terminal() -> None:
+    fcntl.ioctl(2, termios.TIOCSCTTY, 0)
 
 
 _STUCK = """
@@ -297,30 +392,46 @@ runner.serve = serve
 sys.exit(cli.main())
 """
 
-_SLOW = """
-import sys, trio
-from mvirt_net import cli, runner
-async def serve(config, *, shutdown_trigger, task_status):
-    task_status.started(None)
-    await trio.sleep_forever()
-runner.serve, runner.STOP_TIME_LIMIT = serve, 0.01
+_HANGING_CLOSE = """
+import sys, time, trio
+from mvirt_net import cli, nic, runner
+async def aclose(self):
+    {hang}
+nic.Nic.aclose, runner.STOP_TIME_LIMIT = aclose, 0.01
 sys.exit(cli.main())
+"""
+
+# The descriptor of --ready-fd, the last but two of the arguments, is looked at again at the end.
+_SIGTERM_AT_START = """
+import os, signal, sys
+from mvirt_net import cli, runner
+serve = runner.serve
+async def stopped_serve(config, *, shutdown_trigger, task_status):
+    signal.raise_signal(signal.SIGTERM)
+    await shutdown_trigger()
+    await serve(config, shutdown_trigger=shutdown_trigger, task_status=task_status)
+runner.serve = stopped_serve
+code = cli.main()
+try:
+    print(os.fstat(int(sys.argv[-3])))
+except OSError:
+    print(None)
+sys.exit(code)
 """
 
 
 class TestServiceManager:
     @pytest.mark.parametrize("abstract", [False, True])
     def test_is_notified(self, abstract: bool, tmp_path: Path) -> None:
-        name = f"{tmp_path}/notify"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.bind(f"\0{name}" if abstract else name)
-            environ = {**os.environ, "NOTIFY_SOCKET": f"@{name}" if abstract else name}
-            with started(*single(tmp_path / "s"), env=environ) as daemon:
-                assert manager.recv(100) == b"READY=1"
-                assert (tmp_path / "s").is_socket()
-                daemon.send(signal.SIGTERM)
-                assert manager.recv(100) == b"STOPPING=1"
-                assert daemon.wait() == ExitCode.OK
+        with (
+            notified(tmp_path, abstract=abstract) as (manager, environ),
+            started(*single(tmp_path / "s"), env=environ) as daemon,
+        ):
+            assert manager.recv(100) == b"READY=1"
+            assert (tmp_path / "s").is_socket()
+            daemon.send(signal.SIGTERM)
+            assert manager.recv(100) == b"STOPPING=1"
+            assert daemon.wait() == ExitCode.OK
 
     def test_is_gone(self, tmp_path: Path) -> None:
         environ = {**os.environ, "NOTIFY_SOCKET": f"{tmp_path}/none"}
