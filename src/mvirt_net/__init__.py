@@ -18,6 +18,7 @@ from .errors import (
     RequestRefused,
     SocketAccessError,
     SocketInUseError,
+    SocketPathError,
 )
 from .model import DaemonConfig, DropReason, MacAddress, Netmask, NetworkSpec, NicSpec, NicStats
 from .nic import Nic, NicEvent, NicEventKind
@@ -44,6 +45,7 @@ __all__ = [
     "RequestRefused",
     "SocketAccessError",
     "SocketInUseError",
+    "SocketPathError",
     "Switch",
     "__version__",
     "open_switch",

@@ -34,7 +34,8 @@ async def serve(
         ConfigError: the first thing that is wrong with the configuration, its key a path such as
             ``nic[1].mac_address``; nothing has been opened then.
         SocketInUseError: another process listens on a socket path.
-        SocketAccessError: a socket path cannot be listened on.
+        SocketAccessError: there is no permission for a socket path.
+        SocketPathError: a socket path cannot be listened on for another reason.
     """
     planned = plan(config)
     if planned.problems:

@@ -36,7 +36,13 @@ class SocketInUseError(MvirtNetError):
 
 
 class SocketAccessError(MvirtNetError):
-    """The socket path cannot be made or listened on (permission, missing folder, not a socket)."""
+    """There is no permission for the socket path, or its file system is read-only."""
+
+
+class SocketPathError(MvirtNetError):
+    """The socket path cannot be listened on for another reason: no folder, a file that is no
+    socket, no descriptors left, and the like.
+    """
 
 
 class RequestRefused(MvirtNetError):

@@ -132,7 +132,8 @@ class Nic:
 
         Raises:
             SocketInUseError: another process listens on the path.
-            SocketAccessError: the path cannot be listened on.
+            SocketAccessError: there is no permission for the path.
+            SocketPathError: it cannot be listened on for another reason.
             trio.ClosedResourceError: the NIC was closed before.
         """
         with self._using_port():

@@ -82,7 +82,8 @@ class Switch:
             DuplicateError: its name, MAC address, IP address or socket path is taken.
             ConfigError: anything else about the specification; the key names the field.
             SocketInUseError: another process listens on the socket path.
-            SocketAccessError: the socket path cannot be listened on.
+            SocketAccessError: there is no permission for the socket path.
+            SocketPathError: it cannot be listened on for another reason.
             trio.ClosedResourceError: the switch was closed.
         """
         self._check_open()

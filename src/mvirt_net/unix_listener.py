@@ -4,7 +4,9 @@
 path is probed with ``connect``: when somebody answers it is theirs; when nobody does, it was left
 behind by a process that died, and is removed. A file that is no socket is never touched. The file
 that was made is remembered by device and inode, for it may be removed or replaced at any time by
-somebody else, whose file must not be removed at the end in its place.
+somebody else, whose file must not be removed at the end in its place. Between ``bind`` and
+``listen`` even another process that does the same may think it stale; so once we listen, and nobody
+can think that any more, we look whether it is still there.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ from typing import Self
 
 import trio
 
-from .errors import SocketAccessError, SocketInUseError
+from .errors import SocketAccessError, SocketInUseError, SocketPathError
 
 SOCKET_MODE = 0o660
 """Permissions of the socket file: whoever may write to it may be the guest."""
-BACKLOG = 16
-"""Connections that wait to be accepted."""
+BACKLOG = socket.SOMAXCONN
+"""Connections that wait to be accepted, of which the kernel allows fewer (``net.core.somaxconn``).
+As many as there may be, for one too many fails at once when it does not block (connect(2), EAGAIN).
+They cost this process no descriptor."""
 
+_NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _TAKE_OVERS = 3
 """Attempts to get a path that another process may be fighting for."""
 
@@ -42,9 +47,16 @@ class UnixListener:
         self._identity = _identity(self.path)
 
     def start(self) -> None:
-        """Let connections in. Raises OSError."""
+        """Let connections in.
+
+        Raises:
+            SocketInUseError: another process has taken the path since it was bound.
+            OSError: as listen(2).
+        """
         _give_back_what_umask_took(self.path)
         self._sock.listen(BACKLOG)
+        if not self.is_in_place:
+            raise SocketInUseError(f"{self.path}: another process took it at the same time")
 
     async def accept(self) -> trio.socket.SocketType:
         """Wait for a connection. The socket returned is the caller's.
@@ -82,7 +94,8 @@ def open_unix_listener(path: Path) -> UnixListener:
 
     Raises:
         SocketInUseError: somebody listens there.
-        SocketAccessError: there is no getting it: permissions, no folder, a file that is no socket.
+        SocketAccessError: there is no permission, or the file system is read-only.
+        SocketPathError: anything else: no folder, a file that is no socket, a path too long.
     """
     try:
         listener = UnixListener(_bound_socket(path), path)
@@ -92,7 +105,8 @@ def open_unix_listener(path: Path) -> UnixListener:
             listener.close()
             raise
     except OSError as error:
-        raise SocketAccessError(f"{path}: {error.strerror or error}") from error
+        kind = SocketAccessError if error.errno in _NO_PERMISSION else SocketPathError
+        raise kind(f"{path}: {error.strerror or error}") from error
     return listener
 
 
@@ -129,7 +143,7 @@ def _remove_stale(path: Path) -> None:
 
     Raises:
         SocketInUseError: somebody does.
-        SocketAccessError: it is no socket.
+        SocketPathError: it is no socket.
         OSError: it cannot be probed or removed.
     """
     try:
@@ -137,7 +151,7 @@ def _remove_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(status.st_mode):
-        raise SocketAccessError(f"{path}: exists and is not a socket")
+        raise SocketPathError(f"{path}: exists and is not a socket")
     if _is_listened_on(path):
         raise SocketInUseError(f"{path}: another process listens there")
     if _identity(path) == (status.st_dev, status.st_ino):

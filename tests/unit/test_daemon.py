@@ -17,8 +17,8 @@ from mvirt_net import (
     DuplicateError,
     NetworkSpec,
     NicSpec,
-    SocketAccessError,
     SocketInUseError,
+    SocketPathError,
     Switch,
 )
 from tests.harness.client import VhostTestClient
@@ -137,7 +137,7 @@ async def test_socket_trouble_ends_the_start(
         await (nursery.start(mvirt_net.serve, nics) if serve is None else serve(nics))
 
     (tmp_path / "vm1.sock").mkdir()
-    with pytest.raises(SocketAccessError):
+    with pytest.raises(SocketPathError):
         await start(config(tmp_path, {}, {}))
     assert [path.name for path in tmp_path.iterdir()] == ["vm1.sock"]
     (tmp_path / "vm1.sock").rmdir()

@@ -26,8 +26,8 @@ from mvirt_net import (
     NicEventKind,
     NicSpec,
     NotFoundError,
-    SocketAccessError,
     SocketInUseError,
+    SocketPathError,
     Switch,
     open_switch,
 )
@@ -162,7 +162,7 @@ class TestNics:
     async def test_failure_to_listen_leaves_nothing(self, switch: Switch, tmp_path: Path) -> None:
         spec = nic_spec(tmp_path, mac_address="52:54:00:12:34:56", ipv4_address="10.0.0.5")
         (tmp_path / "vm1.sock").mkdir()
-        with pytest.raises(SocketAccessError):
+        with pytest.raises(SocketPathError):
             await switch.add_nic(spec)
         assert not switch.nics
         (tmp_path / "vm1.sock").rmdir()

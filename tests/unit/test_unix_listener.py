@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mvirt_net.errors import SocketAccessError, SocketInUseError
-from mvirt_net.unix_listener import BACKLOG, open_unix_listener
+from mvirt_net.errors import SocketAccessError, SocketInUseError, SocketPathError
+from mvirt_net.unix_listener import open_unix_listener
 
 
 @pytest.fixture
@@ -53,7 +54,8 @@ async def test_accepts(path: Path) -> None:
 
 async def test_holds_connections_until_they_are_accepted(path: Path) -> None:
     with open_unix_listener(path) as listener:
-        theirs = [connect(path) for _ in range(BACKLOG)]
+        # More than that only if the kernel's net.core.somaxconn says so.
+        theirs = [connect(path) for _ in range(120)]
         for sock in theirs:
             (await listener.accept()).close()
             sock.close()
@@ -120,18 +122,18 @@ def test_what_is_no_socket_is_left_alone(path: Path, tmp_path: Path, kind: str) 
         case _:
             path.symlink_to(target)
     before = path.lstat()
-    with pytest.raises(SocketAccessError, match="not a socket"):
+    with pytest.raises(SocketPathError, match="not a socket"):
         open_unix_listener(path)
     assert path.lstat() == before
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(SocketAccessError, match=r"none/nic\.sock: No such file or directory"):
+    with pytest.raises(SocketPathError, match=r"none/nic\.sock: No such file or directory"):
         open_unix_listener(tmp_path / "none" / "nic.sock")
 
 
 def test_path_too_long(tmp_path: Path) -> None:
-    with pytest.raises(SocketAccessError, match="too long"):
+    with pytest.raises(SocketPathError, match="too long"):
         open_unix_listener(tmp_path / ("x" * 108))
 
 
@@ -140,8 +142,38 @@ def test_no_descriptor_left(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(socket, "socket", no_socket)
-    with pytest.raises(SocketAccessError, match="Too many open files"):
+    with pytest.raises(SocketPathError, match="Too many open files"):
         open_unix_listener(path)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_no_permission(path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("mvirt_net.unix_listener._bind", refuse)
+    with pytest.raises(SocketAccessError, match=os.strerror(number)):
+        open_unix_listener(path)
+
+
+@pytest.mark.parametrize("replacement", ["nothing", "socket"])
+async def test_taken_over_between_bind_and_listen(
+    path: Path, monkeypatch: pytest.MonkeyPatch, replacement: str
+) -> None:
+    """Another daemon that starts at the same moment found nobody listening yet."""
+    theirs: list[socket.socket] = []
+
+    def take_over(path: Path) -> None:
+        path.unlink()
+        if replacement == "socket":
+            theirs.append(listening(path))
+
+    monkeypatch.setattr("mvirt_net.unix_listener._give_back_what_umask_took", take_over)
+    with pytest.raises(SocketInUseError, match="at the same time"):
+        open_unix_listener(path)
+    for sock in theirs:
+        connect(path).close()
+        sock.close()
 
 
 @pytest.mark.parametrize("step", ["fchmod", "fstat"])
