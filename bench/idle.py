@@ -144,8 +144,10 @@ def _table(samples: Mapping[str, Sample], cases: Mapping[str, Case]) -> Table:
             "wake-ups/s": sample.wake_ups,
             "MiB": sample.private_bytes / 1024**2,
         }
-        if name in cases and (nics := cases[name].nics):
-            cells["KiB a NIC"] = (sample.private_bytes - base.private_bytes) / 1024 / nics
+        nics = cases[name].nics if name in cases else 0
+        if nics > 0:
             cells["files a NIC"] = (sample.open_files - base.open_files) / nics
+        if nics > 1:  # a single one is less than what two daemons differ by
+            cells["KiB a NIC"] = (sample.private_bytes - base.private_bytes) / 1024 / nics
         rows.append(Row(name, cells))
     return Table("idle", "NICs with nothing to do", COLUMNS, rows, NOTES)
