@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
-from .model import NetworkSpec, NicSpec
+from .model import DaemonConfig, NetworkSpec, NicSpec
+
+WITHOUT_KVM = "# without KVM: -accel tcg, and vectors=0 on the device (QEMU 7.2 crashes otherwise)"
+"""What to change in a QEMU line; without it the guest's driver makes QEMU's MSI-X code fail."""
 
 _DEFAULT_MTU = 1500
 
 
-def attach_lines(nic: NicSpec, network: NetworkSpec) -> list[str]:
+def attach_lines(config: DaemonConfig) -> Iterator[str]:
+    """What a user has to know to attach VMs, as lines for a shell.
+
+    Args:
+        config: NICs without a socket path are left out; the others are filled in.
+    """
+    networks = {network.name: network for network in config.networks}
+    nics = [nic for nic in config.nics if nic.socket_path is not None]
+    if nics:
+        yield WITHOUT_KVM
+    for nic in nics:
+        yield from nic_lines(nic, networks[nic.network])
+
+
+def nic_lines(nic: NicSpec, network: NetworkSpec) -> list[str]:
     """What a user types to attach a VM with 1 GiB of memory to `nic`, one command a line.
 
     The disk or kernel is the user's to add. Both commands share all of the VM's memory with the
@@ -40,7 +58,7 @@ def _qemu(nic: NicSpec, network: NetworkSpec, socket: Path) -> list[str]:
     path = str(socket).replace(",", ",,")
     mtu = "" if network.mtu == _DEFAULT_MTU else f",host_mtu={network.mtu}"
     return [
-        *("qemu-system-x86_64", "-m", "1G"),
+        *("qemu-system-x86_64", "-accel", "kvm", "-m", "1G"),
         *("-object", "memory-backend-memfd,id=mem,size=1G,share=on"),
         *("-machine", "q35,memory-backend=mem"),
         *("-chardev", f"socket,id=net0,path={path},reconnect=1"),

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -27,7 +27,7 @@ from . import runner
 from ._version import __version__
 from .attach import attach_lines
 from .config import ConfigFileError, load
-from .errors import ConfigError, SocketAccessError
+from .errors import ConfigError
 from .exits import PROGRAM, ExitCode, report
 from .inherited import take_socket
 from .logsetup import LogFormat, set_up_logging
@@ -337,11 +337,8 @@ def _default_socket_dir() -> Path:
 
 
 def _make_dir(path: Path) -> None:
-    """Make the folder for the sockets, open to nobody but us and our group."""
-    try:
-        path.mkdir(mode=0o750, exist_ok=True)
-    except OSError as error:
-        raise SocketAccessError(f"{path}: {error.strerror}") from error
+    """Make the folder for the sockets, open to nobody but us and our group. Raises OSError."""
+    path.mkdir(mode=0o750, exist_ok=True)
 
 
 # Running.
@@ -385,14 +382,7 @@ def _nothing() -> None:
 
 
 def _print_attach_lines(config: DaemonConfig) -> None:
-    networks = {network.name: network for network in config.networks}
-    lines: Iterable[str] = (
-        line
-        for nic in config.nics
-        if nic.socket_path is not None
-        for line in attach_lines(nic, networks[nic.network])
-    )
     # Nobody has to read them to the end.
     with contextlib.suppress(BrokenPipeError):
-        for line in lines:
+        for line in attach_lines(config):
             click.echo(line)

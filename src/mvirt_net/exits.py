@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 from collections.abc import Iterator
 
 import click
@@ -31,13 +32,14 @@ _EXIT_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (click.ClickException, ExitCode.USAGE),
     (SocketInUseError, ExitCode.SOCKET_IN_USE),
     (SocketAccessError, ExitCode.NO_PERMISSION),
-    (PermissionError, ExitCode.NO_PERMISSION),
     (ConfigFileError, ExitCode.BAD_CONFIG),
     (ConfigError, ExitCode.BAD_CONFIG),
     (MvirtNetError, ExitCode.FAILURE),
     (OSError, ExitCode.FAILURE),
 )
 """The first class that an exception belongs to counts. Anything else is a bug of ours."""
+
+_NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 def report(error: BaseException) -> ExitCode:
@@ -62,13 +64,20 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def _report_one(error: BaseException) -> ExitCode:
-    for kind, code in _EXIT_CODES:
-        if isinstance(error, kind):
-            for line in _message(error).splitlines():
-                click.echo(f"{PROGRAM}: {line}", err=True)
-            return code
-    log.critical("internal error", exc_info=error)
-    return ExitCode.FAILURE
+    code = _code(error)
+    if code is None:
+        log.critical("internal error", exc_info=error)
+        return ExitCode.FAILURE
+    for line in _message(error).splitlines():
+        click.echo(f"{PROGRAM}: {line}", err=True)
+    return code
+
+
+def _code(error: BaseException) -> ExitCode | None:
+    """The code of a failure; None for a bug."""
+    if isinstance(error, OSError) and error.errno in _NO_PERMISSION:
+        return ExitCode.NO_PERMISSION
+    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), None)
 
 
 def _message(error: BaseException) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mvirt_net.attach import attach_lines
-from mvirt_net.model import NetworkSpec, NicSpec
+from mvirt_net.attach import WITHOUT_KVM, attach_lines, nic_lines
+from mvirt_net.model import DaemonConfig, NetworkSpec, NicSpec
 
 
 def lines(path: str = "/run/vm1.sock", **network: Any) -> list[str]:
@@ -20,7 +20,7 @@ def lines(path: str = "/run/vm1.sock", **network: Any) -> list[str]:
         ipv4_address="10.0.0.5",
         socket_path=path,
     )
-    return attach_lines(nic, NetworkSpec(name="blue", **network))
+    return nic_lines(nic, NetworkSpec(name="blue", **network))
 
 
 def test_who_it_is_for() -> None:
@@ -32,6 +32,7 @@ def test_qemu() -> None:
     assert words[0] == "qemu-system-x86_64"
     options = dict(zip(words[1::2], words[2::2], strict=True))
     assert options == {
+        "-accel": "kvm",
         "-m": "1G",
         "-object": "memory-backend-memfd,id=mem,size=1G,share=on",
         "-machine": "q35,memory-backend=mem",
@@ -75,3 +76,21 @@ def test_paths_are_quoted_for_the_shell_and_for_the_program(
 
 def test_a_relative_path_becomes_absolute() -> None:
     assert f"path={Path.cwd()}/vm1.sock," in lines("vm1.sock")[1]
+
+
+def test_what_to_do_without_kvm_is_said_once() -> None:
+    nics = [
+        NicSpec(name=name, network="blue", mac_address=mac, socket_path=path)
+        for name, mac, path in [
+            ("vm1", "52:54:00:12:34:56", "/run/vm1.sock"),
+            ("vm2", "52:54:00:12:34:57", None),
+            ("vm3", "52:54:00:12:34:58", "/run/vm3.sock"),
+        ]
+    ]
+    network = NetworkSpec(name="blue")
+    said = list(attach_lines(DaemonConfig((network,), tuple(nics))))
+    assert said == [WITHOUT_KVM, *nic_lines(nics[0], network), *nic_lines(nics[2], network)]
+
+
+def test_nothing_to_attach_to() -> None:
+    assert list(attach_lines(DaemonConfig())) == []

@@ -18,7 +18,7 @@ import pytest
 import mvirt_net
 from mvirt_net import cli, runner
 from mvirt_net.cli import main
-from mvirt_net.errors import MvirtNetError, SocketAccessError, SocketInUseError
+from mvirt_net.errors import MvirtNetError, SocketAccessError, SocketInUseError, SocketPathError
 from mvirt_net.exits import ExitCode
 from mvirt_net.model import DaemonConfig, MacAddress, Netmask, NetworkSpec, NicSpec
 from mvirt_net.runner import RunOptions
@@ -237,6 +237,7 @@ class TestSingleNic:
         runs.options.on_ready()
         assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
             "#",
+            "#",
             "qemu-system-x86_64",
             "cloud-hypervisor",
         ]
@@ -259,7 +260,7 @@ class TestServe:
         ]
         assert sockets.stat().st_mode & 0o777 == 0o750
         runs.options.on_ready()
-        assert len(capsys.readouterr().out.splitlines()) == 9
+        assert len(capsys.readouterr().out.splitlines()) == 10
 
     def test_socket_dir_is_not_made_for_nothing(self, runs: Runs, tmp_path: Path) -> None:
         config = tmp_path / "x.toml"
@@ -272,7 +273,7 @@ class TestServe:
         self, runs: Runs, capsys: pytest.CaptureFixture[str]
     ) -> None:
         args = ["serve", "-c", str(EXAMPLE), "--socket-dir", "/none/s"]
-        assert main(args) == ExitCode.NO_PERMISSION
+        assert main(args) == ExitCode.FAILURE
         assert capsys.readouterr().err == "mvirt-net: /none/s: No such file or directory\n"
         assert not runs.calls
 
@@ -342,6 +343,12 @@ class TestFailures:
             (SocketInUseError("x: taken"), 69, ["x: taken"]),
             (SocketAccessError("x: no"), 77, ["x: no"]),
             (PermissionError(13, "Permission denied", "/x"), 77, ["/x: Permission denied"]),
+            (OSError(30, "Read-only file system", "/x"), 77, ["/x: Read-only file system"]),
+            (
+                SocketPathError("x: exists and is not a socket"),
+                1,
+                ["x: exists and is not a socket"],
+            ),
             (OSError(24, "Too many open files"), 1, ["Too many open files"]),
             (MvirtNetError("whatever"), 1, ["whatever"]),
             (ExceptionGroup("", [SocketInUseError("x: taken")]), 69, ["x: taken"]),
