@@ -3,7 +3,10 @@
 A `Nic` outlives its frontends: a guest may reboot, migrate away or crash, and the next frontend
 finds the same socket file, the same addresses and the same counters. At most one frontend is served
 at a time. Another one that connects meanwhile waits `TURN_TIME_LIMIT` for its turn, which is what
-one that reconnects before we saw it leave needs, and is turned away then.
+one that reconnects before we saw it leave needs. Then one of the two is sent away: the newcomer,
+unless the other has not made a single request yet. There is nothing wrong with being silent (QEMU
+connects when its chardev is made, and speaks when its network card is), but whoever is must not
+keep the NIC from all others for ever.
 
 This module is also where everything that can go wrong with one connection ends: it is logged, once,
 and costs that connection and nothing else.
@@ -28,6 +31,9 @@ from .unix_listener import UnixListener, open_unix_listener
 
 TURN_TIME_LIMIT = 1.0
 """Seconds that a second frontend waits for the first one to go."""
+PLACE_INTERVAL = 30.0
+"""Seconds between looks at whether the socket file is still there: nobody tells us when it goes,
+and who finds no socket looks into the log. Cheap enough for hundreds of NICs, one lstat(2) each."""
 ACCEPT_PAUSE = 0.1
 """Seconds before the next attempt when a connection cannot be accepted, as without descriptors."""
 
@@ -76,14 +82,17 @@ class Nic:
         self._publish = publish
         self._log = get_logger(__name__).bind(nic=spec.name)
         self._port = Port(self._mac)
-        self._turn = trio.Semaphore(1, max_value=1)
+        self._line: list[trio.CancelScope] = []
+        """Of connections, by arrival: the first one has its turn, which its scope ends."""
+        self._in_place = True
+        """Whether the socket file was there at the last look."""
         self._backend: VhostNetBackend | None = None
         self._connected = False
         self._scopes: set[trio.CancelScope] = set()
         """Of all that uses the port: `serve` and each connection."""
         self._closed = False
         self._changed = trio.Event()
-        """Set, and replaced, when `_connected`, `_scopes` or `_closed` change."""
+        """Set, and replaced, when `_connected`, `_line`, `_scopes` or `_closed` change."""
 
     @property
     def connected(self) -> bool:
@@ -148,7 +157,8 @@ class Nic:
     async def serve_connection(self, sock: trio.socket.SocketType) -> None:
         """Serve one connected frontend until it goes, after the one before has gone.
 
-        However the connection ends, this returns; the log and the events say why it did.
+        However the connection ends, this returns; the log and the events say why it did. One that
+        has made no request yet makes way for another that has waited `TURN_TIME_LIMIT` seconds.
 
         Args:
             sock: a connected unix stream socket; owned from here on.
@@ -199,6 +209,7 @@ class Nic:
     async def _serve_listener(self, listener: UnixListener) -> None:
         """Accept frontends one by one: whoever has to wait its turn holds up those behind it."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_place, listener)
             while True:
                 sock = await self._accept(listener)
                 settled = trio.Event()
@@ -223,23 +234,65 @@ class Nic:
         """Started by `_serve_listener`, for each connection; ends with it."""
         with sock:
             await self._serve_in_turn(sock, settled)
-        if not listener.is_in_place:
+        self._look_at_place(listener)
+
+    async def _watch_place(self, listener: UnixListener) -> None:
+        """Started by `_serve_listener`; ends with it."""
+        while True:
+            await trio.sleep(PLACE_INTERVAL)
+            self._look_at_place(listener)
+
+    def _look_at_place(self, listener: UnixListener) -> None:
+        """Say it once when the socket file is gone.
+
+        The NIC stays, for the frontend that it may have, and because the file may come back.
+        """
+        was_in_place, self._in_place = self._in_place, listener.is_in_place
+        if was_in_place and not self._in_place:
             self._log.warning("socket was removed or replaced", path=str(listener.path))
 
     # One connection.
 
     async def _serve_in_turn(self, sock: trio.socket.SocketType, settled: trio.Event) -> None:
         """Serve a frontend, or send it away; `settled` is set as soon as it is clear which."""
-        with trio.move_on_after(TURN_TIME_LIMIT) as waiting:
-            await self._turn.acquire()
-        settled.set()
-        if waiting.cancelled_caught:
-            self._log.warning("frontend sent away: another one is connected")
-            return
+        turn = trio.CancelScope()
+        self._line.append(turn)
         try:
-            await self._serve_frontend(sock)
+            has_turn = await self._wait_turn(turn)
+            settled.set()
+            if has_turn:
+                with turn:
+                    await self._serve_frontend(sock)
+            else:
+                self._log.warning("frontend sent away: another one is connected")
         finally:
-            self._turn.release()
+            self._line.remove(turn)
+            self._notify()
+
+    async def _wait_turn(self, turn: trio.CancelScope) -> bool:
+        """Wait to be the first in line, and end the turn of a silent one that is in the way.
+
+        Nobody loses their place by that, so those who came together have their turns by and by,
+        each for `TURN_TIME_LIMIT` unless it speaks.
+
+        Returns:
+            False when a frontend that speaks did not go in time.
+        """
+        while (holder := self._line[0]) is not turn:
+            with trio.move_on_after(TURN_TIME_LIMIT) as waiting:
+                while self._line[0] is holder:
+                    await self._changed.wait()
+            if waiting.cancelled_caught:
+                if self._connected:
+                    return False
+                self._end_turn(holder)
+        return True
+
+    def _end_turn(self, holder: trio.CancelScope) -> None:
+        """Send away the one that is served; several that wait for it may do so at once."""
+        if not holder.cancel_called:
+            self._log.warning("frontend sent away: it made no request, and another one waits")
+            holder.cancel()
 
     async def _serve_frontend(self, sock: trio.socket.SocketType) -> None:
         """Serve a frontend whose turn it is; all its failures end here."""

@@ -17,7 +17,14 @@ from mvirt_net.dataplane import VhostNetBackend
 from mvirt_net.errors import SocketInUseError, SocketPathError
 from mvirt_net.ffi import Port
 from mvirt_net.model import GATEWAY_MAC, DropReason, NetworkSpec, NicSpec
-from mvirt_net.nic import ACCEPT_PAUSE, TURN_TIME_LIMIT, Nic, NicEvent, NicEventKind
+from mvirt_net.nic import (
+    ACCEPT_PAUSE,
+    PLACE_INTERVAL,
+    TURN_TIME_LIMIT,
+    Nic,
+    NicEvent,
+    NicEventKind,
+)
 from mvirt_net.unix_listener import UnixListener
 from mvirt_net.vhost_user import Session
 from tests.conftest import open_files
@@ -154,13 +161,74 @@ class TestFrontends:
     ) -> None:
         first = await running.connect()
         descriptors = open_files().total()
-        waiting = [await Connection.open(running.path) for _ in range(5)]
+        waiting = [await Connection.open(running.path) for _ in range(100)]
         await trio.testing.wait_all_tasks_blocked()
         assert open_files().total() == descriptors + len(waiting) + 1
         await first.aclose()
         for connection in waiting:
             await connection.get_features()
             connection.close()
+
+    async def test_silent_one_makes_way(
+        self, running: Running, autojump_clock: object, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with contextlib.closing(await Connection.open(running.path)) as silent:
+            await trio.sleep(3600)
+            began = trio.current_time()
+            client = await running.connect()
+            assert trio.current_time() - began == pytest.approx(TURN_TIME_LIMIT)
+            await silent.wait_hung_up()
+        assert running.messages(caplog) == [
+            "frontend sent away: it made no request, and another one waits"
+        ]
+        await exchange(client)
+        assert running.kinds == [CONNECTED]
+
+    async def test_silent_one_may_speak_at_last(
+        self, running: Running, autojump_clock: object
+    ) -> None:
+        with (
+            contextlib.closing(await Connection.open(running.path)) as first,
+            contextlib.closing(await Connection.open(running.path)) as second,
+        ):
+            await trio.sleep(TURN_TIME_LIMIT / 2)
+            await first.get_features()
+            await second.wait_hung_up()
+            await first.get_features()
+
+    async def test_many_silent_ones_hold_nobody_up_for_ever(
+        self, running: Running, autojump_clock: object
+    ) -> None:
+        silent = [await Connection.open(running.path) for _ in range(3)]
+        await exchange(await running.connect())
+        assert trio.current_time() == pytest.approx(len(silent) * TURN_TIME_LIMIT)
+        for connection in silent:
+            await connection.wait_hung_up()
+            connection.close()
+
+    async def test_silent_socketpairs_make_way_in_turn(
+        self, nursery: trio.Nursery, autojump_clock: object, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Served by hand they all wait at once; nobody overtakes, and none is told off twice."""
+        nic = Nic(SPEC, NETWORK)
+        began = trio.current_time()
+        connections = []
+        for _ in range(3):
+            ours, theirs = trio.socket.socketpair()
+            connections.append(Connection(theirs))
+            nursery.start_soon(nic.serve_connection, ours)
+            await trio.testing.wait_all_tasks_blocked()
+        await connections[-1].get_features()
+        assert trio.current_time() - began == pytest.approx(2 * TURN_TIME_LIMIT)
+        for connection in connections[:-1]:
+            await connection.wait_hung_up()
+        assert nic.connected
+        assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [
+            "frontend sent away: it made no request, and another one waits"
+        ] * 2
+        for connection in connections:
+            connection.close()
+        await nic.aclose()
 
     async def test_m54_reconnects_while_frames_flow(self, running: Running) -> None:
         client = await running.connect()
@@ -347,6 +415,19 @@ class TestListening:
             running.path.rmdir()
         elif replacement == "link":
             running.path.unlink()
+
+    async def test_m55_is_noticed_without_a_connection(
+        self, running: Running, caplog: pytest.LogCaptureFixture, autojump_clock: object
+    ) -> None:
+        """Once each time that it goes; the file that comes back is served."""
+        aside = running.path.with_name("aside")
+        for times in (1, 2):
+            running.path.rename(aside)
+            await trio.sleep(3 * PLACE_INTERVAL)
+            assert running.messages(caplog) == ["socket was removed or replaced"] * times
+            aside.rename(running.path)
+            await trio.sleep(PLACE_INTERVAL)
+        await exchange(await running.connect())
 
     async def test_socket_in_use(self, running: Running) -> None:
         other = Nic(attrs.evolve(SPEC, socket_path=running.path), NETWORK)
