@@ -11,7 +11,10 @@ from pathlib import Path
 
 from cffi import FFI
 
-SOURCES = ("memory.c", "sigbus.c", "event.c", "vring.c", "nethdr.c", "classify.c", "port.c")
+SOURCES = (
+    *("memory.c", "sigbus.c", "event.c", "vring.c"),
+    *("nethdr.c", "classify.c", "port.c", "tx.c", "rx.c"),
+)
 HEADERS = ("mvirt.h", "core.h")
 
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wpointer-arith", "-Wvla")

@@ -11,7 +11,6 @@
 enum {
 	ETH_SOURCE = 6,
 	ETH_TYPE = 12,
-	ETH_SIZE = 14,
 	TYPE_IPV4 = 0x0800,
 	TYPE_ARP = 0x0806,
 	TYPE_IPV6 = 0x86dd,
@@ -95,9 +94,9 @@ static struct mv_verdict classify_local_ipv4(const uint8_t *ip, bool to_all)
 static struct mv_verdict classify_ipv4(const struct mv_identity *identity, const uint8_t *frame,
 				       uint32_t length)
 {
-	const uint8_t *ip = frame + ETH_SIZE, *target = ip + 16;
+	const uint8_t *ip = frame + MV_ETH_SIZE, *target = ip + 16;
 
-	if (!ipv4_is_sane(ip, length - ETH_SIZE) || ipv4_source_is_wrong(ip + 12))
+	if (!ipv4_is_sane(ip, length - MV_ETH_SIZE) || ipv4_source_is_wrong(ip + 12))
 		return drop(MV_DROP_IP_MALFORMED);
 	if (!memcmp(target, identity->gateway_ipv4, 4))
 		return classify_local_ipv4(ip, false);

@@ -110,7 +110,10 @@ unsigned int mv_ring_available(struct mv_ring *ring);
 bool mv_ring_peek(struct mv_ring *ring, struct mv_ring_features features, const mv_memory *memory,
 		  enum mv_direction direction, struct mv_chain *chain);
 
-/* Take the chain that was looked at (head: the copy from then) and put it in the used ring, not yet visible to the driver. */
+/*
+ * Take the chain that was looked at (head: the copy from then) and put it in the used ring, not yet
+ * visible to the driver.
+ */
 void mv_ring_take(struct mv_ring *ring, uint16_t head, uint32_t written);
 
 /* Undo the last n takes; none of them may have been published. */
@@ -176,6 +179,49 @@ struct mv_identity {
 /* head: private copy of the first min(length, MV_PEEK) bytes of a frame of >= 14 bytes. */
 struct mv_verdict mv_classify(const struct mv_identity *identity, const uint8_t *head,
 			      uint32_t length);
+
+/* ---- port.c, tx.c, rx.c: one NIC ---- */
+
+enum { MV_RX = 0, MV_TX = 1, MV_QUEUES = 2 };
+enum { MV_ETH_SIZE = 14 };
+
+struct mv_backlog_frame {
+	uint8_t *data;
+	uint32_t length;
+};
+
+struct mv_port {
+	struct mv_identity identity;
+	uint64_t features;
+	const mv_memory *memory;
+	struct mv_ring rings[MV_QUEUES];
+	struct mv_backlog_frame backlog[MV_BACKLOG];
+	unsigned int backlog_first;
+	unsigned int backlog_length;
+	struct mv_stats stats;
+};
+
+struct mv_ring_features mv_port_ring_features(const mv_port *port);
+
+/* mv_ring_publish(), counted. */
+void mv_port_publish(mv_port *port, struct mv_ring *ring);
+
+/* Whether frames may go to the guest. */
+bool mv_rx_is_up(const mv_port *port);
+
+void mv_backlog_clear(mv_port *port);
+
+/* How much of its share one call has used up. */
+struct mv_turn {
+	uint64_t deadline;	/* ns of CLOCK_MONOTONIC */
+	uint64_t bytes;
+	unsigned int work;	/* since the last look at the clock; descriptors are added by hand */
+};
+
+struct mv_turn mv_turn_begin(void);
+
+/* Count one more frame of so many bytes. */
+bool mv_turn_is_over(struct mv_turn *turn, uint64_t bytes);
 
 /* ---- virtio feature bits that the core acts on ---- */
 

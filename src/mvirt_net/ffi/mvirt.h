@@ -117,7 +117,8 @@ typedef struct mv_port mv_port;
 /*
  * A table without regions. When the file behind one of its regions shrinks under the daemon,
  * the region is replaced by zero pages and 1 is added to the eventfd fault_fd (SIGBUS handler);
- * fault_fd must be non-blocking and stay open until mv_memory_free() of the last table that shares a region.
+ * fault_fd must be non-blocking and stay open until mv_memory_free() of the last table that shares
+ * a region.
  * NULL when there is no memory.
  */
 mv_memory *mv_memory_new(int fault_fd);
@@ -139,7 +140,7 @@ int mv_memory_remove(mv_memory *memory, const struct mv_region_spec *spec);
 /* Free the table and unmap the regions that no other table shares. NULL is allowed. */
 void mv_memory_free(mv_memory *memory);
 
-/* ---- port.c: one NIC ---- */
+/* ---- port.c, tx.c, rx.c: one NIC ---- */
 
 /* A port for the NIC with this MAC address. NULL when there is no memory. */
 mv_port *mv_port_new(const uint8_t *mac);
