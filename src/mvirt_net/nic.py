@@ -58,6 +58,18 @@ class NicEvent:
     detail: str = ""
 
 
+@attrs.frozen
+class _InheritedListener:
+    """A listening socket that somebody else has made; its file, if it has one, is theirs."""
+
+    sock: trio.socket.SocketType
+
+    async def accept(self) -> trio.socket.SocketType:
+        """As `UnixListener.accept`."""
+        connection, _ = await self.sock.accept()
+        return connection
+
+
 class Nic:
     """A NIC of a `Switch`, which makes it; `spec` has its addresses filled in.
 
@@ -169,6 +181,18 @@ class Nic:
         with sock, self._using_port():
             await self._serve_in_turn(sock, settled=trio.Event())
 
+    async def serve_listener(self, sock: trio.socket.SocketType) -> None:
+        """Serve the frontends that come to `sock`, until cancelled or closed.
+
+        Args:
+            sock: a listening unix stream socket; owned from here on, but not its file.
+
+        Raises:
+            trio.ClosedResourceError: the NIC was closed before.
+        """
+        with sock, self._using_port():
+            await self._serve_all(_InheritedListener(sock))
+
     async def aclose(self) -> None:
         """End all that serves this NIC and free the port. Always runs to its end, which is near."""
         self._closed = True
@@ -207,16 +231,30 @@ class Nic:
     # Listening.
 
     async def _serve_listener(self, listener: UnixListener) -> None:
-        """Accept frontends one by one: whoever has to wait its turn holds up those behind it."""
+        """Serve those who come to the NIC's own socket file."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_place, listener)
+            await self._serve_all(listener, partial(self._look_at_place, listener))
+
+    async def _serve_all(
+        self,
+        listener: UnixListener | _InheritedListener,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Accept frontends one by one: whoever has to wait its turn holds up those behind it.
+
+        Args:
+            listener: where they come from.
+            on_end: called at the end of each.
+        """
+        async with trio.open_nursery() as nursery:
             while True:
                 sock = await self._accept(listener)
                 settled = trio.Event()
-                nursery.start_soon(self._serve_accepted, listener, sock, settled)
+                nursery.start_soon(self._serve_accepted, sock, settled, on_end)
                 await settled.wait()
 
-    async def _accept(self, listener: UnixListener) -> trio.socket.SocketType:
+    async def _accept(self, listener: UnixListener | _InheritedListener) -> trio.socket.SocketType:
         """The next connection, as soon as there are the resources for it."""
         failing = False
         while True:
@@ -229,12 +267,12 @@ class Nic:
             await trio.sleep(ACCEPT_PAUSE)
 
     async def _serve_accepted(
-        self, listener: UnixListener, sock: trio.socket.SocketType, settled: trio.Event
+        self, sock: trio.socket.SocketType, settled: trio.Event, on_end: Callable[[], None]
     ) -> None:
-        """Started by `_serve_listener`, for each connection; ends with it."""
+        """Started by `_serve_all`, for each connection; ends with it."""
         with sock:
             await self._serve_in_turn(sock, settled)
-        self._look_at_place(listener)
+        on_end()
 
     async def _watch_place(self, listener: UnixListener) -> None:
         """Started by `_serve_listener`; ends with it."""

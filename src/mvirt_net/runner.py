@@ -171,11 +171,11 @@ class _Process:
         """
         sock = trio.socket.from_stdlib_socket(inherited)
         # When we are stopping anyway, the NIC is closed under this task.
-        with sock, contextlib.suppress(trio.ClosedResourceError):
-            while is_listening(inherited):
-                connection, _ = await sock.accept()
-                await nic.serve_connection(connection)
-            await nic.serve_connection(sock)
+        with contextlib.suppress(trio.ClosedResourceError):
+            if is_listening(inherited):
+                await nic.serve_listener(sock)
+            else:
+                await nic.serve_connection(sock)
         self._stop()
 
     async def _stop_after_disconnect(self, events: trio.MemoryReceiveChannel[NicEvent]) -> None:

@@ -504,6 +504,46 @@ class TestOneFrontend:
         assert (tmp_path / "s").is_socket()
 
 
+@contextlib.contextmanager
+def started_on_listener(path: Path) -> Iterator[Daemon]:
+    """A daemon that has inherited a socket which listens on `path`."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        fd = listener.fileno()
+        with started("--fd", str(fd), "--address", "10.0.0.5", fd=fd) as daemon:
+            daemon.wait_ready()
+            yield daemon
+
+
+class TestInheritedListener:
+    def test_outlives_a_lack_of_descriptors(self, tmp_path: Path) -> None:
+        with (
+            started_on_listener(tmp_path / "s") as daemon,
+            socket.socket(socket.AF_UNIX) as frontend,
+        ):
+            limits = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+            frontend.connect(str(tmp_path / "s"))
+            daemon.wait_event("cannot accept a frontend")
+            resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, limits)
+            ask_features(frontend)
+            assert daemon.stop() == ExitCode.OK
+
+    def test_second_frontend_is_answered(self, tmp_path: Path) -> None:
+        with (
+            started_on_listener(tmp_path / "s") as daemon,
+            socket.socket(socket.AF_UNIX) as first,
+            socket.socket(socket.AF_UNIX) as second,
+        ):
+            first.connect(str(tmp_path / "s"))
+            ask_features(first)
+            second.connect(str(tmp_path / "s"))
+            assert second.recv(1) == b""
+            ask_features(first)
+            assert daemon.stop() == ExitCode.OK
+
+
 async def test_a_guest_is_seen_in_the_counters(nursery: trio.Nursery, tmp_path: Path) -> None:
     path = tmp_path / "s"
     with started(*single(path), "--mac-addr", "52:54:00:12:34:56") as daemon:
