@@ -423,10 +423,10 @@ class TestListening:
         aside = running.path.with_name("aside")
         for times in (1, 2):
             running.path.rename(aside)
-            await trio.sleep(3 * PLACE_INTERVAL)
+            await trio.sleep(3.5 * PLACE_INTERVAL)  # not in the moment of a look
             assert running.messages(caplog) == ["socket was removed or replaced"] * times
             aside.rename(running.path)
-            await trio.sleep(PLACE_INTERVAL)
+            await trio.sleep(2 * PLACE_INTERVAL)
         await exchange(await running.connect())
 
     async def test_socket_in_use(self, running: Running) -> None:
