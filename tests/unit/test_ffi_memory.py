@@ -131,6 +131,7 @@ import os, signal
 from mvirt_net.ffi import GuestMemory
 from mvirt_net.model import MemoryRegion
 
+signal.signal(signal.SIGBUS, signal.SIG_DFL)  # a sanitizer has a handler of its own
 fd = os.memfd_create("guest")
 os.ftruncate(fd, 4096)
 table = GuestMemory.empty(os.eventfd(0, os.EFD_NONBLOCK)).with_region(
