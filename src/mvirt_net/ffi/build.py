@@ -7,6 +7,7 @@ The declarations that CFFI needs are the part of ``mvirt.h`` between its "cdef" 
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 from cffi import FFI
@@ -18,7 +19,11 @@ SOURCES = (
 HEADERS = ("mvirt.h", "core.h")
 
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wpointer-arith", "-Wvla")
-FLAGS = ("-std=gnu11", "-O3", "-fno-strict-aliasing", "-fvisibility=hidden")
+FLAGS = (
+    *("-std=gnu11", "-O3", "-fno-strict-aliasing", "-fvisibility=hidden"),
+    # Every x86-64 processor since 2009 (SSE 4.2, POPCNT): one wheel for all, nothing "native".
+    *(("-march=x86-64-v2",) if platform.machine() == "x86_64" else ()),
+)
 
 _HERE = Path("src/mvirt_net/ffi")  # setuptools wants paths relative to setup.py
 
