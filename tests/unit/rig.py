@@ -104,6 +104,12 @@ class Rig:
             step = drained.next
         return punts
 
+    def flush(self) -> NextStep:
+        """Flush until there is nothing to do before a kick; a turn may end at any time."""
+        while (step := self.port.flush()) is NextStep.CALL_AGAIN:
+            pass
+        return step
+
     def drops(self) -> dict[str, int]:
         return {reason.name: count for reason, count in self.port.stats().drops.items()}
 

@@ -32,7 +32,7 @@ def frame(length: int, fill: int = 0xA5) -> bytes:
 
 def receive(rig: Rig) -> list[bytes]:
     """Flush the backlog and take all frames that have arrived."""
-    rig.port.flush()
+    rig.flush()
     frames = []
     while received := rig.rx.pop_frame(mergeable=bool(rig.features & MRG_RXBUF)):
         frames.append(received.frame)
@@ -97,7 +97,7 @@ def test_legacy_driver_without_num_buffers() -> None:
         room = rig.buffer(100)
         rig.rx.add_chain((), [(room, 100)])
         rig.port.enqueue(ARP)
-        rig.port.flush()
+        rig.flush()
         used = rig.rx.pop_used()
         assert used is not None
         assert used.length == 10 + len(ARP)
@@ -169,12 +169,12 @@ def test_rx_ring_needs_no_kicks_until_a_frame_waits(features: int) -> None:
         assert not rig.rx.kick_needed()
         for _ in range(5):
             rig.port.enqueue(ARP)
-        assert rig.port.flush() is NextStep.KICK
+        assert rig.flush() is NextStep.KICK
         assert rig.port.backlog == 1
         rig.offer(2048)
         assert rig.rx.kick_needed()
         assert len(receive(rig)) == 5
-        assert rig.port.flush() is NextStep.NOTHING
+        assert rig.flush() is NextStep.NOTHING
         rig.offer(2048)
         assert not rig.rx.kick_needed()
 
@@ -230,7 +230,7 @@ def test_call_that_comes_after_the_frames_is_told_of_them(features: int) -> None
         rig.send(ARP)
         rig.drain()
         rig.port.enqueue(ARP)
-        rig.port.flush()
+        rig.flush()
         for queue in (RX_QUEUE, TX_QUEUE):
             assert rig.called(queue) == 0
             rig.port.set_call(queue, rig.calls[queue])
@@ -275,7 +275,7 @@ def test_frame_arrives_whole_with_its_header_cleared() -> None:
         rig.guest.write(addr, b"\xff" * 200)
         rig.rx.add_rx_buffer([(addr, 5), (addr + 50, 9), (addr + 100, 100)])
         rig.port.enqueue(ARP)
-        rig.port.flush()
+        rig.flush()
         received = rig.rx.pop_frame()
         assert received is not None
         assert received.frame == ARP
@@ -320,7 +320,7 @@ def test_r14_chains_without_room_for_a_header_are_given_back(features: int) -> N
             rig.offer(size)
         rig.offer(2048)
         rig.port.enqueue(ARP)
-        rig.port.flush()
+        rig.flush()
         assert [used.length for used in (rig.rx.pop_used(), rig.rx.pop_used()) if used] == [0, 0]
         received = rig.rx.pop_frame()
         assert received is not None
@@ -345,7 +345,7 @@ def test_r10_bad_buffer_in_the_middle_of_a_frame_goes_back_with_all_before_it() 
         rig.rx.add_chain([(rig.buffer(100), 100)], ())
         rig.offer(2048, 1)
         rig.port.enqueue(frame(1000))
-        rig.port.flush()
+        rig.flush()
         lengths = [used.length for _ in range(3) if (used := rig.rx.pop_used())]
         assert lengths == [0, 0, 0]
         rig.port.enqueue(ARP)
@@ -368,7 +368,7 @@ def test_frames_for_a_ring_that_is_down_are_dropped(started: bool) -> None:
             rig.start()
             rig.port.enable_ring(RX_QUEUE, False)
         assert not rig.port.enqueue(ARP)
-        assert rig.port.flush() is NextStep.NOTHING
+        assert rig.flush() is NextStep.NOTHING
         assert rig.drops() == {"RX_RING_DOWN": 1}
 
 
@@ -386,7 +386,7 @@ def test_disabled_rx_ring_is_left_untouched() -> None:
         addr = rig.lay_out(RX_QUEUE)
         before = rig.guest.read(rig.rx.used_ring, 16)
         rig.port.start_ring(RX_QUEUE, rig.size, addr, 0)
-        rig.port.flush()
+        rig.flush()
         assert rig.guest.read(rig.rx.used_ring, 16) == before
 
 
@@ -454,7 +454,7 @@ def test_nothing_is_written_to_a_stopped_ring() -> None:
         rig.guest.write(0, before)
         rig.port.enqueue(ARP)
         assert rig.port.drain().next is NextStep.NOTHING
-        assert rig.port.flush() is NextStep.NOTHING
+        assert rig.flush() is NextStep.NOTHING
         assert rig.guest.read(0, 1 << 20) == before
 
 
@@ -738,7 +738,7 @@ def test_r07_endless_empty_chains_do_not_hold_up_the_device() -> None:
             rig.rx.offer_raw(1, publish=False)
         rig.rx.publish()
         rig.port.enqueue(ARP)
-        rig.port.flush()
+        rig.flush()
         assert rig.drops() == {"RX_BUFFER_INVALID": 1}
         assert 2 <= rig.rx.used_idx() <= 4
 
@@ -766,7 +766,7 @@ def test_r09_frames_in_the_ring_itself_harm_nobody() -> None:
         assert rig.port.stats().tx_frames == 3
         rig.rx.add_chain((), [(rig.rx.used_ring, 2048)])
         rig.port.enqueue(frame(1500, 0xFF))
-        rig.port.flush()
+        rig.flush()
         rig.port.stop_ring(RX_QUEUE)
         assert not rig.port.ring_broken(TX_QUEUE)
 
