@@ -113,6 +113,30 @@ class DropReason(enum.IntEnum):
     """An ICMP message to the gateway that is no echo request."""
     PUNT_LIMIT = 22
     """For a service, but beyond the rate at which one guest is answered."""
+    OFFLOAD_INVALID = 23
+    """The virtio_net_hdr contradicts the frame (virtio 1.2, 5.1.6.2)."""
+    SOURCE_ADDRESS = 24
+    """The source address is neither the NIC's nor in a prefix that is routed to it."""
+    TTL_EXCEEDED = 25
+    """The time to live, or hop limit, is used up."""
+    HOST_UNREACHABLE = 26
+    """An address of the network that no NIC has, or a packet back to where it came from."""
+    ADMIN_PROHIBITED = 27
+    """To an address that is never routed, such as another link-local one."""
+    TOO_BIG = 28
+    """Larger than the MTU of its destination, and not to be fragmented."""
+    IP_OPTION = 29
+    """A source route, record route or timestamp option; a routing header of type 0."""
+    NOT_SERVED = 30
+    """To the gateway itself, by a protocol or to a port that nothing there listens on."""
+    NDP_MALFORMED = 31
+    NDP_IGNORED = 32
+    """A neighbour discovery message that asks nothing of the gateway."""
+    DHCPV6_MALFORMED = 33
+    DHCPV6_IGNORED = 34
+    """A DHCPv6 message that RFC 8415 leaves unanswered, or no DHCPv6 on this NIC."""
+    NO_MEMORY = 35
+    """The daemon has no memory left for it."""
 
 
 class PuntKind(enum.IntEnum):
@@ -123,6 +147,32 @@ class PuntKind(enum.IntEnum):
     """UDP to port 67, to broadcast or to the gateway; not a fragment."""
     ICMPV4 = 2
     """ICMP to the gateway; not a fragment."""
+    NDP = 3
+    """ICMPv6 types 133 to 137 to the gateway or to a group that it is in; not a fragment."""
+    ICMPV6 = 4
+    """Any other ICMPv6 to the gateway's own address; not a fragment."""
+    DHCPV6 = 5
+    """UDP to port 547, to the gateway or to ff02::1:2; not a fragment."""
+    ICMP_ERROR = 6
+    """A packet that was dropped and counted, and whose sender is to hear why. Cut to what an
+    ICMP message quotes of it."""
+
+
+class IcmpError(enum.IntEnum):
+    """What the sender of a dropped packet hears: ``enum mv_icmp_error`` in ``ffi/mvirt.h``."""
+
+    TIME_EXCEEDED = 0
+    NET_UNREACHABLE = 1
+    """No route to the destination."""
+    HOST_UNREACHABLE = 2
+    """An address of the network that no NIC has, or whose NIC is down."""
+    ADMIN_PROHIBITED = 3
+    PROTOCOL_UNREACHABLE = 4
+    """To the gateway itself, by a protocol that it does not speak."""
+    PORT_UNREACHABLE = 5
+    """To a UDP port of the gateway itself on which nothing listens."""
+    TOO_BIG = 6
+    """Comes with the MTU that it was too big for."""
 
 
 @attrs.frozen

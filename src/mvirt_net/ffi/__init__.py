@@ -18,6 +18,7 @@ from ..errors import CoreError
 from ..model import (
     GATEWAY_IPV4,
     DropReason,
+    IcmpError,
     MacAddress,
     MemoryRegion,
     NicStats,
@@ -66,6 +67,7 @@ def _same_numbers(python: type[enum.IntEnum], c_enum: str, prefix: str) -> None:
 _same_numbers(NextStep, "mv_next", "MV_NEXT_")
 _same_numbers(DropReason, "mv_drop", "MV_DROP_")
 _same_numbers(PuntKind, "mv_punt_kind", "MV_PUNT_")
+_same_numbers(IcmpError, "mv_icmp_error", "MV_ICMP_")
 
 
 def _check(what: str, result: int) -> int:

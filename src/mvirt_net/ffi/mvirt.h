@@ -33,7 +33,7 @@ enum mv_limit {
 	MV_BACKLOG = 256,		/* frames kept for a guest that gives no RX buffers */
 	MV_PUNT_FRAMES = 64,		/* slow-path frames of one drain */
 	MV_PUNT_BYTES = 128 * 1024,	/* and room for them; at least MV_MAX_FRAME */
-	MV_DROP_REASONS = 23
+	MV_DROP_REASONS = 36
 };
 
 enum mv_drop {
@@ -59,14 +59,42 @@ enum mv_drop {
 	MV_DROP_DHCP_IGNORED = 19,
 	MV_DROP_ICMP_MALFORMED = 20,
 	MV_DROP_ICMP_IGNORED = 21,
-	MV_DROP_PUNT_LIMIT = 22
+	MV_DROP_PUNT_LIMIT = 22,
+	MV_DROP_OFFLOAD_INVALID = 23,
+	MV_DROP_SOURCE_ADDRESS = 24,
+	MV_DROP_TTL_EXCEEDED = 25,
+	MV_DROP_HOST_UNREACHABLE = 26,
+	MV_DROP_ADMIN_PROHIBITED = 27,
+	MV_DROP_TOO_BIG = 28,
+	MV_DROP_IP_OPTION = 29,
+	MV_DROP_NOT_SERVED = 30,
+	MV_DROP_NDP_MALFORMED = 31,
+	MV_DROP_NDP_IGNORED = 32,
+	MV_DROP_DHCPV6_MALFORMED = 33,
+	MV_DROP_DHCPV6_IGNORED = 34,
+	MV_DROP_NO_MEMORY = 35
 };
 
 /* Which service a punted frame is for. */
 enum mv_punt_kind {
 	MV_PUNT_ARP = 0,
 	MV_PUNT_DHCPV4 = 1,
-	MV_PUNT_ICMPV4 = 2
+	MV_PUNT_ICMPV4 = 2,
+	MV_PUNT_NDP = 3,
+	MV_PUNT_ICMPV6 = 4,
+	MV_PUNT_DHCPV6 = 5,
+	MV_PUNT_ICMP_ERROR = 6	/* dropped and counted, and its sender is to hear why */
+};
+
+/* What the sender of a dropped packet is to hear (RFC 792, RFC 1812, RFC 4443). */
+enum mv_icmp_error {
+	MV_ICMP_TIME_EXCEEDED = 0,
+	MV_ICMP_NET_UNREACHABLE = 1,
+	MV_ICMP_HOST_UNREACHABLE = 2,
+	MV_ICMP_ADMIN_PROHIBITED = 3,
+	MV_ICMP_PROTOCOL_UNREACHABLE = 4,
+	MV_ICMP_PORT_UNREACHABLE = 5,
+	MV_ICMP_TOO_BIG = 6
 };
 
 /* What a ring needs next: the result of mv_port_drain and mv_port_flush. */
