@@ -128,7 +128,7 @@ REFUSED: dict[str, Bad] = {
     "m10 largest": (0x7FFF_FFFF, b"", 0),
     "m10 with descriptors": (4711, b"1234", 3),
     "m12 unoffered feature": (U64, encode_u64(1 << 63), 0),
-    "m12 CSUM": (U64, encode_u64(DEFAULT_FEATURES | 1), 0),
+    "m12 UFO": (U64, encode_u64(DEFAULT_FEATURES | 1 << 10), 0),
     "m13 unoffered protocol feature": (Request.SET_PROTOCOL_FEATURES, encode_u64(1 << 12), 0),
     "m15 SET_VRING_NUM with a descriptor": (STATE, encode_state(1, 256), 1),
     "m15 SET_FEATURES with descriptors": (U64, encode_u64(DEFAULT_FEATURES), 8),

@@ -9,7 +9,14 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Iterable, Mapping
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -64,7 +71,10 @@ GATEWAY_IPV6 = IPv6Address("fe80::1")
 DEFAULT_DNS_SERVERS: tuple[IPv4Address | IPv6Address, ...] = (
     IPv4Address("1.1.1.1"),
     IPv4Address("8.8.8.8"),
+    IPv6Address("2606:4700:4700::1111"),
+    IPv6Address("2001:4860:4860::8888"),
 )
+"""Of a network that names none: those of Cloudflare and Google."""
 
 
 class DropReason(enum.IntEnum):
@@ -212,6 +222,10 @@ class NicStats:
     """Interrupts signalled to the driver."""
     punts: int
     """TX frames handed to the services."""
+    routed: int
+    """TX frames sent on to other NICs of the network."""
+    icmp_errors: int
+    """Dropped TX frames whose sender was told why by ICMP."""
     drops: Mapping[DropReason, int]
     """Only the reasons seen so far."""
 
@@ -365,6 +379,11 @@ class NetworkSpec:
     )
     mtu: int = attrs.field(default=1500, converter=_mtu)
 
+    @property
+    def subnets(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The addresses that are the network's own, whether a NIC has them or not."""
+        return tuple(net for net in (self.ipv4_subnet, self.ipv6_prefix) if net is not None)
+
 
 @attrs.frozen(kw_only=True, field_transformer=_name_their_field)
 class NicSpec:
@@ -396,6 +415,18 @@ class NicSpec:
     )
     socket_path: Path | None = attrs.field(default=None, converter=attrs.converters.optional(_path))
     """Where frontends connect; absent for a NIC that serves an already connected socket."""
+
+    @property
+    def routes(self) -> frozenset[IPv4Network | IPv6Network]:
+        """All prefixes that are routed to the NIC: its addresses, and what is behind its guest."""
+        own = (self.ipv4_address, self.ipv6_address)
+        return frozenset(
+            (
+                *(ip_network(address) for address in own if address is not None),
+                *self.routed_ipv4_prefixes,
+                *self.routed_ipv6_prefixes,
+            )
+        )
 
 
 @attrs.frozen

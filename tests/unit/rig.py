@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from ipaddress import ip_network
 
 import attrs
 
-from mvirt_net.ffi import GuestMemory, NextStep, Port, Punt
+from mvirt_net.ffi import GuestMemory, Network, NextStep, Port, Punt
 from mvirt_net.model import RX_QUEUE, TX_QUEUE, MacAddress, MemoryRegion, VringAddr
 from tests.harness.memory import Region, RegionInfo, TestGuestMemory
 from tests.harness.virtio import QUEUE_SIZE, VirtioQueue, avail_ring_size, used_ring_size
 
 MAC = MacAddress.parse("52:54:00:12:34:56")
+IPV4 = "10.0.0.5"
+IPV6 = "fd00:0:0:1::5"
+"""The addresses that are routed to a rig's guest."""
 VERSION_1 = 1 << 32
 EVENT_IDX = 1 << 29
 INDIRECT_DESC = 1 << 28
@@ -152,8 +156,16 @@ def open_rig(
     features: int = VERSION_1,
     size: int = QUEUE_SIZE,
     regions: Sequence[Region] = (Region(0, 2 << 20),),
+    network: Network | None = None,
+    mac: MacAddress = MAC,
+    routes: Sequence[str] = (IPV4, IPV6),
 ) -> Iterator[Rig]:
-    """A rig whose rings are not started yet; closed in the order that the core demands."""
+    """A rig whose rings are not started yet; closed in the order that the core demands.
+
+    Args:
+        network: shared with other rigs; by default one of its own.
+        routes: prefixes or addresses that are routed to the guest.
+    """
     with ExitStack() as stack:
         fault_fd = os.eventfd(0, os.EFD_NONBLOCK)
         stack.callback(os.close, fault_fd)
@@ -161,8 +173,12 @@ def open_rig(
         stack.callback(guest.close)
         table = map_guest(guest, fault_fd)
         stack.callback(table.close)
-        port = Port(MAC)
+        if network is None:
+            network = Network()
+            stack.callback(network.close)
+        port = Port(network, mac)
         stack.callback(port.close)
+        port.set_routes([ip_network(route) for route in routes])
         port.set_features(features)
         port.set_memory(table)
         rig = Rig(port, guest, table, fault_fd, features, size)

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mvirt_net.dataplane.backend import (
 )
 from mvirt_net.dataplane.packet import Service
 from mvirt_net.errors import ConnectionBroken, CoreError, GuestMemoryLost
-from mvirt_net.ffi import Port
+from mvirt_net.ffi import Network, Port
 from mvirt_net.model import GATEWAY_MAC, DropReason, MacAddress, PuntKind
 from mvirt_net.unix_listener import open_unix_listener
 from mvirt_net.vhost_user import Session
@@ -61,6 +61,12 @@ FRAME = ethernet_frame(MAC.packed, GATEWAY_MAC.packed, 0x0800, bytes(100))
 """For the guest."""
 
 
+def make_port() -> Port:
+    port = Port(Network(), MAC)
+    port.set_routes([ip_network(IP)])
+    return port
+
+
 @attrs.define(eq=False)
 class Serving:
     """A backend for one frontend, which may connect to `path`."""
@@ -68,7 +74,7 @@ class Serving:
     path: Path
     services: Mapping[PuntKind, Service]
     nursery: trio.Nursery
-    port: Port = attrs.field(factory=lambda: Port(MAC))
+    port: Port = attrs.field(factory=make_port)
     backend: VhostNetBackend = attrs.field(init=False)
     connected: int = 0
     faults: list[str] = attrs.field(factory=list)

@@ -17,7 +17,7 @@ from mvirt_net.dataplane import device as device_module
 from mvirt_net.dataplane.device import VhostDevice
 from mvirt_net.dataplane.fds import close_fd
 from mvirt_net.errors import CoreError, RequestRefused
-from mvirt_net.ffi import GuestMemory, NextStep, Port, write_event
+from mvirt_net.ffi import GuestMemory, Network, NextStep, Port, write_event
 from mvirt_net.model import RX_QUEUE, TX_QUEUE, MacAddress, MemoryRegion, VringAddr
 
 MAC = MacAddress.parse("52:54:00:12:34:56")
@@ -63,7 +63,7 @@ class SpyPort(Port):
     """A port that keeps a diary and refuses to do one thing."""
 
     def __init__(self) -> None:
-        super().__init__(MAC)
+        super().__init__(Network(), MAC)
         self.diary: list[str] = []
         self.refuse = ""
 

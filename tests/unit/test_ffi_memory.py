@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mvirt_net.errors import CoreError
-from mvirt_net.ffi import MAX_REGIONS, GuestMemory, NextStep, Port
+from mvirt_net.ffi import MAX_REGIONS, GuestMemory, Network, NextStep, Port
 from mvirt_net.model import TX_QUEUE, MemoryRegion
 from tests.harness.memory import Region
 
@@ -282,6 +282,9 @@ def test_mapping_with_an_offset_shows_the_right_bytes() -> None:
 
 
 def test_closed_port_may_be_closed_again() -> None:
-    port = Port(MAC)
+    network = Network()
+    port = Port(network, MAC)
     port.close()
     port.close()
+    network.close()
+    network.close()

@@ -91,7 +91,9 @@ def test_what_arrives_is_a_part_of_what_was_sent_in_order(
         sent = [bytes([i]) * length for i, length in enumerate(lengths)]
         for frame in sent:
             assert rig.port.enqueue(frame)
-        assert rig.flush() in (NextStep.KICK, NextStep.NOTHING)
+        while (step := rig.flush()) is NextStep.MORE_BUFFERS:
+            rig.port.drop_first()
+        assert step in (NextStep.KICK, NextStep.NOTHING)
         arrived = []
         while rig.rx.has_used():
             element = rig.rx._used_element(rig.rx.last_used)

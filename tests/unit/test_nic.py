@@ -15,7 +15,7 @@ import trio.testing
 
 from mvirt_net.dataplane import VhostNetBackend
 from mvirt_net.errors import SocketInUseError, SocketPathError
-from mvirt_net.ffi import Port
+from mvirt_net.ffi import Network, Port
 from mvirt_net.model import GATEWAY_MAC, DropReason, NetworkSpec, NicSpec
 from mvirt_net.nic import (
     ACCEPT_PAUSE,
@@ -68,7 +68,7 @@ class Running:
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
     path = tmp_path / "nic.sock"
     events: list[NicEvent] = []
-    nic = Nic(attrs.evolve(SPEC, socket_path=path), NETWORK, events.append)
+    nic = Nic(attrs.evolve(SPEC, socket_path=path), NETWORK, Network(), events.append)
     async with trio.open_nursery() as nursery:
         await nursery.start(nic.serve)
         yield Running(nic, path, nursery, events)
@@ -210,7 +210,7 @@ class TestFrontends:
         self, nursery: trio.Nursery, autojump_clock: object, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Served by hand they all wait at once; nobody overtakes, and none is told off twice."""
-        nic = Nic(SPEC, NETWORK)
+        nic = Nic(SPEC, NETWORK, Network())
         began = trio.current_time()
         connections = []
         for _ in range(3):
@@ -247,7 +247,7 @@ class TestFrontends:
         await exchange(client)
 
     async def test_socketpair(self, nursery: trio.Nursery) -> None:
-        nic = Nic(SPEC, NETWORK)
+        nic = Nic(SPEC, NETWORK, Network())
         ours, theirs = trio.socket.socketpair()
         nursery.start_soon(nic.serve_connection, ours)
         with contextlib.closing(Connection(theirs)) as connection:
@@ -258,7 +258,7 @@ class TestFrontends:
         await nic.aclose()
 
     async def test_socketpairs_take_turns(self, nursery: trio.Nursery) -> None:
-        nic = Nic(SPEC, NETWORK)
+        nic = Nic(SPEC, NETWORK, Network())
         for _ in range(2):
             ours, theirs = trio.socket.socketpair()
             nursery.start_soon(nic.serve_connection, ours)
@@ -267,7 +267,7 @@ class TestFrontends:
         await nic.aclose()
 
     async def test_nic_without_socket_path(self, nursery: trio.Nursery) -> None:
-        nic = Nic(SPEC, NETWORK)
+        nic = Nic(SPEC, NETWORK, Network())
         await nursery.start(nic.serve)
         await nic.aclose()
         await trio.testing.wait_all_tasks_blocked()
@@ -275,7 +275,7 @@ class TestFrontends:
 
     def test_mac_address_must_be_there(self) -> None:
         with pytest.raises(ValueError, match="no MAC address"):
-            Nic(attrs.evolve(SPEC, mac_address=None), NETWORK)
+            Nic(attrs.evolve(SPEC, mac_address=None), NETWORK, Network())
 
 
 class TestInject:
@@ -430,14 +430,14 @@ class TestListening:
         await exchange(await running.connect())
 
     async def test_socket_in_use(self, running: Running) -> None:
-        other = Nic(attrs.evolve(SPEC, socket_path=running.path), NETWORK)
+        other = Nic(attrs.evolve(SPEC, socket_path=running.path), NETWORK, Network())
         with pytest.raises(SocketInUseError):
             await other.serve()
         await other.aclose()
         await exchange(await running.connect())
 
     async def test_socket_path_that_cannot_be(self, tmp_path: Path) -> None:
-        nic = Nic(attrs.evolve(SPEC, socket_path=tmp_path), NETWORK)
+        nic = Nic(attrs.evolve(SPEC, socket_path=tmp_path), NETWORK, Network())
         with pytest.raises(SocketPathError):
             await nic.serve()
         await nic.aclose()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from mvirt_net.dataplane import services_for
 from mvirt_net.model import DropReason, NetworkSpec, NicSpec, PuntKind
 from tests.harness.packets import (
@@ -20,7 +22,7 @@ IP = "10.0.0.5"
 NIC = NicSpec(name="vm1", network="blue", mac_address=MAC, ipv4_address=IP)
 
 
-def ask(kind: PuntKind, frame: bytes, **network: Any) -> bytes | DropReason:
+def ask(kind: PuntKind, frame: bytes, **network: Any) -> bytes | DropReason | None:
     spec = NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/24", **network)
     return services_for(NIC, spec, spec.mtu)[kind].handle(frame)
 
@@ -36,9 +38,22 @@ def test_none_without_an_address() -> None:
     assert not services_for(nic, NetworkSpec(name="blue"), 1500)
 
 
-def test_all_with_one() -> None:
-    network = NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/24")
-    assert set(services_for(NIC, network, network.mtu)) == set(PuntKind)
+IPV4 = {PuntKind.ARP, PuntKind.DHCPV4, PuntKind.ICMPV4}
+IPV6 = {PuntKind.NDP, PuntKind.DHCPV6, PuntKind.ICMPV6}
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        ({"ipv4_address": IP}, IPV4),
+        ({"ipv6_address": "fd00::5"}, IPV6),
+        ({"ipv4_address": IP, "ipv6_address": "fd00::5"}, IPV4 | IPV6),
+    ],
+)
+def test_those_of_each_family(addresses: dict[str, str], expected: set[PuntKind]) -> None:
+    network = NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/24", ipv6_prefix="fd00::/64")
+    nic = NicSpec(name="vm1", network="blue", mac_address=MAC, **addresses)
+    assert set(services_for(nic, network, network.mtu)) == expected
 
 
 def test_arp_for_the_gateway_alone() -> None:

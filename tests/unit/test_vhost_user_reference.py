@@ -56,4 +56,4 @@ def test_messages_that_are_never_legal() -> None:
 )
 def test_features(line: str, offered: int) -> None:
     rows = rows_after(f"{line}`{offered:#x}`")
-    assert sum(1 << int(row[0]) for row in rows) == offered
+    assert sum(1 << int(bit) for row in rows for bit in row[0].split(", ")) == offered

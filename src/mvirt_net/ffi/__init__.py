@@ -7,16 +7,19 @@ arguments are checked here where C could not tell (lengths, ranges).
 from __future__ import annotations
 
 import enum
+import errno
+import itertools
 import os
 import threading
-from ipaddress import IPv4Address
-from typing import Any, Self
+import weakref
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Any, Literal, Self
 
 import attrs
 
 from ..errors import CoreError
 from ..model import (
-    GATEWAY_IPV4,
     DropReason,
     IcmpError,
     MacAddress,
@@ -32,6 +35,7 @@ __all__ = [
     "MAX_REGIONS",
     "Drained",
     "GuestMemory",
+    "Network",
     "NextStep",
     "Port",
     "Punt",
@@ -54,6 +58,8 @@ class NextStep(enum.IntEnum):
     """A bound was reached with work left: let others run, then call again."""
     NOTHING = 2
     """The ring is not running or broken; of a flush also: the backlog is empty."""
+    MORE_BUFFERS = 3
+    """Of a flush: as KICK, but the frame in front needs more buffers than there are."""
 
 
 def _same_numbers(python: type[enum.IntEnum], c_enum: str, prefix: str) -> None:
@@ -153,25 +159,84 @@ class GuestMemory:
         lib.mv_memory_free(handle)
 
 
-class _PuntRoom(threading.local):
-    """Where a drain leaves its slow-path frames: one a thread, as it is empty between drains."""
+Prefix = IPv4Network | IPv6Network
+
+
+def _prefixes(prefixes: Iterable[Prefix]) -> tuple[Any, int]:
+    """An array of ``struct mv_prefix`` and its length."""
+    rows = [
+        {
+            "family": 0 if prefix.version == 4 else 1,
+            "length": prefix.prefixlen,
+            "address": list(prefix.network_address.packed),
+        }
+        for prefix in prefixes
+    ]
+    return ffi.new("struct mv_prefix[]", rows), len(rows)
+
+
+class Network:
+    """The routes of one isolated network; each `Port` is in one.
+
+    Args:
+        mtu: of its links, in bytes.
+        subnets: the addresses that belong to it. One of them that no port has is a host that
+            cannot be reached; any other address is no route.
+
+    Raises:
+        CoreError: the same subnet twice.
+    """
+
+    def __init__(self, mtu: int = 1500, subnets: Iterable[Prefix] = ()) -> None:
+        self._handle = lib.mv_network_new(mtu)
+        if self._handle == ffi.NULL:
+            raise MemoryError
+        self._tags = itertools.count()
+        self._ports: weakref.WeakValueDictionary[int, Port] = weakref.WeakValueDictionary()
+        _check("subnets", lib.mv_network_set_subnets(self._handle, *_prefixes(subnets)))
+
+    def _add(self, port: Port) -> int:
+        """The tag by which drains speak of this port."""
+        tag = next(self._tags)
+        self._ports[tag] = port
+        return tag
+
+    def lookup(self, address: IPv4Address | IPv6Address) -> Port | Literal["on-link"] | None:
+        """Where a packet to `address` would go: a port, nobody on the link, or nowhere."""
+        prefix, _ = _prefixes([ip_network(address)])
+        tag = lib.mv_network_lookup(self._handle, prefix)
+        if tag < 0:
+            return "on-link" if tag == -errno.EHOSTUNREACH else None
+        return self._ports[tag]
+
+    def close(self) -> None:
+        """Give up the network, which goes with the last of its ports. May be called again."""
+        handle, self._handle = self._handle, ffi.NULL
+        lib.mv_network_free(handle)
+
+
+class _DrainRoom(threading.local):
+    """Where a drain leaves what it found: one a thread, as it is empty between drains."""
 
     def __init__(self) -> None:
         self.buffer = ffi.new("uint8_t[]", lib.MV_PUNT_BYTES)
         self.view = memoryview(ffi.buffer(self.buffer))
-        self.entries = ffi.new("struct mv_punt[]", lib.MV_PUNT_FRAMES)
-        self.count = ffi.new("unsigned int *")
+        self.drained = ffi.new("struct mv_drained *")
 
 
-_punt_room = _PuntRoom()
+_drain_room = _DrainRoom()
 
 
 @attrs.frozen
 class Punt:
-    """A frame for one of the services, copied out of guest memory, without virtio_net_hdr."""
+    """A frame for the slow path, copied out of guest memory, without virtio_net_hdr."""
 
     kind: PuntKind
     frame: bytes
+    error: IcmpError = IcmpError.TIME_EXCEEDED
+    """Of an ICMP_ERROR: what its sender is to hear."""
+    mtu: int = 0
+    """Of an ICMP_ERROR for being TOO_BIG: what it was too big for, in bytes."""
 
 
 @attrs.frozen
@@ -180,26 +245,45 @@ class Drained:
 
     next: NextStep
     punts: list[Punt]
+    woken: list[Port]
+    """Ports that have frames waiting now, or whose RX ring has broken: to be flushed."""
 
 
 class Port:
     """The rings, backlog and counters of one NIC; it outlives the NIC's connections.
 
-    To be used by one thread at a time. Queues are 0 (RX, to the guest) and 1 (TX).
+    To be used by one thread at a time, and so are all ports of a network. Queues are 0 (RX, to the
+    guest) and 1 (TX).
 
     Args:
+        network: what it is in; open.
         mac: the NIC's MAC address; frames from any other are dropped.
-        gateway_ipv4: the address whose packets go to the services.
     """
 
-    def __init__(self, mac: MacAddress, gateway_ipv4: IPv4Address = GATEWAY_IPV4) -> None:
-        self._handle = lib.mv_port_new(mac.packed)
+    def __init__(self, network: Network, mac: MacAddress) -> None:
+        self.wake: Callable[[], None] = _nobody
+        """Called when a drain of another port finds that this one is to be flushed."""
+        self._network = network
+        self._handle = lib.mv_port_new(network._handle, mac.packed, network._add(self))
         if self._handle == ffi.NULL:
             raise MemoryError
-        lib.mv_port_set_gateway_ipv4(self._handle, gateway_ipv4.packed)
         self._stats = ffi.new("struct mv_stats *")
         # What C points to must not be freed under it.
         self._memory: GuestMemory | None = None
+
+    def set_routes(self, prefixes: Iterable[Prefix]) -> None:
+        """Have exactly the packets for these prefixes come here, and let the guest send from them.
+
+        Takes effect at once and as a whole. The longest prefix of an address counts.
+
+        Raises:
+            CoreError: another port has one of them, or one is there twice; nothing has changed.
+        """
+        _check("routes", lib.mv_port_set_routes(self._handle, *_prefixes(prefixes)))
+
+    def set_mtu(self, mtu: int) -> None:
+        """Send the guest no IP packet of more bytes, nor than the network's MTU."""
+        lib.mv_port_set_mtu(self._handle, mtu)
 
     def set_features(self, features: int) -> None:
         """Use the virtio features that the driver accepted. Raises CoreError while a ring runs."""
@@ -261,16 +345,25 @@ class Port:
         """The eventfd that reports a broken ring to the frontend. The fd stays the caller's."""
         _check("err", lib.mv_ring_set_err(self._handle, queue, -1 if fd is None else fd))
 
-    def drain(self) -> Drained:
-        """Take frames off the TX ring for about 50 µs; drops are counted, the rest are punts."""
-        room = _punt_room
-        step = lib.mv_port_drain(self._handle, room.buffer, room.entries, room.count)
+    def drain(self, now: float = 0.0) -> Drained:
+        """Take frames off the TX ring for about 50 µs.
+
+        They are routed to other ports, dropped and counted, or left for the slow path.
+
+        Args:
+            now: seconds of any clock; by it the rate of ICMP errors is limited.
+        """
+        room = _drain_room
+        drained = room.drained
+        step = lib.mv_port_drain(self._handle, int(now * 1e9), room.buffer, drained)
         punts = []
-        for i in range(room.count[0]):
-            entry = room.entries[i]
+        for i in range(drained.n_punts):
+            entry = drained.punts[i]
             frame = bytes(room.view[entry.offset : entry.offset + entry.length])
-            punts.append(Punt(PuntKind(entry.kind), frame))
-        return Drained(NextStep(step), punts)
+            punts.append(Punt(PuntKind(entry.kind), frame, IcmpError(entry.error), entry.mtu))
+        ports = self._network._ports
+        woken = [ports[drained.woken[i]] for i in range(drained.n_woken)]
+        return Drained(NextStep(step), punts, woken)
 
     def enqueue(self, frame: bytes) -> bool:
         """Put a frame (14 to `MAX_FRAME` bytes) in the RX backlog.
@@ -286,6 +379,15 @@ class Port:
     def flush(self) -> NextStep:
         """Move the RX backlog to the guest as far as it has given buffers."""
         return NextStep(lib.mv_port_flush(self._handle))
+
+    def drop_first(self) -> None:
+        """Give up on the frame that waits for more buffers; counted."""
+        lib.mv_port_drop_first(self._handle)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the guest can receive: its RX ring runs, is enabled and is not broken."""
+        return bool(lib.mv_port_is_up(self._handle))
 
     @property
     def backlog(self) -> int:
@@ -309,6 +411,8 @@ class Port:
             kicks=stats.kicks,
             calls=stats.calls,
             punts=stats.punts,
+            routed=stats.routed,
+            icmp_errors=stats.icmp_errors,
             drops=drops,
         )
 
@@ -317,6 +421,10 @@ class Port:
         handle, self._handle = self._handle, ffi.NULL
         self._memory = None
         lib.mv_port_free(handle)
+
+
+def _nobody() -> None:
+    """Who is woken while nobody serves a port."""
 
 
 def _event_result(result: int) -> bool:

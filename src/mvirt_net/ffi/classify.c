@@ -1,8 +1,13 @@
 /*
- * Where a transmitted frame goes: to a service of the gateway, or nowhere with a reason.
+ * Where a transmitted frame goes: to a service of the gateway, to another NIC of its network, or
+ * nowhere with a reason, of which the sender may be told.
  *
- * Judged from a private copy of the frame's first bytes. The network is layer 3 alone, so a frame
- * is for the gateway's MAC address or a broadcast; no frame goes from NIC to NIC by its MAC.
+ * Judged from the private copy of the frame's headers. The network is layer 3 alone, so a frame is
+ * for the gateway's MAC address or a group; no frame goes from NIC to NIC by its MAC address, and
+ * what is for a group stays with the gateway of this NIC.
+ *
+ * A packet may come from addresses only that are routed to its NIC: the longest prefix that holds
+ * the source decides who may use it, just as it decides who gets the answers.
  */
 #include "core.h"
 
@@ -15,57 +20,140 @@ enum {
 	TYPE_ARP = 0x0806,
 	TYPE_IPV6 = 0x86dd,
 
-	IPV4_MIN_SIZE = 20,
-	IPV4_MORE_FRAGMENTS = 0x2000,
-	IPV4_OFFSET = 0x1fff,
-	PROTO_ICMP = 1,
-	PROTO_UDP = 17,
-	UDP_SIZE = 8,
 	PORT_DHCP_SERVER = 67,
+	PORT_DHCPV6_SERVER = 547,
+
+	ICMP_ECHO_REPLY = 0,
+	ICMP_ECHO_REQUEST = 8,
+	ICMP_TIMESTAMP = 13,
+	ICMP_ADDRESS_MASK_REPLY = 18,
+	ICMPV6_INFORMATIONAL = 128,
+	ICMPV6_ROUTER_SOLICITATION = 133,
+	ICMPV6_NEIGHBOR_SOLICITATION = 135,
+	ICMPV6_REDIRECT = 137,
 };
 
 static const uint8_t gateway_mac[6] = { 0x02, 0, 0, 0, 0, 0x01 };
 static const uint8_t broadcast_mac[6] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
+
+static const uint8_t gateway_ipv4[4] = { 169, 254, 0, 1 };
 static const uint8_t broadcast_ipv4[4] = { 0xff, 0xff, 0xff, 0xff };
 
-static unsigned int get16(const uint8_t *p)
-{
-	return (unsigned int)p[0] << 8 | p[1];
-}
+static const uint8_t gateway_ipv6[16] = { 0xfe, 0x80, [15] = 1 };
+/* The groups that the gateway is in (RFC 4291, 2.7.1; RFC 8415, 7.1). */
+static const uint8_t all_routers[16] = { 0xff, 0x02, [15] = 2 };
+static const uint8_t solicited_node[16] = { 0xff, 0x02, [11] = 1, [12] = 0xff, [15] = 1 };
+static const uint8_t all_dhcp_agents[16] = { 0xff, 0x02, [13] = 1, [15] = 2 };
+static const uint8_t unspecified_ipv6[16];
+static const uint8_t loopback_ipv6[16] = { [15] = 1 };
 
 static struct mv_verdict drop(enum mv_drop reason)
 {
-	return (struct mv_verdict){ .punt = false, .value = reason };
+	return (struct mv_verdict){ .action = MV_DROP, .value = reason };
 }
 
 static struct mv_verdict punt(enum mv_punt_kind kind)
 {
-	return (struct mv_verdict){ .punt = true, .value = kind };
+	return (struct mv_verdict){ .action = MV_PUNT, .value = kind };
 }
 
-/* The Internet checksum over a whole header, its checksum field included, is 0 (RFC 1071). */
-static bool checksum_is_right(const uint8_t *header, unsigned int length)
+/*
+ * Whether an ICMP error may be sent about a packet: never about another one, nor about what need
+ * not have a transport header (RFC 1122, 3.2.2; RFC 4443, 2.4 (e)). Groups and sources that are no
+ * host's have been sorted out before.
+ */
+static bool may_tell(struct mv_packet *packet)
 {
-	uint32_t sum = 0;
+	unsigned int type;
 
-	for (unsigned int i = 0; i < length; i += 2)
-		sum += get16(header + i);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (uint16_t)(sum + (sum >> 16)) == 0xffff;
-}
-
-/* An IPv4 header that agrees with itself and with the frame (RFC 791, RFC 1122 3.2.1). */
-static bool ipv4_is_sane(const uint8_t *ip, uint32_t available)
-{
-	unsigned int header, total;
-
-	if (available < IPV4_MIN_SIZE || ip[0] >> 4 != 4)
+	if (packet->l4 == 0)
 		return false;
-	header = (ip[0] & 15U) * 4;
-	total = get16(ip + 2);
-	return header >= IPV4_MIN_SIZE && header <= total && total <= available &&
-	       checksum_is_right(ip, header);
+	if (packet->protocol != (packet->family == MV_IPV4 ? MV_PROTO_ICMP : MV_PROTO_ICMPV6))
+		return true;
+	if (!mv_packet_need(packet, packet->l4 + 1))
+		return false;
+	type = packet->head[packet->l4];
+	if (packet->family == MV_IPV6)
+		return type >= ICMPV6_INFORMATIONAL && type != ICMPV6_REDIRECT;
+	return type == ICMP_ECHO_REPLY || type == ICMP_ECHO_REQUEST ||
+	       (type >= ICMP_TIMESTAMP && type <= ICMP_ADDRESS_MASK_REPLY);
 }
+
+static struct mv_verdict drop_and_tell(struct mv_packet *packet, enum mv_drop reason,
+				       enum mv_icmp_error error)
+{
+	struct mv_verdict verdict = drop(reason);
+
+	verdict.tell = may_tell(packet);
+	verdict.error = error;
+	return verdict;
+}
+
+static struct mv_verdict too_big(struct mv_packet *packet, unsigned int mtu)
+{
+	struct mv_verdict verdict = drop_and_tell(packet, MV_DROP_TOO_BIG, MV_ICMP_TOO_BIG);
+
+	verdict.mtu = mtu;
+	return verdict;
+}
+
+/* ---- what both families have in common ---- */
+
+static bool source_is_spoofed(const mv_port *port, const struct mv_packet *packet)
+{
+	return mv_route(port->network, packet->family, mv_packet_source(packet)).port != port;
+}
+
+static unsigned int ttl(struct mv_packet *packet)
+{
+	return mv_packet_ip(packet)[packet->family == MV_IPV4 ? 8 : 7];
+}
+
+/* A packet for somebody else. */
+static struct mv_verdict route(mv_port *port, struct mv_packet *packet)
+{
+	struct mv_hop hop;
+
+	if (source_is_spoofed(port, packet))
+		return drop(MV_DROP_SOURCE_ADDRESS);
+	if (ttl(packet) <= 1)
+		return drop_and_tell(packet, MV_DROP_TTL_EXCEEDED, MV_ICMP_TIME_EXCEEDED);
+	hop = mv_route(port->network, packet->family, mv_packet_target(packet));
+	if (!hop.port && !hop.on_link)
+		return drop_and_tell(packet, MV_DROP_NO_ROUTE, MV_ICMP_NET_UNREACHABLE);
+	/* A guest that sends back what is behind it would get it again and again. */
+	if (!hop.port || hop.port == port)
+		return drop_and_tell(packet, MV_DROP_HOST_UNREACHABLE, MV_ICMP_HOST_UNREACHABLE);
+	if (mv_offload_ip_size(packet) > hop.port->mtu &&
+	    (packet->dont_fragment || packet->offload.gso_type != MV_GSO_NONE))
+		return too_big(packet, hop.port->mtu);
+	if (!mv_port_is_up(hop.port)) {
+		hop.port->stats.drops[MV_DROP_RX_RING_DOWN]++;
+		return drop_and_tell(packet, MV_DROP_HOST_UNREACHABLE, MV_ICMP_HOST_UNREACHABLE);
+	}
+	return (struct mv_verdict){ .action = MV_FORWARD, .to = hop.port };
+}
+
+/* The UDP destination port; 0 when there is no whole UDP header. */
+static unsigned int udp_port(struct mv_packet *packet)
+{
+	if (packet->protocol != MV_PROTO_UDP || packet->l4 == 0 ||
+	    !mv_packet_need(packet, packet->l4 + MV_UDP_SIZE))
+		return 0;
+	return mv_get16(packet->head + packet->l4 + 2);
+}
+
+/* To the gateway, which has no service for it. */
+static struct mv_verdict not_served(const mv_port *port, struct mv_packet *packet)
+{
+	if (source_is_spoofed(port, packet))
+		return drop(MV_DROP_SOURCE_ADDRESS);
+	return drop_and_tell(packet, MV_DROP_NOT_SERVED,
+			     packet->protocol == MV_PROTO_UDP ? MV_ICMP_PORT_UNREACHABLE :
+								MV_ICMP_PROTOCOL_UNREACHABLE);
+}
+
+/* ---- IPv4 ---- */
 
 /* A source that no host has: multicast, class E and broadcast, loopback (RFC 1122 3.2.1.3). */
 static bool ipv4_source_is_wrong(const uint8_t *source)
@@ -74,58 +162,159 @@ static bool ipv4_source_is_wrong(const uint8_t *source)
 }
 
 /* A packet to the gateway's address or to everyone: only DHCP and ICMP are served. */
-static struct mv_verdict classify_local_ipv4(const uint8_t *ip, bool to_all)
+static struct mv_verdict classify_local_ipv4(const mv_port *port, struct mv_packet *packet,
+					     bool to_all)
 {
-	unsigned int header = (ip[0] & 15U) * 4, total = get16(ip + 2);
-	unsigned int protocol = ip[9];
-
-	if (get16(ip + 6) & (IPV4_MORE_FRAGMENTS | IPV4_OFFSET))
+	if (packet->fragment)
 		return drop(MV_DROP_FRAGMENT);
-	if (protocol == PROTO_UDP && total >= header + UDP_SIZE &&
-	    get16(ip + header + 2) == PORT_DHCP_SERVER)
+	/* A client may not have its address yet, or may have had another one. */
+	if (udp_port(packet) == PORT_DHCP_SERVER)
 		return punt(MV_PUNT_DHCPV4);
 	if (to_all)
 		return drop(MV_DROP_MULTICAST);
-	if (protocol == PROTO_ICMP)
-		return punt(MV_PUNT_ICMPV4);
-	return drop(MV_DROP_NO_ROUTE);
+	if (packet->protocol != MV_PROTO_ICMP)
+		return not_served(port, packet);
+	if (source_is_spoofed(port, packet))
+		return drop(MV_DROP_SOURCE_ADDRESS);
+	return punt(MV_PUNT_ICMPV4);
 }
 
-static struct mv_verdict classify_ipv4(const struct mv_identity *identity, const uint8_t *frame,
-				       uint32_t length)
+static struct mv_verdict classify_ipv4(mv_port *port, struct mv_packet *packet)
 {
-	const uint8_t *ip = frame + MV_ETH_SIZE, *target = ip + 16;
+	const uint8_t *target = mv_packet_target(packet);
 
-	if (!ipv4_is_sane(ip, length - MV_ETH_SIZE) || ipv4_source_is_wrong(ip + 12))
+	if (ipv4_source_is_wrong(mv_packet_source(packet)))
 		return drop(MV_DROP_IP_MALFORMED);
-	if (!memcmp(target, identity->gateway_ipv4, 4))
-		return classify_local_ipv4(ip, false);
+	if (!memcmp(target, gateway_ipv4, 4))
+		return classify_local_ipv4(port, packet, false);
 	if (!memcmp(target, broadcast_ipv4, 4))
-		return classify_local_ipv4(ip, true);
-	/* Multicast (224/4) and the rest of what only a link would carry stay here. */
-	if (target[0] >= 224 || (frame[0] & 1))
+		return classify_local_ipv4(port, packet, true);
+	/* Multicast (224/4) and whatever else was for a group of the link stay here. */
+	if (target[0] >> 4 == 14 || (packet->head[0] & 1))
 		return drop(MV_DROP_MULTICAST);
-	return drop(MV_DROP_NO_ROUTE);
+	/* "This network", loopback, class E (RFC 1812, 5.3.7). */
+	if (target[0] == 0 || target[0] == 127 || target[0] >= 240)
+		return drop(MV_DROP_IP_MALFORMED);
+	/* Link-local (RFC 3927, 7). */
+	if (target[0] == 169 && target[1] == 254 && !source_is_spoofed(port, packet))
+		return drop_and_tell(packet, MV_DROP_ADMIN_PROHIBITED, MV_ICMP_ADMIN_PROHIBITED);
+	return route(port, packet);
 }
 
-struct mv_verdict mv_classify(const struct mv_identity *identity, const uint8_t *head,
-			      uint32_t length)
-{
-	bool to_group = head[0] & 1;
+/* ---- IPv6 ---- */
 
-	if (memcmp(head + ETH_SOURCE, identity->mac, 6) != 0)
+static bool is_link_local(const uint8_t *address)
+{
+	return address[0] == 0xfe && (address[1] & 0xc0) == 0x80;
+}
+
+static bool same_ipv6(const uint8_t *a, const uint8_t *b)
+{
+	return !memcmp(a, b, 16);
+}
+
+/* The type of an ICMPv6 message; -1: it is none, or not all there. */
+static int icmpv6_type(struct mv_packet *packet)
+{
+	if (packet->protocol != MV_PROTO_ICMPV6 || packet->l4 == 0 ||
+	    !mv_packet_need(packet, packet->l4 + 1))
+		return -1;
+	return packet->head[packet->l4];
+}
+
+/* To a group: only what asks something of the gateway gets an answer. */
+static struct mv_verdict classify_group_ipv6(struct mv_packet *packet)
+{
+	const uint8_t *target = mv_packet_target(packet);
+	int type = icmpv6_type(packet);
+
+	if ((type == ICMPV6_ROUTER_SOLICITATION && same_ipv6(target, all_routers)) ||
+	    (type == ICMPV6_NEIGHBOR_SOLICITATION && same_ipv6(target, solicited_node)))
+		return packet->fragment ? drop(MV_DROP_FRAGMENT) : punt(MV_PUNT_NDP);
+	if (udp_port(packet) == PORT_DHCPV6_SERVER && same_ipv6(target, all_dhcp_agents))
+		return packet->fragment ? drop(MV_DROP_FRAGMENT) : punt(MV_PUNT_DHCPV6);
+	return drop(MV_DROP_MULTICAST);
+}
+
+/* To the gateway's own address. */
+static struct mv_verdict classify_local_ipv6(const mv_port *port, struct mv_packet *packet)
+{
+	int type = icmpv6_type(packet);
+
+	if (packet->fragment)
+		return drop(MV_DROP_FRAGMENT);
+	if (type >= ICMPV6_ROUTER_SOLICITATION && type <= ICMPV6_REDIRECT)
+		return punt(MV_PUNT_NDP);
+	if (udp_port(packet) == PORT_DHCPV6_SERVER)
+		return punt(MV_PUNT_DHCPV6);
+	/* The guest chooses its link-local address itself, and it is good on this link only. */
+	if (!is_link_local(mv_packet_source(packet)) && source_is_spoofed(port, packet))
+		return drop(MV_DROP_SOURCE_ADDRESS);
+	if (packet->protocol == MV_PROTO_ICMPV6)
+		return punt(MV_PUNT_ICMPV6);
+	return drop_and_tell(packet, MV_DROP_NOT_SERVED,
+			     packet->protocol == MV_PROTO_UDP ? MV_ICMP_PORT_UNREACHABLE :
+								MV_ICMP_PROTOCOL_UNREACHABLE);
+}
+
+/* A source or target that is nobody's on any link (RFC 4291, 2.5.3 and 2.7). */
+static bool ipv6_is_wrong(const uint8_t *source, const uint8_t *target)
+{
+	return source[0] == 0xff || same_ipv6(source, loopback_ipv6) ||
+	       same_ipv6(source, gateway_ipv6) || same_ipv6(target, loopback_ipv6) ||
+	       same_ipv6(target, unspecified_ipv6);
+}
+
+static struct mv_verdict classify_ipv6(mv_port *port, struct mv_packet *packet)
+{
+	const uint8_t *source = mv_packet_source(packet), *target = mv_packet_target(packet);
+
+	if (ipv6_is_wrong(source, target))
+		return drop(MV_DROP_IP_MALFORMED);
+	if (target[0] == 0xff)
+		return classify_group_ipv6(packet);
+	if (packet->head[0] & 1)
+		return drop(MV_DROP_MULTICAST);
+	if (same_ipv6(target, gateway_ipv6))
+		return classify_local_ipv6(port, packet);
+	if (is_link_local(target)) {
+		if (!is_link_local(source) && source_is_spoofed(port, packet))
+			return drop(MV_DROP_SOURCE_ADDRESS);
+		return drop_and_tell(packet, MV_DROP_ADMIN_PROHIBITED, MV_ICMP_ADMIN_PROHIBITED);
+	}
+	return route(port, packet);
+}
+
+/* ---- all frames ---- */
+
+struct mv_verdict mv_classify(mv_port *port, struct mv_packet *packet,
+			      const struct mv_net_hdr *hdr)
+{
+	bool to_group = packet->head[0] & 1;
+	unsigned int type = mv_get16(packet->head + ETH_TYPE);
+	int r = 0;
+
+	if (memcmp(packet->head + ETH_SOURCE, port->mac, 6) != 0)
 		return drop(MV_DROP_SOURCE_MAC);
-	if (!to_group && memcmp(head, gateway_mac, 6) != 0)
+	if (!to_group && memcmp(packet->head, gateway_mac, 6) != 0)
 		return drop(MV_DROP_DESTINATION_MAC);
-	switch (get16(head + ETH_TYPE)) {
+	if (type == TYPE_IPV4)
+		r = mv_parse_ipv4(packet);
+	else if (type == TYPE_IPV6)
+		r = mv_parse_ipv6(packet);
+	if (r == 0)
+		r = mv_offload_check(packet, hdr, port->features);
+	if (r < 0)
+		return drop((enum mv_drop)-r);
+	switch (type) {
 	case TYPE_ARP:
-		if (to_group && memcmp(head, broadcast_mac, 6) != 0)
+		if (to_group && memcmp(packet->head, broadcast_mac, 6) != 0)
 			return drop(MV_DROP_MULTICAST);
 		return punt(MV_PUNT_ARP);
 	case TYPE_IPV4:
-		return classify_ipv4(identity, head, length);
+		return classify_ipv4(port, packet);
 	case TYPE_IPV6:
-		return drop(to_group ? MV_DROP_MULTICAST : MV_DROP_NO_ROUTE);
+		return classify_ipv6(port, packet);
 	default:
 		return drop(MV_DROP_ETHERTYPE);
 	}

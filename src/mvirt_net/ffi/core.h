@@ -7,8 +7,16 @@
 
 #include "mvirt.h"
 
+#include <stddef.h>
+
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
 	       "virtio 1.x is little endian and so are the hosts this core is written for");
+
+/* Keeps the compiler from loading what was copied again, from where it can change. */
+static inline void mv_load_once(void)
+{
+	__asm__ volatile("" : : : "memory");
+}
 
 /* A page of the host, and what sizes and offsets of regions must be a multiple of. */
 enum { MV_PAGE = 4096 };
@@ -69,6 +77,9 @@ struct mv_ring {
 	bool enabled;
 	bool broken;
 	bool armed;			/* a kick was asked for */
+	unsigned int most;		/* entries that the driver has had available at once */
+	bool starved;			/* RX: a frame needs more than what was available ... */
+	uint16_t starved_at;		/* ... up to here */
 	int call_fd;
 	int err_fd;
 };
@@ -78,6 +89,9 @@ struct mv_ring_features {
 	bool event_idx;
 	bool indirect;
 };
+
+/* A buffer takes one segment more for each region that it goes on in. */
+enum { MV_MAX_SEGMENTS = MV_MAX_CHAIN + MV_MAX_REGIONS };
 
 struct mv_segment {
 	uint8_t *host;
@@ -91,7 +105,7 @@ struct mv_chain {
 	unsigned int n_descs;	/* looked at, in both tables */
 	unsigned int n_segments;
 	uint64_t length;
-	struct mv_segment segments[MV_MAX_CHAIN + MV_MAX_REGIONS];
+	struct mv_segment segments[MV_MAX_SEGMENTS + 1];	/* one more for private bytes in front */
 };
 
 enum mv_direction { MV_FROM_DRIVER, MV_TO_DRIVER };
@@ -128,8 +142,11 @@ bool mv_ring_publish(struct mv_ring *ring, struct mv_ring_features features);
 /* Tell the driver that no kick is needed until mv_ring_ask_for_kick(). */
 void mv_ring_refuse_kicks(struct mv_ring *ring, struct mv_ring_features features);
 
-/* Ask for a kick; false when entries are there already, and then none was asked for. */
-bool mv_ring_ask_for_kick(struct mv_ring *ring, struct mv_ring_features features);
+/*
+ * Ask for a kick once there are entries beyond `seen`, an available index; false when they are there
+ * already, and then none was asked for.
+ */
+bool mv_ring_ask_for_kick(struct mv_ring *ring, struct mv_ring_features features, uint16_t seen);
 
 void mv_ring_break(struct mv_ring *ring);
 
@@ -137,6 +154,40 @@ void mv_ring_break(struct mv_ring *ring);
 uint32_t mv_chain_read(const struct mv_chain *chain, uint32_t skip, void *into, uint32_t length);
 uint32_t mv_chain_write(const struct mv_chain *chain, uint32_t skip, const void *from,
 			uint32_t length);
+
+/* Where reading a chain forward has got to. */
+struct mv_reader {
+	const struct mv_chain *chain;	/* NULL: there is nothing to read */
+	unsigned int segment;
+	uint32_t offset;		/* in that segment */
+};
+
+struct mv_reader mv_reader_at(const struct mv_chain *chain, uint32_t skip);
+
+void mv_reader_skip(struct mv_reader *reader, uint32_t length);
+
+/* Copy the next bytes, as many as `length` or as there are; returns how many. */
+uint32_t mv_reader_read(struct mv_reader *reader, void *into, uint32_t length);
+
+/* The same into another chain, from `skip` bytes into that on. */
+void mv_reader_copy(struct mv_reader *from, const struct mv_chain *to, uint32_t skip,
+		    uint32_t length);
+
+/* ---- checksum.c: the Internet checksum (RFC 1071) ---- */
+
+/* A sum of 16-bit words in host order; bytes are added in the order of the data. */
+struct mv_sum {
+	uint64_t sum;
+	bool odd;		/* half a word is in */
+};
+
+void mv_sum_add(struct mv_sum *sum, const void *data, size_t length);
+
+/* Add the next bytes of a chain, as many as `length` or as there are. */
+void mv_sum_read(struct mv_sum *sum, struct mv_reader *from, uint32_t length);
+
+/* The checksum field for data with this sum; host order, so to be stored as it is. */
+uint16_t mv_sum_finish(const struct mv_sum *sum);
 
 /* ---- nethdr.c: virtio_net_hdr (virtio 1.2, 5.1.6) ---- */
 
@@ -154,50 +205,201 @@ _Static_assert(sizeof(struct mv_net_hdr) == 12, "virtio_net_hdr_v1");
 
 enum { MV_NET_HDR_NUM_BUFFERS = offsetof(struct mv_net_hdr, num_buffers) };
 
+enum mv_net_hdr_flags { MV_HDR_NEEDS_CSUM = 1 };
+
+enum mv_gso {
+	MV_GSO_NONE = 0,
+	MV_GSO_TCPV4 = 1,
+	MV_GSO_TCPV6 = 4,
+	MV_GSO_UDP_L4 = 5,
+	MV_GSO_ECN = 0x80,	/* a flag: the packet has CWR set */
+};
+
 /* Bytes of header before each frame with these virtio features. */
 uint32_t mv_net_hdr_size(uint64_t features);
 
-/* Whether the header of a transmitted frame asks only for what this device offers. */
-bool mv_net_hdr_allowed(const struct mv_net_hdr *hdr);
+/* ---- packet.c: a frame taken apart ---- */
+
+enum {
+	MV_ETH_SIZE = 14,
+	MV_IPV4_SIZE = 20,
+	MV_IPV6_SIZE = 40,
+	MV_TCP_SIZE = 20,
+	MV_UDP_SIZE = 8,
+
+	MV_PROTO_ICMP = 1,
+	MV_PROTO_TCP = 6,
+	MV_PROTO_UDP = 17,
+	MV_PROTO_ICMPV6 = 58,
+
+	/* What is copied of each frame at once: all headers of nearly all packets. */
+	MV_PEEK = 128,
+	/* All headers that are ever looked at. */
+	MV_HEAD = 384,
+	MV_MAX_EXTENSIONS = 8,	/* headers between IPv6 and transport */
+};
+
+enum mv_family { MV_IPV4 = 0, MV_IPV6 = 1, MV_FAMILIES = 2 };
+
+/*
+ * A transmitted frame. Everything but `head` points into guest memory and is read once, when it is
+ * delivered; whatever is decided is decided from `head`, and that is also what is delivered.
+ */
+struct mv_packet {
+	uint8_t head[MV_HEAD];	/* private copy of the first bytes */
+	uint32_t head_length;
+	uint32_t length;	/* of the frame; what Ethernet padded is left out once parsed */
+	const struct mv_chain *chain;
+	uint32_t skip;		/* where the frame begins in the chain */
+	enum mv_family family;
+	bool fragment;
+	bool dont_fragment;
+	uint8_t protocol;	/* after all extension headers */
+	uint32_t l4;		/* where the transport header begins; 0: in another fragment */
+	uint32_t payload;	/* where the transport payload begins, known for offloads only */
+	struct mv_net_hdr offload;	/* rebuilt from what was checked; all zero: none */
+};
+
+/* Begin with a frame of `length` bytes, MV_ETH_SIZE at least. */
+void mv_packet_begin(struct mv_packet *packet, const struct mv_chain *chain, uint32_t skip,
+		     uint32_t length);
+
+/* Whether the first `length` bytes are there, and private now. */
+bool mv_packet_need(struct mv_packet *packet, uint32_t length);
+
+/*
+ * Take the IP headers apart. 0, or why the packet must be dropped, negated: -MV_DROP_IP_MALFORMED,
+ * -MV_DROP_IP_OPTION.
+ */
+int mv_parse_ipv4(struct mv_packet *packet);
+int mv_parse_ipv6(struct mv_packet *packet);
+
+static inline uint8_t *mv_packet_ip(struct mv_packet *packet)
+{
+	return packet->head + MV_ETH_SIZE;
+}
+
+/* The addresses in the IP header; as many bytes as the family has. */
+static inline const uint8_t *mv_packet_source(const struct mv_packet *packet)
+{
+	return packet->head + MV_ETH_SIZE + (packet->family == MV_IPV4 ? 12 : 8);
+}
+
+static inline const uint8_t *mv_packet_target(const struct mv_packet *packet)
+{
+	return packet->head + MV_ETH_SIZE + (packet->family == MV_IPV4 ? 16 : 24);
+}
+
+static inline unsigned int mv_get16(const uint8_t *p)
+{
+	return (unsigned int)p[0] << 8 | p[1];
+}
+
+static inline void mv_put16(uint8_t *p, unsigned int value)
+{
+	p[0] = (uint8_t)(value >> 8);
+	p[1] = (uint8_t)value;
+}
+
+/* ---- offload.c: what a guest leaves to the device, and what the receiver can take ---- */
+
+/*
+ * Check the header that came with a packet (already parsed, if it is IP) against the packet and the
+ * features of its driver, and rebuild it in packet->offload. 0, or a negated enum mv_drop.
+ */
+int mv_offload_check(struct mv_packet *packet, const struct mv_net_hdr *hdr, uint64_t features);
+
+/* Bytes that each segment has at most, IP header included; without segmentation: the packet. */
+uint32_t mv_offload_ip_size(const struct mv_packet *packet);
+
+/* Whether a driver with these features takes the packet without segmentation. */
+bool mv_offload_takes_gso(const struct mv_net_hdr *offload, enum mv_family family,
+			  uint64_t features);
+
+/*
+ * The transport checksum of `length` bytes from l4 on, of which the first `in_head` are in head and
+ * the others are read. Stored in head's checksum field.
+ */
+void mv_offload_fill(uint8_t *head, enum mv_family family, const struct mv_net_hdr *offload,
+		     uint8_t protocol, uint32_t in_head, struct mv_reader rest, uint32_t length);
+
+/* Store only what the receiver's device or driver completes: the pseudo-header's sum. */
+void mv_offload_prepare(uint8_t *head, enum mv_family family, const struct mv_net_hdr *offload,
+			uint8_t protocol, uint32_t length);
 
 /* ---- classify.c: where a transmitted frame goes ---- */
 
-/* As much of a frame as is ever looked at: Ethernet, the longest IPv4 header, UDP ports. */
-enum { MV_PEEK = 14 + 60 + 8 };
+enum mv_action { MV_DROP, MV_PUNT, MV_FORWARD };
 
 struct mv_verdict {
-	bool punt;
-	unsigned int value;	/* enum mv_punt_kind or enum mv_drop */
+	enum mv_action action;
+	unsigned int value;	/* enum mv_punt_kind, or enum mv_drop */
+	bool tell;		/* with MV_DROP: the sender is to hear of it ... */
+	enum mv_icmp_error error;	/* ... namely this, and for TOO_BIG this MTU */
+	unsigned int mtu;
+	mv_port *to;		/* with MV_FORWARD */
 };
 
-/* The port's addresses that frames are judged by. */
-struct mv_identity {
-	uint8_t mac[6];
-	uint8_t gateway_ipv4[4];
+struct mv_verdict mv_classify(mv_port *port, struct mv_packet *packet,
+			      const struct mv_net_hdr *hdr);
+
+/* ---- route.c: networks ---- */
+
+struct mv_hop {
+	mv_port *port;		/* NULL: nobody has the address */
+	bool on_link;		/* ... but it is one of the network's */
 };
 
-/* head: private copy of the first min(length, MV_PEEK) bytes of a frame of >= 14 bytes. */
-struct mv_verdict mv_classify(const struct mv_identity *identity, const uint8_t *head,
-			      uint32_t length);
+/* The longest prefix that holds an address. */
+struct mv_hop mv_route(const struct mv_network *network, enum mv_family family,
+		       const uint8_t *address);
+
+unsigned int mv_network_mtu(const struct mv_network *network);
+
+/* A port begins or ends to be in a network; with the end go its routes. */
+void mv_network_enter(struct mv_network *network);
+void mv_network_leave(struct mv_network *network, mv_port *port);
 
 /* ---- port.c, tx.c, rx.c: one NIC ---- */
 
 enum { MV_RX = 0, MV_TX = 1, MV_QUEUES = 2 };
-enum { MV_ETH_SIZE = 14 };
+
+/* A frame on its way into an RX ring: private bytes, then bytes of the sender's memory. */
+struct mv_frame {
+	struct mv_net_hdr hdr;	/* as the driver will see it, but for num_buffers */
+	const uint8_t *head;
+	uint32_t head_length;
+	struct mv_reader rest;
+	uint32_t length;	/* all of it */
+};
 
 struct mv_backlog_frame {
-	uint8_t *data;
+	struct mv_net_hdr hdr;
 	uint32_t length;
+	uint8_t *data;
+};
+
+/* ICMP errors that a port may still cause; refilled with time. */
+struct mv_error_limit {
+	unsigned int tokens;
+	uint64_t refilled_at;	/* ns of the caller's clock */
 };
 
 struct mv_port {
-	struct mv_identity identity;
+	struct mv_network *network;
+	uint8_t mac[6];
+	uint32_t tag;
+	unsigned int mtu;		/* of IP packets for the guest, in bytes */
 	uint64_t features;
 	const mv_memory *memory;
 	struct mv_ring rings[MV_QUEUES];
 	struct mv_backlog_frame backlog[MV_BACKLOG];
 	unsigned int backlog_first;
 	unsigned int backlog_length;
+	size_t backlog_bytes;
+	struct mv_error_limit errors;
+	mv_port *next_touched;		/* in the list of a drain */
+	bool touched;
 	struct mv_stats stats;
 };
 
@@ -205,9 +407,6 @@ struct mv_ring_features mv_port_ring_features(const mv_port *port);
 
 /* mv_ring_publish(), counted. */
 void mv_port_publish(mv_port *port, struct mv_ring *ring);
-
-/* Whether frames may go to the guest. */
-bool mv_rx_is_up(const mv_port *port);
 
 void mv_backlog_clear(mv_port *port);
 
@@ -223,11 +422,47 @@ struct mv_turn mv_turn_begin(void);
 /* Count one more frame of so many bytes. */
 bool mv_turn_is_over(struct mv_turn *turn, uint64_t bytes);
 
+/* An RX ring while frames are moved to it. */
+struct mv_rx {
+	mv_port *port;
+	struct mv_turn *turn;
+	unsigned int available;	/* chains that may still be taken */
+	uint32_t header;
+	bool mergeable;
+};
+
+struct mv_rx mv_rx_open(mv_port *port, struct mv_turn *turn);
+
+/*
+ * Deliver a frame, or keep a copy of it in the backlog, or drop it: counted at the receiver.
+ * Nothing is published yet.
+ */
+void mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame);
+
+/* ---- forward.c: from one NIC to another ---- */
+
+/*
+ * Send a packet on that mv_classify() has found good: rewritten, and segmented, fragmented or
+ * checksummed as far as the receiver needs it.
+ */
+void mv_forward(struct mv_rx *to, struct mv_packet *packet);
+
 /* ---- virtio feature bits that the core acts on ---- */
 
+#define MV_F_CSUM		(UINT64_C(1) << 0)
+#define MV_F_GUEST_CSUM		(UINT64_C(1) << 1)
+#define MV_F_GUEST_TSO4		(UINT64_C(1) << 7)
+#define MV_F_GUEST_TSO6		(UINT64_C(1) << 8)
+#define MV_F_GUEST_ECN		(UINT64_C(1) << 9)
+#define MV_F_HOST_TSO4		(UINT64_C(1) << 11)
+#define MV_F_HOST_TSO6		(UINT64_C(1) << 12)
+#define MV_F_HOST_ECN		(UINT64_C(1) << 13)
 #define MV_F_MRG_RXBUF		(UINT64_C(1) << 15)
 #define MV_F_INDIRECT_DESC	(UINT64_C(1) << 28)
 #define MV_F_EVENT_IDX		(UINT64_C(1) << 29)
 #define MV_F_VERSION_1		(UINT64_C(1) << 32)
+#define MV_F_GUEST_USO4		(UINT64_C(1) << 54)
+#define MV_F_GUEST_USO6		(UINT64_C(1) << 55)
+#define MV_F_HOST_USO		(UINT64_C(1) << 56)
 
 #endif

@@ -1,5 +1,6 @@
 /*
- * The C core: guest memory, split virtqueues seen from the device, and NIC ports.
+ * The C core: guest memory, split virtqueues seen from the device, NIC ports, and the networks in
+ * which packets go from one to another.
  *
  * Everything between the two "cdef" lines is also what CFFI reads (see build.py), so it holds
  * declarations only. No C file of the core includes Python: the same sources build the extension,
@@ -11,7 +12,8 @@
  * - A function returns >= 0 or a negative errno value. It never aborts, prints, waits or calls
  *   back, and its work is bounded.
  * - RX and TX are the guest's: queue 0 is what the guest receives, queue 1 what it transmits.
- * - A port, its rings and its memory belong to one thread at a time; calls are not locked.
+ * - A network, its ports, their rings and their memory belong to one thread at a time; calls are
+ *   not locked. Networks have nothing in common.
  * - File descriptors stay the caller's: the core neither keeps one past the next mv_ring_set_*
  *   of the same kind (or the end of the port) nor closes one.
  */
@@ -31,8 +33,13 @@ enum mv_limit {
 	MV_MAX_CHAIN = 1024,		/* descriptors of one chain, its indirect table included */
 	MV_MAX_FRAME = 14 + 65535,	/* Ethernet header and the largest IP packet */
 	MV_BACKLOG = 256,		/* frames kept for a guest that gives no RX buffers */
+	MV_BACKLOG_BYTES = 1 << 20,	/* and their bytes */
 	MV_PUNT_FRAMES = 64,		/* slow-path frames of one drain */
 	MV_PUNT_BYTES = 128 * 1024,	/* and room for them; at least MV_MAX_FRAME */
+	MV_MAX_WOKEN = 64,		/* receivers of one drain */
+	/* ICMP errors about one port's packets (RFC 1812, 4.3.2.8; RFC 4443, 2.4 (f)). */
+	MV_ERROR_BURST = 50,
+	MV_ERROR_INTERVAL_NS = 5 * 1000 * 1000,	/* 200 a second */
 	MV_DROP_REASONS = 36
 };
 
@@ -101,7 +108,8 @@ enum mv_icmp_error {
 enum mv_next {
 	MV_NEXT_KICK = 0,	/* nothing to do before the driver's next kick, which was asked for */
 	MV_NEXT_CALL_AGAIN = 1,	/* a bound was reached with work left: let others run, call again */
-	MV_NEXT_NOTHING = 2	/* the ring is not running or broken; flush: or the backlog is empty */
+	MV_NEXT_NOTHING = 2,	/* the ring is not running or broken; flush: or the backlog is empty */
+	MV_NEXT_MORE_BUFFERS = 3	/* as KICK, but the frame in front needs more than there is */
 };
 
 /* A region of guest memory, in bytes (vhost-user, "Memory region description"). */
@@ -126,7 +134,9 @@ struct mv_stats {
 	uint64_t rx_bytes;
 	uint64_t kicks;			/* drains after a kick was asked for */
 	uint64_t calls;
-	uint64_t punts;
+	uint64_t punts;			/* frames for services */
+	uint64_t routed;		/* TX frames sent on to other ports */
+	uint64_t icmp_errors;		/* dropped packets whose sender was to hear why */
 	uint64_t drops[MV_DROP_REASONS];
 };
 
@@ -135,9 +145,27 @@ struct mv_punt {
 	uint32_t kind;		/* enum mv_punt_kind */
 	uint32_t offset;
 	uint32_t length;
+	uint32_t error;		/* of MV_PUNT_ICMP_ERROR: enum mv_icmp_error */
+	uint32_t mtu;		/* of MV_ICMP_TOO_BIG: what it was too big for, in bytes */
+};
+
+/* What one drain leaves to do. */
+struct mv_drained {
+	unsigned int n_punts;
+	unsigned int n_woken;
+	struct mv_punt punts[MV_PUNT_FRAMES];
+	uint32_t woken[MV_MAX_WOKEN];	/* tags of ports to flush: a new backlog, or a broken RX ring */
+};
+
+/* A range of addresses; the host bits are 0. */
+struct mv_prefix {
+	uint8_t family;		/* 0: IPv4, 1: IPv6 */
+	uint8_t length;		/* bits */
+	uint8_t address[16];	/* in network byte order; IPv4: the first four */
 };
 
 typedef struct mv_memory mv_memory;
+typedef struct mv_network mv_network;
 typedef struct mv_port mv_port;
 
 /* ---- memory.c: regions and translation ---- */
@@ -168,16 +196,47 @@ int mv_memory_remove(mv_memory *memory, const struct mv_region_spec *spec);
 /* Free the table and unmap the regions that no other table shares. NULL is allowed. */
 void mv_memory_free(mv_memory *memory);
 
+/* ---- route.c: networks ---- */
+
+/* A network without ports, whose links have this MTU in bytes. NULL when there is no memory. */
+mv_network *mv_network_new(unsigned int mtu);
+
+/* Give up the network; it goes with the last of its ports. NULL is allowed. */
+void mv_network_free(mv_network *network);
+
+/*
+ * The addresses that belong to the network, in place of those before: if no port has one of them,
+ * it is a host that cannot be reached, where any other address is no route. -EINVAL: host bits or a
+ * length that is none; -EEXIST: the same prefix twice; -ENOMEM. Nothing has changed then.
+ */
+int mv_network_set_subnets(mv_network *network, const struct mv_prefix *prefixes, size_t n);
+
+/*
+ * Where the address of a prefix of full length is routed: the port's tag; -EHOSTUNREACH: it is the
+ * network's, but no port's; -ENETUNREACH: no route.
+ */
+int64_t mv_network_lookup(const mv_network *network, const struct mv_prefix *host);
+
+/*
+ * The prefixes whose packets go to this port and come from it, in place of those before, all at
+ * once. The longest prefix counts. Errors as mv_network_set_subnets; -EEXIST also when another port
+ * has the same prefix.
+ */
+int mv_port_set_routes(mv_port *port, const struct mv_prefix *prefixes, size_t n);
+
 /* ---- port.c, tx.c, rx.c: one NIC ---- */
 
-/* A port for the NIC with this MAC address. NULL when there is no memory. */
-mv_port *mv_port_new(const uint8_t *mac);
+/*
+ * A port for the NIC with this MAC address, without routes. tag: what drains of other ports call it.
+ * NULL when there is no memory.
+ */
+mv_port *mv_port_new(mv_network *network, const uint8_t *mac, uint32_t tag);
 
-/* Free the port and its backlog. Its memory table stays the caller's. NULL is allowed. */
+/* Free the port, its routes and its backlog. Its memory table stays the caller's. NULL is allowed. */
 void mv_port_free(mv_port *port);
 
-/* The gateway that IPv4 punts are for, in network byte order. */
-void mv_port_set_gateway_ipv4(mv_port *port, const uint8_t *address);
+/* What the guest was told of the MTU, in bytes; the network's is the limit, and what counts first. */
+void mv_port_set_mtu(mv_port *port, unsigned int mtu);
 
 /* The virtio feature bits that the driver accepted. -EBUSY: a ring is running. */
 int mv_port_set_features(mv_port *port, uint64_t features);
@@ -238,17 +297,18 @@ int mv_ring_set_call(mv_port *port, unsigned int queue, int fd);
 int mv_ring_set_err(mv_port *port, unsigned int queue, int fd);
 
 /*
- * Take frames off the TX ring for about 50 microseconds, 1 MiB or MV_PUNT_FRAMES punts, and one
- * frame at least:
- * drop them or copy them to `buffer` (MV_PUNT_BYTES) with an entry in `punts` (room for
- * MV_PUNT_FRAMES). All used entries are published once, the driver interrupted at most once.
- * *n_punts is set. Returns enum mv_next.
+ * Take frames off the TX ring for about 50 microseconds, 1 MiB, MV_PUNT_FRAMES punts or MV_MAX_WOKEN
+ * receivers, and one frame at least: send them on to other ports, drop them, or copy them to
+ * `buffer` (MV_PUNT_BYTES) with an entry in drained->punts. Used entries are published once for each
+ * ring, and each driver interrupted at most once. Returns enum mv_next.
+ *
+ * now: nanoseconds of a clock of the caller's; it only limits the rate of ICMP errors.
  */
-int mv_port_drain(mv_port *port, uint8_t *buffer, struct mv_punt *punts, unsigned int *n_punts);
+int mv_port_drain(mv_port *port, uint64_t now, uint8_t *buffer, struct mv_drained *drained);
 
 /*
  * Put a frame (no virtio_net_hdr) at the end of the RX backlog, copied. Returns 1 when it was
- * taken, 0 when it was dropped and counted, -EINVAL: length not 14..MV_MAX_FRAME, -ENOMEM.
+ * taken, 0 when it was dropped and counted, -EINVAL: length not 14..MV_MAX_FRAME.
  */
 int mv_port_enqueue(mv_port *port, const uint8_t *frame, size_t length);
 
@@ -257,6 +317,15 @@ int mv_port_enqueue(mv_port *port, const uint8_t *frame, size_t length);
  * at most once. Returns enum mv_next; MV_NEXT_KICK: frames are left and a kick was asked for.
  */
 int mv_port_flush(mv_port *port);
+
+/*
+ * Give up on the first frame of the backlog, for which the driver does not give enough buffers;
+ * counted. For a caller that has waited after MV_NEXT_MORE_BUFFERS.
+ */
+void mv_port_drop_first(mv_port *port);
+
+/* Whether frames may go to the guest: its RX ring runs, is enabled and is not broken. */
+bool mv_port_is_up(const mv_port *port);
 
 /* Frames in the backlog. */
 unsigned int mv_port_backlog(const mv_port *port);

@@ -13,17 +13,22 @@
 #include <string.h>
 #include <time.h>
 
-mv_port *mv_port_new(const uint8_t *mac)
+mv_port *mv_port_new(mv_network *network, const uint8_t *mac, uint32_t tag)
 {
 	mv_port *port = calloc(1, sizeof(*port));
 
 	if (!port)
 		return NULL;
-	memcpy(port->identity.mac, mac, sizeof(port->identity.mac));
+	memcpy(port->mac, mac, sizeof(port->mac));
+	port->tag = tag;
+	port->mtu = mv_network_mtu(network);
+	port->errors.tokens = MV_ERROR_BURST;
 	for (unsigned int i = 0; i < MV_QUEUES; i++) {
 		port->rings[i].call_fd = -1;
 		port->rings[i].err_fd = -1;
 	}
+	port->network = network;
+	mv_network_enter(network);
 	return port;
 }
 
@@ -31,13 +36,16 @@ void mv_port_free(mv_port *port)
 {
 	if (!port)
 		return;
+	mv_network_leave(port->network, port);
 	mv_backlog_clear(port);
 	free(port);
 }
 
-void mv_port_set_gateway_ipv4(mv_port *port, const uint8_t *address)
+void mv_port_set_mtu(mv_port *port, unsigned int mtu)
 {
-	memcpy(port->identity.gateway_ipv4, address, sizeof(port->identity.gateway_ipv4));
+	unsigned int most = mv_network_mtu(port->network);
+
+	port->mtu = mtu < most ? mtu : most;
 }
 
 int mv_port_set_features(mv_port *port, uint64_t features)
@@ -100,7 +108,7 @@ int mv_ring_check(const mv_port *port, unsigned int size, const struct mv_ring_a
  */
 static void rx_refuse_kicks(mv_port *port)
 {
-	if (mv_rx_is_up(port))
+	if (mv_port_is_up(port))
 		mv_ring_refuse_kicks(&port->rings[MV_RX], mv_port_ring_features(port));
 }
 

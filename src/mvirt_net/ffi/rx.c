@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-bool mv_rx_is_up(const mv_port *port)
+bool mv_port_is_up(const mv_port *port)
 {
 	const struct mv_ring *ring = &port->rings[MV_RX];
 
@@ -16,7 +16,10 @@ bool mv_rx_is_up(const mv_port *port)
 
 static void backlog_pop(mv_port *port)
 {
-	free(port->backlog[port->backlog_first].data);
+	struct mv_backlog_frame *frame = &port->backlog[port->backlog_first];
+
+	port->backlog_bytes -= frame->length;
+	free(frame->data);
 	port->backlog_first = (port->backlog_first + 1) % MV_BACKLOG;
 	port->backlog_length--;
 }
@@ -27,28 +30,44 @@ void mv_backlog_clear(mv_port *port)
 		backlog_pop(port);
 }
 
-int mv_port_enqueue(mv_port *port, const uint8_t *frame, size_t length)
+/* Keep a copy of a frame for later: 1, or 0 when it was dropped and counted. */
+static int backlog_add(mv_port *port, const struct mv_frame *frame)
 {
 	struct mv_backlog_frame *entry;
+	struct mv_reader rest = frame->rest;
 
-	if (length < MV_ETH_SIZE || length > MV_MAX_FRAME)
-		return -EINVAL;
-	if (!mv_rx_is_up(port)) {
-		mv_port_count_drop(port, MV_DROP_RX_RING_DOWN);
-		return 0;
-	}
-	if (port->backlog_length == MV_BACKLOG) {
+	if (port->backlog_length == MV_BACKLOG ||
+	    port->backlog_bytes + frame->length > MV_BACKLOG_BYTES) {
 		mv_port_count_drop(port, MV_DROP_RX_BACKLOG_FULL);
 		return 0;
 	}
 	entry = &port->backlog[(port->backlog_first + port->backlog_length) % MV_BACKLOG];
-	entry->data = malloc(length);
-	if (!entry->data)
-		return -ENOMEM;
-	memcpy(entry->data, frame, length);
-	entry->length = (uint32_t)length;
+	entry->data = malloc(frame->length);
+	if (!entry->data) {
+		mv_port_count_drop(port, MV_DROP_NO_MEMORY);
+		return 0;
+	}
+	entry->hdr = frame->hdr;
+	entry->length = frame->length;
+	memcpy(entry->data, frame->head, frame->head_length);
+	mv_reader_read(&rest, entry->data + frame->head_length, frame->length - frame->head_length);
 	port->backlog_length++;
+	port->backlog_bytes += frame->length;
 	return 1;
+}
+
+int mv_port_enqueue(mv_port *port, const uint8_t *data, size_t length)
+{
+	struct mv_frame frame = { .head = data, .head_length = (uint32_t)length };
+
+	if (length < MV_ETH_SIZE || length > MV_MAX_FRAME)
+		return -EINVAL;
+	if (!mv_port_is_up(port)) {
+		mv_port_count_drop(port, MV_DROP_RX_RING_DOWN);
+		return 0;
+	}
+	frame.length = (uint32_t)length;
+	return backlog_add(port, &frame);
 }
 
 unsigned int mv_port_backlog(const mv_port *port)
@@ -60,34 +79,41 @@ unsigned int mv_port_backlog(const mv_port *port)
 enum delivery {
 	DELIVERED,
 	NO_BUFFERS,		/* keep it: the ring is empty */
+	FEW_BUFFERS,		/* keep it: it needs more of them than are there */
 	TURN_OVER,		/* keep it: others first */
 	TOO_SMALL,		/* drop it: it does not fit in what the driver gives */
 	BAD_BUFFER,		/* drop it: the driver gave a buffer that is none */
 	RING_BROKEN,
 };
 
-/* An RX ring while frames are moved to it. */
-struct rx {
-	mv_port *port;
-	struct mv_ring *ring;
-	struct mv_turn turn;
-	unsigned int available;	/* chains that may still be taken */
-	uint32_t header;
-	bool mergeable;
-};
-
-static bool rx_peek(struct rx *rx, struct mv_chain *chain)
+struct mv_rx mv_rx_open(mv_port *port, struct mv_turn *turn)
 {
-	bool ok = mv_ring_peek(rx->ring, mv_port_ring_features(rx->port), rx->port->memory, MV_TO_DRIVER,
-			       chain);
+	return (struct mv_rx){
+		.port = port,
+		.turn = turn,
+		.available = mv_port_is_up(port) ? mv_ring_available(&port->rings[MV_RX]) : 0,
+		.header = mv_net_hdr_size(port->features),
+		.mergeable = port->features & MV_F_MRG_RXBUF,
+	};
+}
 
-	rx->turn.work += chain->n_descs;
+static struct mv_ring *ring_of(const struct mv_rx *rx)
+{
+	return &rx->port->rings[MV_RX];
+}
+
+static bool rx_peek(struct mv_rx *rx, struct mv_chain *chain)
+{
+	bool ok = mv_ring_peek(ring_of(rx), mv_port_ring_features(rx->port), rx->port->memory,
+			       MV_TO_DRIVER, chain);
+
+	rx->turn->work += chain->n_descs;
 	return ok;
 }
 
-static void rx_take(struct rx *rx, const struct mv_chain *chain, uint32_t written)
+static void rx_take(struct mv_rx *rx, const struct mv_chain *chain, uint32_t written)
 {
-	mv_ring_take(rx->ring, chain->head, written);
+	mv_ring_take(ring_of(rx), chain->head, written);
 	rx->available--;
 }
 
@@ -95,8 +121,10 @@ static void rx_take(struct rx *rx, const struct mv_chain *chain, uint32_t writte
  * Look at the next chain that can hold the header. Smaller ones would block the ring for ever, so
  * they are given back empty, as are those that are no buffers at all.
  */
-static enum delivery first_chain(struct rx *rx, struct mv_chain *chain)
+static enum delivery first_chain(struct mv_rx *rx, struct mv_chain *chain)
 {
+	if (rx->available == 0)
+		rx->available = mv_ring_available(ring_of(rx));
 	while (rx->available > 0) {
 		if (!rx_peek(rx, chain))
 			return RING_BROKEN;
@@ -105,18 +133,65 @@ static enum delivery first_chain(struct rx *rx, struct mv_chain *chain)
 		rx_take(rx, chain, 0);
 		if (chain->faulty)
 			return BAD_BUFFER;
-		if (mv_turn_is_over(&rx->turn, 0))
+		if (mv_turn_is_over(rx->turn, 0))
 			return TURN_OVER;
 	}
-	return NO_BUFFERS;
+	return ring_of(rx)->broken ? RING_BROKEN : NO_BUFFERS;
+}
+
+/* Write the frame from its byte `done` on into a chain, `skip` bytes into it; returns how much. */
+static uint32_t write_frame(const struct mv_chain *chain, uint32_t skip,
+			    const struct mv_frame *frame, struct mv_reader *rest, uint32_t done)
+{
+	uint64_t room = chain->length - skip;
+	uint32_t length = frame->length - done, head = 0;
+
+	if (length > room)
+		length = (uint32_t)room;
+	if (done < frame->head_length) {
+		head = frame->head_length - done < length ? frame->head_length - done : length;
+		mv_chain_write(chain, skip, frame->head + done, head);
+	}
+	if (length > head)
+		mv_reader_copy(rest, chain, skip + head, length - head);
+	return length;
+}
+
+/*
+ * A frame takes more than the `n` chains that there were. A driver that uses received frames up
+ * will give more; one that has never had more than these available will not.
+ */
+static enum delivery out_of_chains(const struct mv_rx *rx, unsigned int n)
+{
+	struct mv_ring *ring = ring_of(rx);
+
+	if (ring->broken)
+		return RING_BROKEN;
+	if (n >= ring->most)
+		return TOO_SMALL;
+	ring->starved = true;
+	ring->starved_at = ring->last_avail;
+	return FEW_BUFFERS;
+}
+
+/* Whether all that a frame was too large for is still all there is. */
+static bool still_starved(struct mv_rx *rx)
+{
+	struct mv_ring *ring = ring_of(rx);
+
+	if (!ring->starved)
+		return false;
+	rx->available = mv_ring_available(ring);
+	ring->starved = !ring->broken && (uint16_t)(ring->last_avail + rx->available) == ring->starved_at;
+	return ring->starved;
 }
 
 /*
  * Mergeable buffers (virtio 1.2, 5.1.6.4.1): put the rest of the frame, from `done` on, into more
  * chains, each but the last filled. *n_chains counts them, the first one included.
  */
-static enum delivery more_chains(struct rx *rx, const struct mv_backlog_frame *frame, uint32_t done,
-				 uint16_t *n_chains)
+static enum delivery more_chains(struct mv_rx *rx, const struct mv_frame *frame,
+				 struct mv_reader *rest, uint32_t done, uint16_t *n_chains)
 {
 	struct mv_chain chain;
 	unsigned int n_descs = 0;
@@ -124,109 +199,159 @@ static enum delivery more_chains(struct rx *rx, const struct mv_backlog_frame *f
 
 	for (; done < frame->length; done += run, ++*n_chains) {
 		if (rx->available == 0)
-			return TOO_SMALL;
+			rx->available = mv_ring_available(ring_of(rx));
+		if (rx->available == 0)
+			return out_of_chains(rx, *n_chains);
 		if (!rx_peek(rx, &chain))
 			return RING_BROKEN;
 		n_descs += chain.n_descs;
 		if (chain.faulty || n_descs > MV_MAX_CHAIN) {
-			mv_ring_void(rx->ring, *n_chains);
+			mv_ring_void(ring_of(rx), *n_chains);
 			rx_take(rx, &chain, 0);
 			return BAD_BUFFER;
 		}
-		run = mv_chain_write(&chain, 0, frame->data + done, frame->length - done);
+		run = write_frame(&chain, 0, frame, rest, done);
 		rx_take(rx, &chain, run);
 	}
 	return DELIVERED;
 }
 
-static enum delivery deliver(struct rx *rx, const struct mv_backlog_frame *frame)
+static enum delivery deliver(struct mv_rx *rx, const struct mv_frame *frame)
 {
-	struct mv_net_hdr hdr = { .num_buffers = 1 };
+	struct mv_net_hdr hdr = frame->hdr;
+	struct mv_reader rest = frame->rest;
 	struct mv_chain first;
 	uint32_t done;
-	enum delivery result = first_chain(rx, &first);
+	enum delivery result;
 
+	if (still_starved(rx))
+		return FEW_BUFFERS;
+	result = first_chain(rx, &first);
 	if (result != DELIVERED)
 		return result;
 	if (!rx->mergeable && first.length < rx->header + frame->length)
 		return TOO_SMALL;
-	done = mv_chain_write(&first, rx->header, frame->data, frame->length);
+	hdr.num_buffers = 1;
+	done = write_frame(&first, rx->header, frame, &rest, 0);
 	rx_take(rx, &first, rx->header + done);
-	result = more_chains(rx, frame, done, &hdr.num_buffers);
+	result = more_chains(rx, frame, &rest, done, &hdr.num_buffers);
 	if (result == DELIVERED) {
 		mv_chain_write(&first, 0, &hdr, rx->header);
 	} else if (result != BAD_BUFFER) {
-		mv_ring_untake(rx->ring, hdr.num_buffers);
+		mv_ring_untake(ring_of(rx), hdr.num_buffers);
 		rx->available += hdr.num_buffers;
 	}
 	return result;
 }
 
-/* Settle the first frame of the backlog: false when it stays there. */
-static bool settle(mv_port *port, enum delivery delivery)
+/* Count what became of a frame of so many bytes: false when it has yet to be delivered. */
+static bool settle(mv_port *port, enum delivery delivery, uint32_t length)
 {
-	const struct mv_backlog_frame *frame = &port->backlog[port->backlog_first];
-
 	switch (delivery) {
 	case DELIVERED:
 		port->stats.rx_frames++;
-		port->stats.rx_bytes += frame->length;
-		break;
+		port->stats.rx_bytes += length;
+		return true;
 	case TOO_SMALL:
 		mv_port_count_drop(port, MV_DROP_RX_BUFFER_TOO_SMALL);
-		break;
+		return true;
 	case BAD_BUFFER:
 		mv_port_count_drop(port, MV_DROP_RX_BUFFER_INVALID);
-		break;
-	case NO_BUFFERS:
-	case TURN_OVER:
+		return true;
 	case RING_BROKEN:
+	case NO_BUFFERS:
+	case FEW_BUFFERS:
+	case TURN_OVER:
 		return false;
 	}
-	backlog_pop(port);
-	return true;
+	return false;
 }
 
 /* Move frames until the backlog, the ring or the turn ends; the last frame's delivery. */
-static enum delivery move_backlog(mv_port *port)
+static enum delivery move_backlog(struct mv_rx *rx)
 {
-	struct rx rx = {
-		.port = port,
-		.ring = &port->rings[MV_RX],
-		.turn = mv_turn_begin(),
-		.available = mv_ring_available(&port->rings[MV_RX]),
-		.header = mv_net_hdr_size(port->features),
-		.mergeable = port->features & MV_F_MRG_RXBUF,
-	};
+	mv_port *port = rx->port;
 	enum delivery delivery = NO_BUFFERS;
 
 	while (port->backlog_length > 0) {
-		const struct mv_backlog_frame *frame = &port->backlog[port->backlog_first];
-		uint32_t length = frame->length;
+		const struct mv_backlog_frame *entry = &port->backlog[port->backlog_first];
+		struct mv_frame frame = {
+			.hdr = entry->hdr,
+			.head = entry->data,
+			.head_length = entry->length,
+			.length = entry->length,
+		};
 
-		delivery = deliver(&rx, frame);
-		if (!settle(port, delivery))
+		delivery = deliver(rx, &frame);
+		if (!settle(port, delivery, frame.length))
 			return delivery;
-		if (mv_turn_is_over(&rx.turn, length))
+		backlog_pop(port);
+		if (mv_turn_is_over(rx->turn, frame.length))
 			return TURN_OVER;
 	}
 	return delivery;
 }
 
+void mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame)
+{
+	mv_port *port = rx->port;
+	enum delivery delivery = NO_BUFFERS;
+
+	rx->turn->work++;
+	if (!mv_port_is_up(port)) {
+		mv_port_count_drop(port, MV_DROP_RX_RING_DOWN);
+		return;
+	}
+	/* In their order: what waits goes first. */
+	if (port->backlog_length > 0)
+		move_backlog(rx);
+	if (port->backlog_length == 0)
+		delivery = deliver(rx, frame);
+	if (settle(port, delivery, frame->length))
+		return;
+	if (port->rings[MV_RX].broken)
+		mv_port_count_drop(port, MV_DROP_RX_RING_DOWN);
+	else
+		backlog_add(port, frame);
+}
+
+/* Frames are left: ask the driver for what they wait for. */
+static int ask_for_buffers(mv_port *port, enum delivery last)
+{
+	struct mv_ring *ring = &port->rings[MV_RX];
+	struct mv_ring_features features = mv_port_ring_features(port);
+
+	if (last == NO_BUFFERS && mv_ring_ask_for_kick(ring, features, ring->last_avail))
+		return MV_NEXT_KICK;
+	if (last == FEW_BUFFERS && mv_ring_ask_for_kick(ring, features, ring->starved_at))
+		return MV_NEXT_MORE_BUFFERS;
+	return MV_NEXT_CALL_AGAIN;
+}
+
 int mv_port_flush(mv_port *port)
 {
 	struct mv_ring *ring = &port->rings[MV_RX];
+	struct mv_turn turn = mv_turn_begin();
+	struct mv_rx rx;
 	enum delivery last;
 
-	if (!mv_rx_is_up(port) || port->backlog_length == 0)
+	if (!mv_port_is_up(port) || port->backlog_length == 0)
 		return MV_NEXT_NOTHING;
 	if (ring->armed)
 		mv_ring_refuse_kicks(ring, mv_port_ring_features(port));
-	last = move_backlog(port);
+	rx = mv_rx_open(port, &turn);
+	last = move_backlog(&rx);
 	mv_port_publish(port, ring);
 	if (ring->broken || port->backlog_length == 0)
 		return MV_NEXT_NOTHING;
-	if (last == NO_BUFFERS && mv_ring_ask_for_kick(ring, mv_port_ring_features(port)))
-		return MV_NEXT_KICK;
-	return MV_NEXT_CALL_AGAIN;
+	return ask_for_buffers(port, last);
+}
+
+void mv_port_drop_first(mv_port *port)
+{
+	if (port->backlog_length == 0)
+		return;
+	port->rings[MV_RX].starved = false;
+	mv_port_count_drop(port, MV_DROP_RX_BUFFER_TOO_SMALL);
+	backlog_pop(port);
 }

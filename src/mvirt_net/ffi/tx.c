@@ -1,123 +1,249 @@
 /*
- * TX: frames from the guest. Each is judged from a private copy of its first bytes and then copied
- * for a service or dropped.
+ * TX: frames from the guest. Each is judged from a private copy of its first bytes, and then sent on
+ * to another NIC, copied for a service, or dropped.
  */
 #include "core.h"
 
 #include <string.h>
 
-/* Where slow-path frames go. */
-struct punts {
-	uint8_t *buffer;
-	size_t used;
-	struct mv_punt *entries;
-	unsigned int n;
+enum {
+	/* As much of a packet as an ICMP error quotes (RFC 4443, 2.4 (c): 1280 bytes with headers). */
+	QUOTED = MV_ETH_SIZE + 1280 - MV_IPV6_SIZE - 8,
 };
 
-static bool punts_have_room(const struct punts *punts)
+/* What one call of mv_port_drain() works with. */
+struct drain {
+	mv_port *port;
+	uint64_t now;
+	uint8_t *buffer;
+	size_t used;
+	struct mv_drained *result;
+	struct mv_turn turn;
+	struct mv_rx rx;	/* of the receiver of the last forwarded packet, if any */
+	mv_port *touched;	/* receivers, linked by next_touched */
+	unsigned int n_touched;
+};
+
+/* ---- the slow path ---- */
+
+static bool has_room(const struct drain *drain)
 {
-	return punts->n < MV_PUNT_FRAMES && MV_PUNT_BYTES - punts->used >= MV_MAX_FRAME;
+	return drain->result->n_punts < MV_PUNT_FRAMES && drain->n_touched < MV_MAX_WOKEN &&
+	       MV_PUNT_BYTES - drain->used >= MV_MAX_FRAME;
 }
 
-/* Copy the frame: the bytes that were judged from their private copy, the rest from the guest. */
-static void add_punt(struct punts *punts, unsigned int kind, const struct mv_chain *chain,
-		     uint32_t skip, const uint8_t *head, uint32_t length)
+/*
+ * Copy the first `length` bytes of a frame: those that were judged from their private copy, the
+ * rest from the guest.
+ */
+static struct mv_punt *add_punt(struct drain *drain, enum mv_punt_kind kind,
+				const struct mv_packet *packet, uint32_t length)
 {
-	uint8_t *to = punts->buffer + punts->used;
-	uint32_t judged = length < MV_PEEK ? length : MV_PEEK;
+	uint8_t *to = drain->buffer + drain->used;
+	uint32_t judged = length < packet->head_length ? length : packet->head_length;
+	struct mv_punt *punt = &drain->result->punts[drain->result->n_punts++];
 
-	memcpy(to, head, judged);
-	mv_chain_read(chain, skip + judged, to + judged, length - judged);
-	punts->entries[punts->n++] = (struct mv_punt){
-		.kind = kind, .offset = (uint32_t)punts->used, .length = length,
+	memcpy(to, packet->head, judged);
+	mv_chain_read(packet->chain, packet->skip + judged, to + judged, length - judged);
+	*punt = (struct mv_punt){
+		.kind = kind, .offset = (uint32_t)drain->used, .length = length,
 	};
-	punts->used += length;
+	drain->used += length;
+	return punt;
 }
 
-/* Decide about one transmitted frame: a punt, or the reason in *reason. */
-static bool receive_frame(mv_port *port, const struct mv_chain *chain, struct punts *punts,
-			  enum mv_drop *reason)
+/* A frame for a service, which wants its checksum whole. */
+static void add_service_punt(struct drain *drain, enum mv_punt_kind kind,
+			     const struct mv_packet *packet)
 {
-	uint32_t header = mv_net_hdr_size(port->features), length;
-	struct mv_net_hdr hdr = { 0 };
-	uint8_t head[MV_PEEK];
-	struct mv_verdict verdict;
+	uint8_t *frame = drain->buffer + drain->used;
+	uint32_t l4 = packet->l4;
 
-	*reason = MV_DROP_TX_BUFFER_INVALID;
+	add_punt(drain, kind, packet, packet->length);
+	drain->port->stats.punts++;
+	if (packet->offload.flags)
+		mv_offload_fill(frame, packet->family, &packet->offload, packet->protocol,
+				packet->length - l4, (struct mv_reader){ 0 }, packet->length - l4);
+}
+
+static bool take_error_token(struct mv_error_limit *limit, uint64_t now)
+{
+	uint64_t earned = now > limit->refilled_at ?
+				  (now - limit->refilled_at) / MV_ERROR_INTERVAL_NS : 0;
+
+	if (earned >= MV_ERROR_BURST - limit->tokens) {
+		limit->tokens = MV_ERROR_BURST;
+		limit->refilled_at = now;
+	} else {
+		limit->tokens += (unsigned int)earned;
+		limit->refilled_at += earned * MV_ERROR_INTERVAL_NS;
+	}
+	if (limit->tokens == 0)
+		return false;
+	limit->tokens--;
+	return true;
+}
+
+/* A packet that was dropped, for the message to its sender. */
+static void add_error_punt(struct drain *drain, const struct mv_verdict *verdict,
+			   const struct mv_packet *packet)
+{
+	struct mv_punt *punt;
+
+	if (!take_error_token(&drain->port->errors, drain->now))
+		return;
+	punt = add_punt(drain, MV_PUNT_ICMP_ERROR, packet,
+			packet->length < QUOTED ? packet->length : QUOTED);
+	punt->error = verdict->error;
+	punt->mtu = verdict->mtu;
+	drain->port->stats.icmp_errors++;
+}
+
+/* ---- to other NICs ---- */
+
+static void touch(struct drain *drain, mv_port *to)
+{
+	if (to->touched)
+		return;
+	to->touched = true;
+	to->next_touched = drain->touched;
+	drain->touched = to;
+	drain->n_touched++;
+}
+
+static void forward(struct drain *drain, struct mv_packet *packet, mv_port *to)
+{
+	touch(drain, to);
+	/* Packets come in runs to one receiver, so what is known of its ring is kept. */
+	if (drain->rx.port != to)
+		drain->rx = mv_rx_open(to, &drain->turn);
+	mv_forward(&drain->rx, packet);
+	drain->port->stats.routed++;
+}
+
+/* Publish once for each receiver, and note those whose task has something to do. */
+static void settle_receivers(struct drain *drain)
+{
+	struct mv_drained *result = drain->result;
+
+	for (mv_port *to = drain->touched; to; to = to->next_touched) {
+		const struct mv_ring *ring = &to->rings[MV_RX];
+
+		to->touched = false;
+		if (ring->running)
+			mv_port_publish(to, &to->rings[MV_RX]);
+		if (ring->broken || (to->backlog_length > 0 && !ring->armed))
+			result->woken[result->n_woken++] = to->tag;
+	}
+}
+
+/* ---- frames ---- */
+
+/* The frame in a chain, its header apart; or the reason why there is none, negated. */
+static int open_frame(const mv_port *port, const struct mv_chain *chain, struct mv_packet *packet,
+		      struct mv_net_hdr *hdr)
+{
+	uint32_t header = mv_net_hdr_size(port->features);
+
 	if (chain->faulty)
-		return false;
-	*reason = MV_DROP_TX_TOO_SHORT;
+		return -MV_DROP_TX_BUFFER_INVALID;
 	if (chain->length < header + MV_ETH_SIZE)
-		return false;
-	*reason = MV_DROP_TX_TOO_LONG;
+		return -MV_DROP_TX_TOO_SHORT;
 	if (chain->length > header + MV_MAX_FRAME)
-		return false;
-	length = (uint32_t)chain->length - header;
-	mv_chain_read(chain, 0, &hdr, header);
-	mv_chain_read(chain, header, head, sizeof(head));
-	*reason = MV_DROP_OFFLOAD_NOT_NEGOTIATED;
-	if (!mv_net_hdr_allowed(&hdr))
-		return false;
-	verdict = mv_classify(&port->identity, head, length);
-	*reason = verdict.value;
-	if (verdict.punt)
-		add_punt(punts, verdict.value, chain, header, head, length);
-	port->stats.tx_bytes += length;
-	return verdict.punt;
+		return -MV_DROP_TX_TOO_LONG;
+	mv_chain_read(chain, 0, hdr, header);
+	mv_packet_begin(packet, chain, header, (uint32_t)chain->length - header);
+	return 0;
 }
 
-static void take_tx_chain(mv_port *port, const struct mv_chain *chain, struct punts *punts)
+static void receive_frame(struct drain *drain, const struct mv_chain *chain)
 {
-	enum mv_drop reason = MV_DROP_RING_DISABLED;
+	mv_port *port = drain->port;
+	struct mv_net_hdr hdr = { 0 };
+	struct mv_packet packet;
+	struct mv_verdict verdict;
+	int r = open_frame(port, chain, &packet, &hdr);
 
-	port->stats.tx_frames++;
-	if (port->rings[MV_TX].enabled && receive_frame(port, chain, punts, &reason))
-		port->stats.punts++;
+	if (r < 0) {
+		mv_port_count_drop(port, (unsigned int)-r);
+		return;
+	}
+	port->stats.tx_bytes += packet.length;
+	verdict = mv_classify(port, &packet, &hdr);
+	switch (verdict.action) {
+	case MV_FORWARD:
+		forward(drain, &packet, verdict.to);
+		break;
+	case MV_PUNT:
+		add_service_punt(drain, (enum mv_punt_kind)verdict.value, &packet);
+		break;
+	case MV_DROP:
+		mv_port_count_drop(port, verdict.value);
+		if (verdict.tell)
+			add_error_punt(drain, &verdict, &packet);
+		break;
+	}
+}
+
+static void take_tx_chain(struct drain *drain, const struct mv_chain *chain)
+{
+	struct mv_ring *ring = &drain->port->rings[MV_TX];
+
+	drain->port->stats.tx_frames++;
+	if (ring->enabled)
+		receive_frame(drain, chain);
 	else
-		port->stats.drops[reason]++;
+		mv_port_count_drop(drain->port, MV_DROP_RING_DISABLED);
 	/* The device writes nothing into a transmitted buffer (virtio 1.2, 2.7.8.2). */
-	mv_ring_take(&port->rings[MV_TX], chain->head, 0);
+	mv_ring_take(ring, chain->head, 0);
 }
 
 /* Empty the ring as far as the bounds allow: true when it is empty. */
-static bool drain(mv_port *port, struct punts *punts)
+static bool drain_ring(struct drain *drain)
 {
+	mv_port *port = drain->port;
 	struct mv_ring *ring = &port->rings[MV_TX];
-	struct mv_turn turn = mv_turn_begin();
 	unsigned int n = mv_ring_available(ring);
 	struct mv_chain chain;
 
 	for (; n > 0; n--) {
-		if (!punts_have_room(punts))
+		if (!has_room(drain))
 			return false;
 		if (!mv_ring_peek(ring, mv_port_ring_features(port), port->memory, MV_FROM_DRIVER, &chain))
 			break;
-		take_tx_chain(port, &chain, punts);
-		turn.work += chain.n_descs;
-		if (mv_turn_is_over(&turn, chain.length) && n > 1)
+		take_tx_chain(drain, &chain);
+		drain->turn.work += chain.n_descs;
+		if (mv_turn_is_over(&drain->turn, chain.length) && n > 1)
 			return false;
 	}
 	return true;
 }
 
-int mv_port_drain(mv_port *port, uint8_t *buffer, struct mv_punt *entries, unsigned int *n_punts)
+int mv_port_drain(mv_port *port, uint64_t now, uint8_t *buffer, struct mv_drained *drained)
 {
-	struct punts punts = { .buffer = buffer, .entries = entries };
 	struct mv_ring *ring = &port->rings[MV_TX];
+	struct drain drain = {
+		.port = port,
+		.now = now,
+		.buffer = buffer,
+		.result = drained,
+	};
 	bool empty;
 
-	*n_punts = 0;
+	drained->n_punts = 0;
+	drained->n_woken = 0;
 	if (!ring->running || ring->broken)
 		return MV_NEXT_NOTHING;
 	if (ring->armed)
 		port->stats.kicks++;
 	mv_ring_refuse_kicks(ring, mv_port_ring_features(port));
-	empty = drain(port, &punts);
-	*n_punts = punts.n;
+	drain.turn = mv_turn_begin();
+	empty = drain_ring(&drain);
+	settle_receivers(&drain);
 	mv_port_publish(port, ring);
 	if (ring->broken)
 		return MV_NEXT_NOTHING;
-	if (empty && mv_ring_ask_for_kick(ring, mv_port_ring_features(port)))
+	if (empty && mv_ring_ask_for_kick(ring, mv_port_ring_features(port), ring->last_avail))
 		return MV_NEXT_KICK;
 	return MV_NEXT_CALL_AGAIN;
 }

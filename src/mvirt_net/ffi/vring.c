@@ -102,12 +102,6 @@ static uint8_t *avail_event(const struct mv_ring *ring)
 	return ring->used + RING_ENTRIES + sizeof(struct used_elem) * ring->size;
 }
 
-/* Keeps the compiler from loading what was copied again, from where it can change. */
-static void load_once(void)
-{
-	__asm__ volatile("" : : : "memory");
-}
-
 /* Whether moving an index from `old` to `now` passes `event` (virtio 1.2, 2.7.7.1 and 2.7.10). */
 static bool passes_event(uint16_t event, uint16_t now, uint16_t old)
 {
@@ -176,6 +170,8 @@ void mv_ring_begin(struct mv_ring *ring, int base)
 	ring->published = used;
 	ring->signalled_valid = false;
 	ring->armed = false;
+	ring->most = 0;
+	ring->starved = false;
 	ring->broken = false;
 	ring->running = true;
 }
@@ -195,10 +191,13 @@ unsigned int mv_ring_available(struct mv_ring *ring)
 {
 	uint16_t n = (uint16_t)(load16_acquire(ring->avail + RING_IDX) - ring->last_avail); /* A */
 
-	if (n <= ring->size)
-		return n;
-	mv_ring_break(ring);
-	return 0;
+	if (n > ring->size) {
+		mv_ring_break(ring);
+		return 0;
+	}
+	if (n > ring->most)
+		ring->most = n;
+	return n;
 }
 
 /* The table that a chain runs through: the ring's own, or an indirect one in guest memory. */
@@ -218,13 +217,13 @@ static bool load_desc(const struct table *table, unsigned int index, struct desc
 		memcpy(desc, table->host + offset, sizeof(*desc));
 	else if (mv_memory_read(table->memory, table->guest_addr + offset, desc, sizeof(*desc)) < 0)
 		return false;
-	load_once();
+	mv_load_once();
 	return true;
 }
 
 static bool add_segment(struct mv_chain *chain, uint8_t *host, uint32_t length)
 {
-	if (!host || chain->n_segments == sizeof(chain->segments) / sizeof(chain->segments[0]))
+	if (!host || chain->n_segments == MV_MAX_SEGMENTS)
 		return false;
 	chain->segments[chain->n_segments].host = host;
 	chain->segments[chain->n_segments].length = length;
@@ -384,63 +383,17 @@ void mv_ring_refuse_kicks(struct mv_ring *ring, struct mv_ring_features features
 		store16(ring->used + RING_FLAGS, USED_F_NO_NOTIFY);
 }
 
-bool mv_ring_ask_for_kick(struct mv_ring *ring, struct mv_ring_features features)
+bool mv_ring_ask_for_kick(struct mv_ring *ring, struct mv_ring_features features, uint16_t seen)
 {
 	if (features.event_idx)
-		store16(avail_event(ring), ring->last_avail);
+		store16(avail_event(ring), seen);
 	else
 		store16(ring->used + RING_FLAGS, 0);
 	atomic_thread_fence(memory_order_seq_cst); /* D */
-	if (load16_acquire(ring->avail + RING_IDX) != ring->last_avail) { /* A */
+	if (load16_acquire(ring->avail + RING_IDX) != seen) { /* A */
 		mv_ring_refuse_kicks(ring, features);
 		return false;
 	}
 	ring->armed = true;
 	return true;
-}
-
-/* ---- the bytes of a chain ---- */
-
-/* Where copying `skip` bytes into the chain begins. */
-static unsigned int find(const struct mv_chain *chain, uint32_t *skip)
-{
-	unsigned int i = 0;
-
-	while (i < chain->n_segments && *skip >= chain->segments[i].length)
-		*skip -= chain->segments[i++].length;
-	return i;
-}
-
-uint32_t mv_chain_read(const struct mv_chain *chain, uint32_t skip, void *into, uint32_t length)
-{
-	uint32_t done = 0;
-
-	for (unsigned int i = find(chain, &skip); i < chain->n_segments && done < length; i++) {
-		uint32_t run = chain->segments[i].length - skip;
-
-		if (run > length - done)
-			run = length - done;
-		memcpy((uint8_t *)into + done, chain->segments[i].host + skip, run);
-		done += run;
-		skip = 0;
-	}
-	load_once();
-	return done;
-}
-
-uint32_t mv_chain_write(const struct mv_chain *chain, uint32_t skip, const void *from,
-			uint32_t length)
-{
-	uint32_t done = 0;
-
-	for (unsigned int i = find(chain, &skip); i < chain->n_segments && done < length; i++) {
-		uint32_t run = chain->segments[i].length - skip;
-
-		if (run > length - done)
-			run = length - done;
-		memcpy(chain->segments[i].host + skip, (const uint8_t *)from + done, run);
-		done += run;
-		skip = 0;
-	}
-	return done;
 }

@@ -15,8 +15,18 @@ import operator
 class VirtioFeature(enum.IntFlag):
     """The virtio feature bits that are offered (virtio 1.2, 5.1.3 and 6)."""
 
+    NET_F_CSUM = 1 << 0
+    """The driver may leave TCP and UDP checksums to the device (``HOST``: segmentation)."""
+    NET_F_GUEST_CSUM = 1 << 1
+    """The driver takes packets without TCP or UDP checksum (``GUEST``: without segmentation)."""
     NET_F_MTU = 1 << 3
     NET_F_MAC = 1 << 5
+    NET_F_GUEST_TSO4 = 1 << 7
+    NET_F_GUEST_TSO6 = 1 << 8
+    NET_F_GUEST_ECN = 1 << 9
+    NET_F_HOST_TSO4 = 1 << 11
+    NET_F_HOST_TSO6 = 1 << 12
+    NET_F_HOST_ECN = 1 << 13
     NET_F_MRG_RXBUF = 1 << 15
     NET_F_STATUS = 1 << 16
     RING_F_INDIRECT_DESC = 1 << 28
@@ -26,6 +36,10 @@ class VirtioFeature(enum.IntFlag):
     F_VERSION_1 = 1 << 32
     F_IN_ORDER = 1 << 35
     """Buffers come back in the order they were given; lets a frontend replay a ring."""
+    NET_F_GUEST_USO4 = 1 << 54
+    NET_F_GUEST_USO6 = 1 << 55
+    NET_F_HOST_USO = 1 << 56
+    """UDP segmentation, of both families (virtio 1.3, 5.1.3)."""
 
 
 class ProtocolFeature(enum.IntFlag):
