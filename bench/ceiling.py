@@ -28,6 +28,7 @@ struct ceiling {
 };
 void ceiling_take(struct ceiling *ring, uint32_t count, uint8_t *into, uint32_t length);
 void ceiling_give(struct ceiling *ring, uint32_t count, const uint8_t *from, uint32_t length);
+void ceiling_route(struct ceiling *from, struct ceiling *to, uint32_t count);
 """
 
 
@@ -63,6 +64,10 @@ class Ceiling:
     def give(self, count: int, length: int) -> None:
         """Copy `length` bytes to each of `count` chains."""
         self._lib.ceiling_give(self._ring, count, self._private, length)
+
+    def route_to(self, other: Ceiling, count: int) -> None:
+        """Copy `count` chains to those of another queue, rewritten as a router would."""
+        self._lib.ceiling_route(self._ring, other._ring, count)
 
 
 @contextmanager

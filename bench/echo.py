@@ -30,7 +30,7 @@ NOTES = (
     f"Ring → core → service → core → ring in one process, {BATCH} at a time; processor time.",
     "Peer: the same way with a service that does nothing but return a reply.",
 )
-Serve = Callable[[bytes], bytes | DropReason]
+Serve = Callable[[bytes], bytes | DropReason | None]
 
 
 @attrs.frozen
@@ -62,7 +62,7 @@ class Inline:
             step = drained.next
             for punt in drained.punts:
                 reply = serve(punt.frame)
-                if not isinstance(reply, DropReason):
+                if isinstance(reply, bytes):
                     self.port.enqueue(reply)
             while self.port.flush() is NextStep.CALL_AGAIN:
                 pass

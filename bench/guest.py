@@ -67,25 +67,30 @@ class Ring:
 
     Args:
         queue: set up but empty; with EVENT_IDX.
+        buffer_size: in bytes.
+        buffers: how many different ones there are.
     """
 
-    def __init__(self, queue: VirtioQueue) -> None:
+    def __init__(
+        self, queue: VirtioQueue, buffer_size: int = BUFFER_SIZE, buffers: int = BUFFERS
+    ) -> None:
         self.queue = queue
         self._given = queue.next_avail
-        self._buffers = [queue.memory.alloc_buffer(BUFFER_SIZE) for _ in range(BUFFERS)]
+        self._buffer_size = buffer_size
+        self._buffers = [queue.memory.alloc_buffer(buffer_size) for _ in range(buffers)]
         for slot in range(queue.size):
             queue.write_avail(slot, slot)
 
-    def load(self, frame: bytes) -> None:
+    def load(self, frame: bytes, header: VirtioNetHdr | None = None) -> None:
         """Make each buffer a frame for the device to take."""
-        packet = VirtioNetHdr().pack() + frame
+        packet = (header or VirtioNetHdr()).pack() + frame
         for addr in self._buffers:
             self.queue.memory.write(addr, packet)
         self._describe(len(packet), 0)
 
     def make_room(self) -> None:
         """Make each buffer one for the device to write to."""
-        self._describe(BUFFER_SIZE, VRING_DESC_F_WRITE)
+        self._describe(self._buffer_size, VRING_DESC_F_WRITE)
 
     def _describe(self, length: int, flags: int) -> None:
         descs = [VringDesc(addr, length, flags).pack() for addr in self._buffers]
@@ -111,7 +116,7 @@ class Ring:
 
     def first_frame(self) -> bytes:
         """The first buffer without its header, for a look at what the device wrote."""
-        return self.queue.read_rx_data(self._buffers[0], BUFFER_SIZE)
+        return self.queue.read_rx_data(self._buffers[0], self._buffer_size)
 
 
 @attrs.frozen

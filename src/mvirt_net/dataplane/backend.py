@@ -1,10 +1,11 @@
 """One connection of a frontend: its conversation and its two rings, in one nursery.
 
-Four tasks, none of which outlives `VhostNetBackend.serve`:
+Five tasks, none of which outlives `VhostNetBackend.serve`:
 
 * **control** reads requests, has the session carry them out, writes replies;
 * **tx_kicks** empties the TX ring when the driver kicks, and has the services answer;
 * **rx_injection** moves frames to the RX ring as the driver gives buffers;
+* **router_advertisements** tells the guest of its router, unasked, while it can receive;
 * **memory_faults** ends the connection when guest memory vanishes.
 
 The ring tasks know nothing of the vhost-user state. They call the core, which does as much as the
@@ -18,7 +19,10 @@ This module and `channel` are the only ones in this package that know of trio.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import assert_never
 
 import structlog
@@ -27,18 +31,21 @@ import trio
 from ..errors import ConnectionBroken, GuestMemoryLost, MvirtNetError
 from ..ffi import NextStep, Port, Punt
 from ..log import get_logger
-from ..model import RX_QUEUE, TX_QUEUE, DropReason, MacAddress, PuntKind
+from ..model import RX_QUEUE, TX_QUEUE, MacAddress, PuntKind
 from ..vhost_user.session import Session
 from .channel import Message, MessageChannel
 from .device import VhostDevice
 from .fds import close_fd, close_fds
-from .limit import COSTS, WorkLimit
+from .ndp import NdpResponder, RaSchedule
 from .packet import Service
-from .services import UNSERVED
+from .slowpath import SlowPath
 
 POLL_INTERVAL = 0.005
 """Seconds between looks at a ring whose driver does not kick (no-descriptor bit of
 SET_VRING_KICK): a delay that a ping can bear, for 200 wake-ups a second."""
+STARVED_LIMIT = 0.1
+"""Seconds that a frame may wait for a driver that gives buffers, but not enough for it. Nothing
+else is delivered meanwhile; no driver that is alive takes so long."""
 PUNTS_PER_TURN = 8
 """Slow-path frames answered before other tasks get a turn; DHCP takes some 100 µs each."""
 REFUSALS_LOGGED = 20
@@ -137,15 +144,18 @@ class VhostNetBackend:
         self._port = port
         self._mac = mac
         self._mtu = mtu
+        self._mtu_of_guest = mtu
         self._make_services = services
-        self._services = services(mtu)
         self._on_connected = on_connected
         self._on_fault = on_fault
         self._log = log or get_logger(__name__)
         self._bells = {RX_QUEUE: Doorbell(), TX_QUEUE: Doorbell()}
         self._broken: set[int] = set()
-        self._failed_services: set[PuntKind] = set()
-        self._limit = WorkLimit()
+        self._slow_path = SlowPath(mac, {}, port.enqueue, self._log)
+        self._advertising = RaSchedule(random.random)
+        self._advertising_changed = Doorbell()
+        self.renew_services()
+        self._starved_until: float | None = None
         self._refusal_log = BoundedLog(self._log, REFUSALS_LOGGED, "refused requests")
         self._break_log = BoundedLog(self._log, BREAKS_LOGGED, "broken rings")
         self._hinted_at_memory = False
@@ -167,14 +177,25 @@ class VhostNetBackend:
             device = VhostDevice(
                 self._port, wake=self._ring_changed, on_mtu=self._limit_mtu, release_fd=_release_fd
             )
-            with contextlib.closing(device):
+            with contextlib.closing(device), self._reachable():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._control, device, nursery.cancel_scope)
                     nursery.start_soon(self._tx_kicks, device)
                     nursery.start_soon(self._rx_injection, device)
+                    nursery.start_soon(self._router_advertisements)
                     nursery.start_soon(self._memory_faults, device, nursery.cancel_scope)
         if self._end is not None:
             raise self._end
+
+    @contextlib.contextmanager
+    def _reachable(self) -> Iterator[None]:
+        """For the time in which other NICs' tasks may find frames for this guest."""
+        self._port.wake = partial(self._wake, RX_QUEUE)
+        try:
+            yield
+        finally:
+            self._port.wake = _nothing
+            self._port.set_mtu(self._mtu)
 
     def inject(self, frame: bytes) -> bool:
         """Put a whole Ethernet frame on its way to the guest.
@@ -188,6 +209,12 @@ class VhostNetBackend:
         taken = self._port.enqueue(frame)
         self._wake(RX_QUEUE)
         return taken
+
+    def renew_services(self) -> None:
+        """Make the services anew, of what they are made of now."""
+        self._slow_path.services = self._make_services(self._mtu_of_guest)
+        if self._ndp is not None:
+            self._ndp.on_solicited = self._on_solicited
 
     # The tasks. `serve` starts each, and each runs until the connection ends.
 
@@ -210,8 +237,10 @@ class VhostNetBackend:
     async def _tx_kicks(self, device: VhostDevice) -> None:
         """Take what the guest sends, and have the services answer it."""
         while True:
-            drained = self._port.drain()
+            drained = self._port.drain(trio.current_time())
             self._look_for_break(TX_QUEUE)
+            for port in drained.woken:
+                port.wake()
             await self._answer(drained.punts)
             await self._until_next(TX_QUEUE, drained.next, device)
 
@@ -219,8 +248,21 @@ class VhostNetBackend:
         """Hand the backlog to the guest."""
         while True:
             step = self._port.flush()
+            if step is not NextStep.MORE_BUFFERS:
+                self._starved_until = None
             self._look_for_break(RX_QUEUE)
             await self._until_next(RX_QUEUE, step, device)
+
+    async def _router_advertisements(self) -> None:
+        """Send the advertisements that are due to all nodes."""
+        while True:
+            due = self._advertising.next_at
+            with trio.CancelScope(deadline=math.inf if due is None else due) as waiting:
+                await self._advertising_changed.wait()
+            if waiting.cancelled_caught:
+                self._advertising.sent(trio.current_time())
+                if (ndp := self._ndp) is not None:
+                    self.inject(ndp.advertisement())
 
     async def _memory_faults(self, device: VhostDevice, connection: trio.CancelScope) -> None:
         """End the connection when the core reports that guest memory vanished."""
@@ -246,8 +288,34 @@ class VhostNetBackend:
             self._log.warning("no guest memory yet: the VM's memory has to be shared (share=on)")
 
     def _limit_mtu(self, mtu: int) -> None:
-        """DHCP must not promise more than the driver was told (RFC 2132, 5.1: option 26)."""
-        self._services = self._make_services(min(mtu, self._mtu))
+        """The frontend has told the driver another MTU, and the services must not promise more.
+
+        As the driver expects no larger packets either, none are routed to it.
+        """
+        self._mtu_of_guest = min(mtu, self._mtu)
+        self._port.set_mtu(mtu)
+        self.renew_services()
+
+    @property
+    def _ndp(self) -> NdpResponder | None:
+        """Who advertises, if anybody does."""
+        service = self._slow_path.services.get(PuntKind.NDP)
+        return service if isinstance(service, NdpResponder) else None
+
+    def _on_solicited(self) -> None:
+        self._advertising.solicited(trio.current_time())
+        self._advertising_changed.ring()
+
+    def _follow_link(self) -> None:
+        """Advertise to a guest that can receive, from the beginning each time that it begins to."""
+        up = self._port.is_up
+        if up == (self._advertising.next_at is not None) or self._ndp is None:
+            return
+        if up:
+            self._advertising.start(trio.current_time())
+        else:
+            self._advertising.stop()
+        self._advertising_changed.ring()
 
     def _ring_changed(self, index: int) -> None:
         """The frontend did something to a ring.
@@ -257,6 +325,7 @@ class VhostNetBackend:
         """
         if not self._port.ring_broken(index):
             self._broken.discard(index)
+        self._follow_link()
         self._wake(index)
 
     def _wake(self, index: int) -> None:
@@ -271,8 +340,20 @@ class VhostNetBackend:
                 await self._bells[index].wait()
             case NextStep.KICK:
                 await self._next_kick(index, device)
+            case NextStep.MORE_BUFFERS:
+                await self._more_buffers(index, device)
             case _:
                 assert_never(step)
+
+    async def _more_buffers(self, index: int, device: VhostDevice) -> None:
+        """Until the driver gives more buffers, or has been asked for them too long ago."""
+        if self._starved_until is None:
+            self._starved_until = trio.current_time() + STARVED_LIMIT
+        with trio.CancelScope(deadline=self._starved_until) as waiting:
+            await self._next_kick(index, device)
+        if waiting.cancelled_caught:
+            self._starved_until = None
+            self._port.drop_first()
 
     async def _next_kick(self, index: int, device: VhostDevice) -> None:
         """Until the driver kicks, may have changed the ring without, or the ring changes hands."""
@@ -291,31 +372,11 @@ class VhostNetBackend:
         for begin in range(0, len(punts), PUNTS_PER_TURN):
             if begin:
                 await trio.lowlevel.checkpoint()
+            now = trio.current_time()
             for punt in punts[begin : begin + PUNTS_PER_TURN]:
-                self._answer_one(punt)
+                if (reason := self._slow_path.answer(punt, now)) is not None:
+                    self._port.count_drop(reason)
             self._wake(RX_QUEUE)
-
-    def _answer_one(self, punt: Punt) -> None:
-        """A service that fails is a bug of ours; it costs the frame and, once, a traceback."""
-        reason: DropReason | None = UNSERVED[punt.kind]
-        if not self._limit.take(COSTS[punt.kind], trio.current_time()):
-            reason = DropReason.PUNT_LIMIT
-        elif (service := self._services.get(punt.kind)) is not None:
-            try:
-                reason = self._serve_frame(service, punt.frame)
-            except Exception:
-                if punt.kind not in self._failed_services:
-                    self._failed_services.add(punt.kind)
-                    self._log.exception("service failed", service=punt.kind.name)
-        if reason is not None:
-            self._port.count_drop(reason)
-
-    def _serve_frame(self, service: Service, frame: bytes) -> DropReason | None:
-        reply = service.handle(frame)
-        if isinstance(reply, DropReason):
-            return reply
-        self._port.enqueue(reply)
-        return None
 
     def _look_for_break(self, index: int) -> None:
         """Say it once when a driver has broken its ring; a restart of the ring mends it."""
@@ -327,7 +388,7 @@ class VhostNetBackend:
 
 
 def _nothing() -> None:
-    """What is left of `on_connected` once it has been called."""
+    """What is left of `on_connected` once it has been called, and of `Port.wake` at the end."""
 
 
 def _release_fd(fd: int) -> None:

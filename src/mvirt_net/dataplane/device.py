@@ -133,7 +133,9 @@ class VhostDevice:
         self._wake(index)
 
     def stop_vring(self, index: int) -> int:
-        return self._port.stop_ring(index)
+        base = self._port.stop_ring(index)
+        self._wake(index)
+        return base
 
     def enable_vring(self, index: int, enabled: bool) -> None:
         self._port.enable_ring(index, enabled)

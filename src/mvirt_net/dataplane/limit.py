@@ -13,7 +13,15 @@ import attrs
 
 from ..model import PuntKind
 
-COSTS: Mapping[PuntKind, float] = {PuntKind.ARP: 4.0, PuntKind.DHCPV4: 100.0, PuntKind.ICMPV4: 8.0}
+COSTS: Mapping[PuntKind, float] = {
+    PuntKind.ARP: 4.0,
+    PuntKind.DHCPV4: 100.0,
+    PuntKind.ICMPV4: 8.0,
+    PuntKind.NDP: 30.0,
+    PuntKind.ICMPV6: 20.0,
+    PuntKind.DHCPV6: 150.0,
+    PuntKind.ICMP_ERROR: 20.0,
+}
 """Microseconds for one frame with its way to the service and back."""
 RATE = 200_000.0
 """Microseconds of work for one guest in each second: a fifth of a processor, which is 25,000 pings

@@ -61,14 +61,15 @@ class Malformed(ValueError):
 class Service(Protocol):
     """Answers one kind of slow-path frame of one NIC, without I/O, time or memory of the past."""
 
-    def handle(self, frame: bytes) -> bytes | DropReason:
+    def handle(self, frame: bytes) -> bytes | DropReason | None:
         """Answer a frame from the guest.
 
         Args:
             frame: the whole Ethernet frame, any bytes at all.
 
         Returns:
-            The whole Ethernet frame for the guest, or why there is none. Nothing is ever raised.
+            The whole Ethernet frame for the guest, or why there is none; None: it was good, and
+            what it asks for comes by another way. Nothing is ever raised.
         """
         ...
 

@@ -3,42 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
-from ..model import DropReason, Netmask, NetworkSpec, NicSpec, PuntKind
+from ..model import (
+    DEFAULT_DNS_SERVERS,
+    DropReason,
+    MacAddress,
+    Netmask,
+    NetworkSpec,
+    NicSpec,
+    PuntKind,
+)
 from .arp import ArpResponder
 from .dhcpv4 import Dhcpv4Server
+from .dhcpv6 import Dhcpv6Server
 from .icmp import IcmpResponder
+from .icmpv6 import Icmpv6Responder
+from .ndp import NdpResponder
 from .packet import Service
 
-UNSERVED: Mapping[PuntKind, DropReason] = {
+UNSERVED: Mapping[PuntKind, DropReason | None] = {
     PuntKind.ARP: DropReason.ARP_IGNORED,
     PuntKind.DHCPV4: DropReason.DHCP_IGNORED,
     PuntKind.ICMPV4: DropReason.ICMP_IGNORED,
+    PuntKind.NDP: DropReason.NDP_IGNORED,
+    PuntKind.ICMPV6: DropReason.ICMP_IGNORED,
+    PuntKind.DHCPV6: DropReason.DHCPV6_IGNORED,
+    PuntKind.ICMP_ERROR: None,
 }
-"""How a frame is counted for which a NIC has no service."""
+"""How a frame is counted for which a NIC has no service; None: it has been counted before."""
 
 
 def services_for(nic: NicSpec, network: NetworkSpec, mtu: int) -> Mapping[PuntKind, Service]:
-    """The services of a NIC; none at all when it has no IPv4 address.
+    """The services of a NIC: those of each family in which it has an address.
 
     Args:
         nic: with its MAC address filled in.
         network: the one that it is in.
         mtu: what the NIC carries, in bytes; at most the network's.
     """
-    if nic.ipv4_address is None or nic.mac_address is None:
+    if nic.mac_address is None:
         return {}
+    services: dict[PuntKind, Service] = {}
+    if nic.ipv4_address is not None:
+        services |= _ipv4_services(nic.mac_address, nic.ipv4_address, network, mtu)
+    if nic.ipv6_address is not None:
+        services |= _ipv6_services(nic.mac_address, nic.ipv6_address, nic, network, mtu)
+    return services
+
+
+def _ipv4_services(
+    mac: MacAddress, address: IPv4Address, network: NetworkSpec, mtu: int
+) -> Mapping[PuntKind, Service]:
     subnet = network.ipv4_subnet if network.ipv4_netmask is Netmask.SUBNET else None
     return {
-        PuntKind.ARP: ArpResponder(nic.mac_address, nic.ipv4_address, subnet),
+        PuntKind.ARP: ArpResponder(mac, address, subnet),
         PuntKind.DHCPV4: Dhcpv4Server(
-            nic.mac_address,
-            nic.ipv4_address,
+            mac,
+            address,
             mtu=mtu,
-            netmask=(subnet or IPv4Network(nic.ipv4_address)).netmask,
+            netmask=(subnet or IPv4Network(address)).netmask,
             dns_servers=network.dns_servers,
             ntp_servers=network.ntp_servers,
         ),
-        PuntKind.ICMPV4: IcmpResponder(nic.mac_address),
+        PuntKind.ICMPV4: IcmpResponder(mac),
+    }
+
+
+def _ipv6_services(
+    mac: MacAddress, address: IPv6Address, nic: NicSpec, network: NetworkSpec, mtu: int
+) -> Mapping[PuntKind, Service]:
+    dns_servers = network.dns_servers or DEFAULT_DNS_SERVERS
+    return {
+        PuntKind.NDP: NdpResponder(mac, mtu=mtu, dns_servers=dns_servers),
+        PuntKind.ICMPV6: Icmpv6Responder(mac),
+        PuntKind.DHCPV6: Dhcpv6Server(
+            mac,
+            address,
+            prefixes=nic.routed_ipv6_prefixes,
+            dns_servers=dns_servers,
+            ntp_servers=network.ntp_servers,
+        ),
     }
