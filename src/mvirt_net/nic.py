@@ -24,7 +24,7 @@ import trio
 
 from .dataplane import VhostNetBackend, services_for
 from .errors import ConnectionBroken, GuestMemoryLost
-from .ffi import Port
+from .ffi import Network, Port
 from .log import get_logger
 from .model import MacAddress, NetworkSpec, NicSpec, NicStats
 from .unix_listener import UnixListener, open_unix_listener
@@ -76,6 +76,7 @@ class Nic:
     Args:
         spec: with its MAC address filled in.
         network: the one that it is in.
+        routes: of that network; this NIC's are in it until it is closed.
         publish: called with each of its events, in their order; must not raise or wait.
     """
 
@@ -83,17 +84,18 @@ class Nic:
         self,
         spec: NicSpec,
         network: NetworkSpec,
+        routes: Network,
         publish: Callable[[NicEvent], None] = lambda _event: None,
     ) -> None:
         if spec.mac_address is None:
             raise ValueError(f"NIC {spec.name!r} has no MAC address yet")
         self.spec = spec
         self._mac: MacAddress = spec.mac_address
-        self._mtu = network.mtu
-        self._services = partial(services_for, spec, network)
+        self._network = network
         self._publish = publish
         self._log = get_logger(__name__).bind(nic=spec.name)
-        self._port = Port(self._mac)
+        self._port = Port(routes, self._mac)
+        self._port.set_routes(spec.routes)
         self._line: list[trio.CancelScope] = []
         """Of connections, by arrival: the first one has its turn, which its scope ends."""
         self._in_place = True
@@ -128,6 +130,21 @@ class Nic:
         """The counters since the NIC was made. Raises trio.ClosedResourceError."""
         self._check_open()
         return self._port.stats()
+
+    def update(self, spec: NicSpec) -> None:
+        """Go on with other routed prefixes, from the next packet on.
+
+        Args:
+            spec: what the registry has made of `spec`.
+
+        Raises:
+            trio.ClosedResourceError: the NIC was closed.
+        """
+        self._check_open()
+        self._port.set_routes(spec.routes)
+        self.spec = spec
+        if self._backend is not None:
+            self._backend.renew_services()
 
     def inject(self, frame: bytes) -> bool:
         """Put a whole Ethernet frame, without FCS, on its way to the guest.
@@ -358,8 +375,8 @@ class Nic:
             sock,
             self._port,
             mac=self._mac,
-            mtu=self._mtu,
-            services=self._services,
+            mtu=self._network.mtu,
+            services=lambda mtu: services_for(self.spec, self._network, mtu),
             on_connected=self._set_connected,
             on_fault=partial(self._event, NicEventKind.FAULTED),
             log=self._log,

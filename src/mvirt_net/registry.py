@@ -16,12 +16,12 @@ import bisect
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import attrs
 
@@ -176,6 +176,39 @@ class Registry:
         )
         return self._nics[name]
 
+    def update_nic(
+        self,
+        name: str,
+        *,
+        routed_ipv4_prefixes: Iterable[IPv4Network | str] | None = None,
+        routed_ipv6_prefixes: Iterable[IPv6Network | str] | None = None,
+    ) -> NicSpec:
+        """Replace a NIC's routed prefixes; None leaves those of that family as they are.
+
+        Returns:
+            The NIC as it is kept now.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            ConfigError: no prefix, not routable, or an overlap; the key names the field.
+        """
+        if name not in self._nics:
+            raise NotFoundError(f"there is no NIC {name!r}")
+        changes: dict[str, Any] = {
+            "routed_ipv4_prefixes": routed_ipv4_prefixes,
+            "routed_ipv6_prefixes": routed_ipv6_prefixes,
+        }
+        spec = attrs.evolve(
+            self._nics[name], **{key: value for key, value in changes.items() if value is not None}
+        )
+        ipv4, ipv6 = self._spaces[spec.network]
+        ipv4.check_prefixes(spec.routed_ipv4_prefixes, owner=name)
+        ipv6.check_prefixes(spec.routed_ipv6_prefixes, owner=name)
+        ipv4.replace_prefixes(name, spec.routed_ipv4_prefixes)
+        ipv6.replace_prefixes(name, spec.routed_ipv6_prefixes)
+        self._nics[name] = spec
+        return spec
+
     def remove_nic(self, name: str) -> None:
         """Forget a NIC; all it had is free again. Raises NotFoundError."""
         spec = self._nics.pop(name, None)
@@ -307,12 +340,19 @@ class _Space(Generic[_Address]):
         """
         if address is not None:
             self._check_address(address)
-        for index, prefix in enumerate(prefixes):
-            key = f"{self._prefixes_key}[{index}]"
-            self._check_prefix(key, prefix)
-            for other in prefixes[:index]:
-                if prefix.overlaps(other):
-                    raise ConfigError(key, f"{prefix} overlaps {other}")
+        self.check_prefixes(prefixes)
+
+    def check_prefixes(self, prefixes: Sequence[_AnyNetwork], owner: str | None = None) -> None:
+        """Whether `owner` may have these, in place of those it has. Raises ConfigError."""
+        keys = [f"{self._prefixes_key}[{index}]" for index in range(len(prefixes))]
+        for key, prefix in zip(keys, prefixes, strict=True):
+            self._check_prefix(key, prefix, owner)
+        # Sorted, each can overlap only the widest one that begins before it.
+        widest: _AnyNetwork | None = None
+        for prefix, key in sorted(zip(prefixes, keys, strict=True), key=lambda pair: pair[0]):
+            if widest is not None and prefix.overlaps(widest):
+                raise ConfigError(key, f"{prefix} overlaps {widest}")
+            widest = prefix
 
     def take(
         self, nic: str, address: _Address | None, prefixes: Sequence[_AnyNetwork] = ()
@@ -321,8 +361,14 @@ class _Space(Generic[_Address]):
         if address is not None and int(address) not in self._owners:
             self._owners[int(address)] = nic
             bisect.insort(self._addresses, int(address))
-        for prefix in prefixes:
-            bisect.insort(self._routes, _Route(*_bounds(prefix), nic))
+        if prefixes:
+            self.replace_prefixes(nic, prefixes)
+
+    def replace_prefixes(self, nic: str, prefixes: Sequence[_AnyNetwork]) -> None:
+        """Enter what `check_prefixes` found good, in place of the prefixes that `nic` has."""
+        others = [route for route in self._routes if route.owner != nic]
+        self._routes = sorted([*others, *(_Route(*_bounds(prefix), nic) for prefix in prefixes)])
+        self._lowest = 0
 
     def release(self, nic: str) -> None:
         """Take out all that `nic` has."""
@@ -365,15 +411,29 @@ class _Space(Generic[_Address]):
         if (route := self._route_at_or_before(int(address))) and route.last >= int(address):
             raise ConfigError(key, f"{address} is in a prefix routed to NIC {route.owner!r}")
 
-    def _check_prefix(self, key: str, prefix: _AnyNetwork) -> None:
+    def _check_prefix(self, key: str, prefix: _AnyNetwork, owner: str | None) -> None:
         _check_routable(key, prefix)
         first, last = _bounds(prefix)
-        if (route := self._route_at_or_before(last)) and route.last >= first:
-            raise ConfigError(key, f"{prefix} overlaps a prefix routed to NIC {route.owner!r}")
+        for route in self._routes_within(first, last):
+            if route.owner != owner:
+                raise ConfigError(key, f"{prefix} overlaps a prefix routed to NIC {route.owner!r}")
+        for other in self._owners_within(first, last):
+            if other != owner:
+                raise ConfigError(key, f"{prefix} holds the address of NIC {other!r}")
+
+    def _routes_within(self, first: int, last: int) -> Iterator[_Route]:
+        """Those that have an address from `first` to `last`, the last of them first."""
+        index = bisect.bisect_right(self._routes, last, key=lambda route: route.first)
+        while index and self._routes[index - 1].last >= first:
+            index -= 1
+            yield self._routes[index]
+
+    def _owners_within(self, first: int, last: int) -> Iterator[str]:
+        """The NICs with an address from `first` to `last`."""
         index = bisect.bisect_left(self._addresses, first)
-        if index < len(self._addresses) and self._addresses[index] <= last:
-            owner = self._owners[self._addresses[index]]
-            raise ConfigError(key, f"{prefix} holds the address of NIC {owner!r}")
+        while index < len(self._addresses) and self._addresses[index] <= last:
+            yield self._owners[self._addresses[index]]
+            index += 1
 
     def _route_at_or_before(self, address: int) -> _Route | None:
         index = bisect.bisect_right(self._routes, address, key=lambda route: route.first)

@@ -9,12 +9,14 @@ name, an address or a path.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from ipaddress import IPv4Network, IPv6Network
 from types import MappingProxyType
 
 import trio
 
 from .errors import NotFoundError
+from .ffi import Network
 from .log import get_logger
 from .model import NetworkSpec, NicSpec
 from .nic import Nic, NicEvent
@@ -36,6 +38,8 @@ class Switch:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._registry = Registry()
+        self._routes: dict[str, Network] = {}
+        """By the name of the network."""
         self._nics: dict[str, Nic] = {}
         self._subscribers: set[trio.MemorySendChannel[NicEvent]] = set()
         self._closed = False
@@ -58,9 +62,13 @@ class Switch:
         Raises:
             DuplicateError: there is one of that name.
             ConfigError: its subnet, prefix or MTU cannot be used.
+            trio.ClosedResourceError: the switch was closed.
         """
         await trio.lowlevel.checkpoint()
-        return self._registry.add_network(spec)
+        self._check_open()
+        kept = self._registry.add_network(spec)
+        self._routes[kept.name] = Network(kept.mtu, kept.subnets)
+        return kept
 
     async def remove_network(self, name: str) -> None:
         """Remove a network. A checkpoint.
@@ -71,6 +79,8 @@ class Switch:
         """
         await trio.lowlevel.checkpoint()
         self._registry.remove_network(name)
+        if name in self._routes:
+            self._routes.pop(name).close()
 
     async def add_nic(self, spec: NicSpec) -> Nic:
         """Add a NIC and let frontends connect to it.
@@ -90,7 +100,8 @@ class Switch:
         complete = self._registry.add_nic(spec)
         nic = None
         try:
-            nic = Nic(complete, self.networks[complete.network], self._publish)
+            network = complete.network
+            nic = Nic(complete, self.networks[network], self._routes[network], self._publish)
             await self._nursery.start(nic.serve)
             self._check_open()
         except BaseException:
@@ -101,6 +112,40 @@ class Switch:
             raise
         self._nics[spec.name] = nic
         return nic
+
+    async def update_nic(
+        self,
+        name: str,
+        *,
+        routed_ipv4_prefixes: Iterable[IPv4Network | str] | None = None,
+        routed_ipv6_prefixes: Iterable[IPv6Network | str] | None = None,
+    ) -> NicSpec:
+        """Replace the prefixes that are routed to a NIC, while packets flow. A checkpoint.
+
+        Each packet meets either all of the old prefixes or all of the new ones.
+
+        Args:
+            routed_ipv4_prefixes, routed_ipv6_prefixes: all that it is to have of either family;
+                None: as they are.
+
+        Returns:
+            The NIC's specification from now on, which is also `Nic.spec`.
+
+        Raises:
+            NotFoundError: there is no NIC of that name.
+            ConfigError: a prefix is none, is never routed, or overlaps another's; the key names
+                the field. Nothing has changed.
+        """
+        await trio.lowlevel.checkpoint()
+        if name not in self._nics:
+            raise NotFoundError(f"there is no NIC {name!r}")
+        spec = self._registry.update_nic(
+            name,
+            routed_ipv4_prefixes=routed_ipv4_prefixes,
+            routed_ipv6_prefixes=routed_ipv6_prefixes,
+        )
+        self._nics[name].update(spec)
+        return spec
 
     async def remove_nic(self, name: str) -> None:
         """Remove a NIC; once begun, it is carried through, cancelled or not.
@@ -152,6 +197,9 @@ class Switch:
                         await self._end(nic)
                 finally:
                     self._end_subscriptions()
+                while self._routes:
+                    _network, routes = self._routes.popitem()
+                    routes.close()
         await trio.lowlevel.checkpoint()
 
     async def _end(self, nic: Nic) -> None:
