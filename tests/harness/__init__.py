@@ -6,8 +6,16 @@ plain Python from the specifications. The two share no code.
 
 from __future__ import annotations
 
-from .backend import TestBackend
+from .backend import RoutingNicConfig, RoutingTestBackend, TestBackend
 from .client import VhostTestClient
-from .packets import GATEWAY_IP, GATEWAY_MAC
+from .packets import GATEWAY_IP, GATEWAY_IPV6, GATEWAY_MAC
 
-__all__ = ["GATEWAY_IP", "GATEWAY_MAC", "TestBackend", "VhostTestClient"]
+__all__ = [
+    "GATEWAY_IP",
+    "GATEWAY_IPV6",
+    "GATEWAY_MAC",
+    "RoutingNicConfig",
+    "RoutingTestBackend",
+    "TestBackend",
+    "VhostTestClient",
+]

@@ -1,23 +1,24 @@
 """The backend under test: a real switch with real NICs, in the test's nursery.
 
-Nothing here imitates anything: the NICs are made through the public API, so that ARP and DHCP are
-answered by the product's own `ArpResponder` and `Dhcpv4Server` behind its own `VhostNetBackend`.
+Nothing here imitates anything: the NICs are made through the public API, so that ARP, ND, DHCP and
+routing are the product's own, behind its own `VhostNetBackend`.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, Self
 
+import attrs
 import trio
 
 import mvirt_net
 
 from .client import VhostTestClient
-from .packets import Ip, Mac, ip_bytes, mac_bytes
+from .packets import Ip, Mac, ip_bytes, ipv6_bytes, mac_bytes
 
 NIC_NAME = "test-nic"
 NETWORK_NAME = "test-network"
@@ -45,11 +46,8 @@ class TestBackend:
         nursery: trio.Nursery,
         mac: Mac,
         ipv4: Ip | None = None,
-        *,
-        mtu: int = 1500,
-        netmask: str = "host",
-        dns_servers: Sequence[str] = (),
-        ntp_servers: Sequence[str] = (),
+        ipv6: Ip | None = None,
+        **network: Any,
     ) -> Self:
         """Start a backend that listens when this returns.
 
@@ -57,25 +55,20 @@ class TestBackend:
             nursery: the backend lives in it and ends with it.
             mac: of the NIC.
             ipv4: of the NIC; without it the NIC answers neither ARP nor DHCP.
-            mtu, netmask, dns_servers, ntp_servers: of the network; by default the product's own.
+            ipv6: likewise for ND and DHCPv6.
+            network: fields of the network's `NetworkSpec`. By default its subnet and prefix are a
+                /24 and a /64 around the addresses, and everything else is the product's own.
         """
         backend = cls(nursery)
-        network = mvirt_net.NetworkSpec(
-            name=NETWORK_NAME,
-            ipv4_subnet=None if ipv4 is None else subnet_around(ipv4),
-            ipv4_netmask=netmask,
-            dns_servers=dns_servers,
-            ntp_servers=ntp_servers,
-            mtu=mtu,
-        )
-        await nursery.start(backend._run, network, mac, ipv4)
+        await nursery.start(backend._run, mac, ipv4, ipv6, network)
         return backend
 
     async def _run(
         self,
-        network: mvirt_net.NetworkSpec,
         mac: Mac,
         ipv4: Ip | None,
+        ipv6: Ip | None,
+        network: dict[str, Any],
         task_status: trio.TaskStatus[None],
     ) -> None:
         """Run the switch until `aclose` or the end of the nursery; owns the folder."""
@@ -83,21 +76,44 @@ class TestBackend:
             with tempfile.TemporaryDirectory(prefix="mvirt-net-") as folder, self._scope:
                 self.folder = Path(folder)
                 async with mvirt_net.open_switch() as self.switch:
-                    await self.switch.add_network(network)
-                    self.nic = await self.add_nic(NIC_NAME, mac, ipv4)
+                    await self.add_network(NETWORK_NAME, ipv4, ipv6, **network)
+                    self.nic = await self.add_nic(NIC_NAME, mac, ipv4, ipv6)
                     task_status.started()
                     await trio.sleep_forever()
         finally:
             self._ended.set()
 
-    async def add_nic(self, name: str, mac: Mac, ipv4: Ip | None = None) -> mvirt_net.Nic:
-        """One more NIC of the same network; `connect` takes it as an argument."""
+    async def add_network(
+        self, name: str, ipv4: Ip | None = None, ipv6: Ip | None = None, **fields: Any
+    ) -> mvirt_net.NetworkSpec:
+        """One more network; arguments as in `start`."""
+        own = {
+            "ipv4_subnet": None if ipv4 is None else subnet_around(ipv4),
+            "ipv6_prefix": None if ipv6 is None else prefix_around(ipv6),
+        }
+        return await self.switch.add_network(mvirt_net.NetworkSpec(name=name, **{**own, **fields}))
+
+    async def add_nic(
+        self,
+        name: str,
+        mac: Mac,
+        ipv4: Ip | None = None,
+        ipv6: Ip | None = None,
+        *,
+        network: str = NETWORK_NAME,
+        routed_ipv4_prefixes: Sequence[str] = (),
+        routed_ipv6_prefixes: Sequence[str] = (),
+    ) -> mvirt_net.Nic:
+        """One more NIC, by default of the same network; `connect` takes it as an argument."""
         return await self.switch.add_nic(
             mvirt_net.NicSpec(
                 name=name,
-                network=NETWORK_NAME,
+                network=network,
                 mac_address=mac_bytes(mac),
                 ipv4_address=None if ipv4 is None else IPv4Address(ip_bytes(ipv4)),
+                ipv6_address=None if ipv6 is None else IPv6Address(ipv6_bytes(ipv6)),
+                routed_ipv4_prefixes=routed_ipv4_prefixes,
+                routed_ipv6_prefixes=routed_ipv6_prefixes,
                 socket_path=self.folder / f"{name}.sock",
             )
         )
@@ -124,6 +140,49 @@ class TestBackend:
         """End the backend: its NICs hang up and their sockets disappear."""
         self._scope.cancel()
         await self._ended.wait()
+
+
+@attrs.frozen
+class RoutingNicConfig:
+    """One of the NICs of a `RoutingTestBackend`."""
+
+    id: str
+    mac: Mac
+    ipv4: Ip | None = None
+    ipv6: Ip | None = None
+
+
+class RoutingTestBackend(TestBackend):
+    """A backend with two NICs in one network, `nic` and `nic_b`. Open with `start`."""
+
+    nic_b: mvirt_net.Nic
+
+    @classmethod
+    async def start(  # type: ignore[override]
+        cls, nursery: trio.Nursery, a: RoutingNicConfig, b: RoutingNicConfig, **network: Any
+    ) -> Self:
+        """Start a backend that listens when this returns.
+
+        Args:
+            a, b: the NICs; the network's subnet and prefix are a /24 and a /64 around the first.
+            network: as in `TestBackend.start`.
+        """
+        backend = await super().start(nursery, a.mac, a.ipv4, a.ipv6, **network)
+        backend.nic_b = await backend.add_nic(b.id, b.mac, b.ipv4, b.ipv6)
+        return backend
+
+    async def connect_a(self, **options: Any) -> VhostTestClient:
+        """A frontend for the first NIC, with these `ClientOptions`."""
+        return await self.connect(**options)
+
+    async def connect_b(self, **options: Any) -> VhostTestClient:
+        """A frontend for the second NIC, with these `ClientOptions`."""
+        return await self.connect(self.nic_b, **options)
+
+
+def prefix_around(ipv6: Ip) -> IPv6Network:
+    """The /64 around an address."""
+    return IPv6Network((ipv6_bytes(ipv6), 64), strict=False)
 
 
 def subnet_around(ipv4: Ip) -> IPv4Network:

@@ -51,6 +51,21 @@ POLL_INTERVAL = 0.001
 DEFAULT_FEATURES = (
     Feature.VERSION_1 | Feature.MAC | Feature.STATUS | Feature.EVENT_IDX | Feature.PROTOCOL_FEATURES
 )
+HOST_OFFLOADS = (
+    Feature.CSUM | Feature.HOST_TSO4 | Feature.HOST_TSO6 | Feature.HOST_ECN | Feature.HOST_USO
+)
+"""What the guest may leave to the device."""
+GUEST_OFFLOADS = (
+    Feature.GUEST_CSUM
+    | Feature.GUEST_TSO4
+    | Feature.GUEST_TSO6
+    | Feature.GUEST_ECN
+    | Feature.GUEST_USO4
+    | Feature.GUEST_USO6
+)
+"""What the device may leave to the guest."""
+OFFLOAD_FEATURES = HOST_OFFLOADS | GUEST_OFFLOADS | Feature.MRG_RXBUF
+"""All of them, with buffers that go together; to be added to `DEFAULT_FEATURES`."""
 DEFAULT_PROTOCOL_FEATURES = ProtocolFeature.CONFIG | ProtocolFeature.REPLY_ACK
 
 _PAGE = 4096
@@ -286,6 +301,7 @@ class VhostTestClient:
         self.features = await connection.get_features() & self.options.features
         await connection.set_features(self.features)
         for vring in self.vrings:
+            vring.queue.features = self.features
             vring.queue.event_idx = self.has_feature(Feature.EVENT_IDX)
             vring.queue.in_order = self.has_feature(Feature.IN_ORDER)
         if self.has_feature(Feature.PROTOCOL_FEATURES):

@@ -90,8 +90,10 @@ class Feature(enum.IntFlag):
     MAC = 1 << 5
     GUEST_TSO4 = 1 << 7
     GUEST_TSO6 = 1 << 8
+    GUEST_ECN = 1 << 9
     HOST_TSO4 = 1 << 11
     HOST_TSO6 = 1 << 12
+    HOST_ECN = 1 << 13
     MRG_RXBUF = 1 << 15
     STATUS = 1 << 16
     LOG_ALL = 1 << 26
@@ -100,6 +102,9 @@ class Feature(enum.IntFlag):
     PROTOCOL_FEATURES = 1 << 30
     VERSION_1 = 1 << 32
     IN_ORDER = 1 << 35
+    GUEST_USO4 = 1 << 54
+    GUEST_USO6 = 1 << 55
+    HOST_USO = 1 << 56
 
 
 class ProtocolFeature(enum.IntFlag):

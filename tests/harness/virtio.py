@@ -37,6 +37,24 @@ Segment: TypeAlias = tuple[int, int]
 """One buffer of a chain: guest address and length in bytes."""
 
 
+VIRTIO_NET_HDR_F_NEEDS_CSUM = 1
+VIRTIO_NET_HDR_F_DATA_VALID = 2
+VIRTIO_NET_HDR_GSO_NONE = 0
+VIRTIO_NET_HDR_GSO_TCPV4 = 1
+VIRTIO_NET_HDR_GSO_TCPV6 = 4
+VIRTIO_NET_HDR_GSO_UDP_L4 = 5
+VIRTIO_NET_HDR_GSO_ECN = 0x80
+
+_GUEST_CSUM = 1 << 1
+_GUEST_ECN = 1 << 9
+_GUEST_GSO = {
+    VIRTIO_NET_HDR_GSO_TCPV4: 1 << 7,
+    VIRTIO_NET_HDR_GSO_TCPV6: 1 << 8,
+    VIRTIO_NET_HDR_GSO_UDP_L4: 1 << 54 | 1 << 55,
+}
+"""Which feature lets the device pass a packet on without segmentation: any bit of these."""
+
+
 class QueueFullError(Exception):
     """Not enough free descriptors for the chain."""
 
@@ -200,6 +218,7 @@ class VirtioQueue:
         base: where both indices start; a driver starts at 0, a test of wrap-around does not.
         event_idx: EVENT_IDX was negotiated.
         in_order: IN_ORDER was negotiated, so chains must come back in the order they were given.
+        features: all that was negotiated, for a check of received headers; None: no check.
     """
 
     def __init__(
@@ -214,6 +233,7 @@ class VirtioQueue:
         base: int = 0,
         event_idx: bool = False,
         in_order: bool = False,
+        features: int | None = None,
     ) -> None:
         self.memory = memory
         self.queue_idx = queue_idx
@@ -223,6 +243,7 @@ class VirtioQueue:
         self.size = size
         self.event_idx = event_idx
         self.in_order = in_order
+        self.features = features
         self._reset(base)
 
     def _reset(self, base: int) -> None:
@@ -439,7 +460,10 @@ class VirtioQueue:
         while len(buffers) < header.num_buffers:
             buffers.append(self._next_part(buffers[-1]))
             data += self._written(buffers[-1].writable, buffers[-1].length)
-        return ReceivedFrame(data[VIRTIO_NET_HDR_SIZE:], header, tuple(buffers))
+        frame = data[VIRTIO_NET_HDR_SIZE:]
+        if self.features is not None:
+            check_received_header(header, len(frame), self.features)
+        return ReceivedFrame(frame, header, tuple(buffers))
 
     def _next_part(self, previous: UsedBuffer) -> UsedBuffer:
         if previous.length != sum(length for _, length in previous.writable):
@@ -508,6 +532,40 @@ class VirtioQueue:
     def offer_raw(self, head: int, *, publish: bool = True) -> None:
         """Give the device the chain at `head`, whatever the descriptor table says there."""
         self._offer(head, _Chain((), raw=True), publish)
+
+
+def check_received_header(header: VirtioNetHdr, length: int, features: int) -> None:
+    """Whether a device may give this header to such a driver (virtio 1.2, 5.1.6.4).
+
+    Args:
+        length: of the frame.
+        features: those negotiated.
+
+    Raises:
+        DeviceError: it may not.
+    """
+    if header.flags & ~(VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_DATA_VALID):
+        raise DeviceError(f"unknown flags {header.flags:#x}")
+    if header.flags and not features & _GUEST_CSUM:
+        raise DeviceError("a checksum left out, but GUEST_CSUM was not negotiated")
+    if header.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+        if not 14 <= header.csum_start <= header.csum_start + header.csum_offset + 2 <= length:
+            raise DeviceError(f"the checksum is outside the frame: {header}")
+    elif header.csum_start or header.csum_offset:
+        raise DeviceError(f"a checksum's place without a checksum: {header}")
+    kind = header.gso_type & ~VIRTIO_NET_HDR_GSO_ECN
+    if kind == VIRTIO_NET_HDR_GSO_NONE:
+        if header.gso_type or header.gso_size or header.hdr_len:
+            raise DeviceError(f"segmentation without its kind: {header}")
+        return
+    if not features & _GUEST_GSO.get(kind, 0):
+        raise DeviceError(f"segmentation of kind {kind} was not negotiated")
+    if header.gso_type & VIRTIO_NET_HDR_GSO_ECN and not features & _GUEST_ECN:
+        raise DeviceError("ECN was not negotiated")
+    if not header.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+        raise DeviceError("segmentation without a checksum left out")
+    if header.gso_size == 0 or not header.csum_start < header.hdr_len < length:
+        raise DeviceError(f"segmentation that cannot be: {header}")
 
 
 def _linked(segments: Sequence[tuple[int, int, int]], slots: Sequence[int]) -> list[VringDesc]:

@@ -68,6 +68,7 @@ class Rig:
             self.guest.alloc_buffer(used_ring_size(self.size), align=4),
             size=self.size,
             event_idx=bool(self.features & EVENT_IDX),
+            features=self.features,
         )
         ring.init(base)
         self.queues[queue] = ring

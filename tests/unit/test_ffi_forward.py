@@ -779,7 +779,7 @@ def reference_segments(sent: Offloaded, protocol: type[Packet]) -> list[Packet]:
 @given(
     kind=kinds,
     size=st.integers(1, 20000),
-    gso=st.integers(100, 1448),
+    gso=st.integers(100, 1440),
     takes=st.integers(0, 127),
     ecn=st.booleans(),
     flags=st.sampled_from(["A", "PA", "FPA", "FPAC", "AC", "FPUAEC"]),

@@ -1,341 +1,36 @@
-"""Builders and parsers of the frames that a guest sends and gets, written from the RFCs.
-
-Builders take MAC and IP addresses as bytes, as text or as a list of numbers, and return a whole
-Ethernet frame without padding. Parsers take a whole frame, check every length and checksum, give
-addresses as bytes, and raise ValueError for a frame that is not what they parse.
-"""
+"""DHCP (RFC 2131, RFC 2132), the client's side."""
 
 from __future__ import annotations
 
 import enum
-import ipaddress
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Self, TypeAlias
 
 import attrs
 
-GATEWAY_MAC = bytes([0x02, 0x00, 0x00, 0x00, 0x00, 0x01])
-GATEWAY_IP = bytes([169, 254, 0, 1])
-BROADCAST_MAC = b"\xff" * 6
-BROADCAST_IP = b"\xff" * 4
-UNSPECIFIED_IP = bytes(4)
+from .ipv4 import IPPROTO_UDP, Ipv4Header, parse_ipv4, parse_udp, udp_frame
+from .link import (
+    BROADCAST_IP,
+    BROADCAST_MAC,
+    ETHERTYPE_IPV4,
+    GATEWAY_IP,
+    GATEWAY_MAC,
+    UNSPECIFIED_IP,
+    EthernetHeader,
+    Ip,
+    Mac,
+    ip_bytes,
+    mac_bytes,
+    parse_ethernet,
+    parses,
+)
 
-ETHERTYPE_IPV4 = 0x0800
-ETHERTYPE_ARP = 0x0806
-ARP_REQUEST = 1
-ARP_REPLY = 2
-IPPROTO_ICMP = 1
-IPPROTO_UDP = 17
 DHCP_SERVER_PORT = 67
 DHCP_CLIENT_PORT = 68
 
-Mac: TypeAlias = bytes | str | Sequence[int]
-Ip: TypeAlias = bytes | str | Sequence[int]
-Parser: TypeAlias = Callable[[bytes], object]
-
-_ETHERNET = struct.Struct("!6s6sH")
-_ARP = struct.Struct("!HHBBH6s4s6s4s")
-_IPV4 = struct.Struct("!BBHHHBBH4s4s")
-_UDP = struct.Struct("!HHHH")
-_ECHO = struct.Struct("!BBHHH")
 _BOOTP = struct.Struct("!BBBBIHH4s4s4s4s16s64s128s4s")
 _MAGIC_COOKIE = bytes([99, 130, 83, 99])
-
-
-def mac_bytes(mac: Mac) -> bytes:
-    """The six bytes of a MAC address in any of its forms."""
-    packed = bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) else bytes(mac)
-    if len(packed) != 6:
-        raise ValueError(f"{mac!r} is not a MAC address")
-    return packed
-
-
-def ip_bytes(ip: Ip) -> bytes:
-    """The four bytes of an IPv4 address in any of its forms."""
-    packed = ipaddress.IPv4Address(ip).packed if isinstance(ip, str) else bytes(ip)
-    if len(packed) != 4:
-        raise ValueError(f"{ip!r} is not an IPv4 address")
-    return packed
-
-
-def internet_checksum(data: bytes) -> int:
-    """The checksum of RFC 1071; 0 for data that holds its own correct checksum."""
-    data += bytes(len(data) % 2)
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
-# Ethernet
-
-
-class EthernetHeader(NamedTuple):
-    """The 14 bytes in front of every frame."""
-
-    dst: bytes
-    src: bytes
-    ethertype: int
-
-
-def ethernet_frame(dst: Mac, src: Mac, ethertype: int, payload: bytes) -> bytes:
-    """A raw Ethernet frame."""
-    return _ETHERNET.pack(mac_bytes(dst), mac_bytes(src), ethertype) + payload
-
-
-def parse_ethernet(frame: bytes, ethertype: int | None = None) -> tuple[EthernetHeader, bytes]:
-    """Header and payload. ValueError: too short, or of another type than `ethertype`."""
-    if len(frame) < _ETHERNET.size:
-        raise ValueError(f"{len(frame)} bytes are no Ethernet frame")
-    header = EthernetHeader(*_ETHERNET.unpack_from(frame))
-    if ethertype not in (None, header.ethertype):
-        raise ValueError(f"ethertype is {header.ethertype:#06x}, not {ethertype:#06x}")
-    return header, frame[_ETHERNET.size :]
-
-
-# ARP (RFC 826)
-
-
-@attrs.frozen
-class ArpReply:
-    """What an ARP reply says, and the Ethernet addresses that carried it."""
-
-    sender_mac: bytes
-    sender_ip: bytes
-    target_mac: bytes
-    target_ip: bytes
-    eth_src: bytes
-    eth_dst: bytes
-
-
-def arp_packet(
-    operation: int,
-    sender_mac: Mac,
-    sender_ip: Ip,
-    target_mac: Mac,
-    target_ip: Ip,
-    *,
-    dst: Mac = BROADCAST_MAC,
-) -> bytes:
-    """Any ARP packet for IPv4 over Ethernet; the Ethernet source is `sender_mac`."""
-    payload = _ARP.pack(
-        1,
-        ETHERTYPE_IPV4,
-        6,
-        4,
-        operation,
-        mac_bytes(sender_mac),
-        ip_bytes(sender_ip),
-        mac_bytes(target_mac),
-        ip_bytes(target_ip),
-    )
-    return ethernet_frame(dst, sender_mac, ETHERTYPE_ARP, payload)
-
-
-def arp_request(
-    sender_mac: Mac, sender_ip: Ip, target_ip: Ip, *, dst: Mac = BROADCAST_MAC
-) -> bytes:
-    """An ARP request: who has `target_ip`? A probe has the sender address 0.0.0.0 (RFC 5227)."""
-    return arp_packet(ARP_REQUEST, sender_mac, sender_ip, bytes(6), target_ip, dst=dst)
-
-
-def parse_arp_reply(frame: bytes) -> ArpReply:
-    """Parse an ARP reply; anything behind the 28 bytes is padding."""
-    ethernet, payload = parse_ethernet(frame, ETHERTYPE_ARP)
-    if len(payload) < _ARP.size:
-        raise ValueError(f"{len(payload)} bytes are no ARP packet")
-    *kinds, smac, sip, tmac, tip = _ARP.unpack_from(payload)
-    if kinds != [1, ETHERTYPE_IPV4, 6, 4, ARP_REPLY]:
-        raise ValueError(f"not an ARP reply for IPv4 over Ethernet: {kinds}")
-    return ArpReply(smac, sip, tmac, tip, ethernet.src, ethernet.dst)
-
-
-def is_arp_reply(frame: bytes) -> bool:
-    """Whether the frame is an ARP reply."""
-    return _parses(parse_arp_reply, frame)
-
-
-# IPv4 (RFC 791) and UDP (RFC 768)
-
-
-class Ipv4Header(NamedTuple):
-    """The fields of an IPv4 header that tests look at."""
-
-    src: bytes
-    dst: bytes
-    protocol: int
-    ttl: int
-
-
-def ipv4_packet(
-    src: Ip,
-    dst: Ip,
-    protocol: int,
-    payload: bytes,
-    *,
-    ttl: int = 64,
-    ident: int = 0,
-    fragment: int = 0,
-    options: bytes = b"",
-) -> bytes:
-    """An IPv4 packet with a right checksum.
-
-    Args:
-        fragment: flags and fragment offset, as they stand in the header.
-        options: header options; their length is a multiple of four.
-    """
-    size = _IPV4.size + len(options)
-    fields = (4 << 4 | size // 4, 0, size + len(payload), ident, fragment, ttl, protocol)
-    addresses = (ip_bytes(src), ip_bytes(dst))
-    checksum = internet_checksum(_IPV4.pack(*fields, 0, *addresses) + options)
-    return _IPV4.pack(*fields, checksum, *addresses) + options + payload
-
-
-def parse_ipv4(packet: bytes, protocol: int | None = None) -> tuple[Ipv4Header, bytes]:
-    """Header and payload of an unfragmented packet, without what Ethernet padded behind it."""
-    if len(packet) < _IPV4.size:
-        raise ValueError(f"{len(packet)} bytes are no IPv4 packet")
-    first, _, total, _, fragment, ttl, found, _, src, dst = _IPV4.unpack_from(packet)
-    size = (first & 15) * 4
-    if first >> 4 != 4 or not _IPV4.size <= size <= total <= len(packet):
-        raise ValueError("the lengths of the IPv4 header contradict each other")
-    if internet_checksum(packet[:size]):
-        raise ValueError("the IPv4 header checksum is wrong")
-    if fragment & 0x3FFF:
-        raise ValueError("a fragment")
-    if protocol not in (None, found):
-        raise ValueError(f"IP protocol is {found}, not {protocol}")
-    return Ipv4Header(src, dst, found, ttl), packet[size:total]
-
-
-def udp_datagram(
-    src: Ip, dst: Ip, src_port: int, dst_port: int, payload: bytes, *, checksum: bool = True
-) -> bytes:
-    """A UDP datagram; without `checksum` the field is 0, which IPv4 allows."""
-    length = _UDP.size + len(payload)
-    value = 0
-    if checksum:
-        datagram = _UDP.pack(src_port, dst_port, length, 0) + payload
-        value = internet_checksum(_pseudo_header(ip_bytes(src), ip_bytes(dst), length) + datagram)
-        value = value or 0xFFFF
-    return _UDP.pack(src_port, dst_port, length, value) + payload
-
-
-def udp_frame(
-    src_mac: Mac,
-    dst_mac: Mac,
-    src_ip: Ip,
-    dst_ip: Ip,
-    src_port: int,
-    dst_port: int,
-    payload: bytes,
-) -> bytes:
-    """A UDP datagram in IPv4 in Ethernet."""
-    datagram = udp_datagram(src_ip, dst_ip, src_port, dst_port, payload)
-    packet = ipv4_packet(src_ip, dst_ip, IPPROTO_UDP, datagram)
-    return ethernet_frame(dst_mac, src_mac, ETHERTYPE_IPV4, packet)
-
-
-def parse_udp(header: Ipv4Header, datagram: bytes) -> tuple[int, int, bytes]:
-    """Source port, destination port and payload; the checksum must be there and right."""
-    if len(datagram) < _UDP.size:
-        raise ValueError(f"{len(datagram)} bytes are no UDP datagram")
-    src_port, dst_port, length, checksum = _UDP.unpack_from(datagram)
-    if length != len(datagram):
-        raise ValueError(f"UDP length {length} in a payload of {len(datagram)} bytes")
-    pseudo = _pseudo_header(header.src, header.dst, length)
-    if not checksum or internet_checksum(pseudo + datagram):
-        raise ValueError("the UDP checksum is missing or wrong")
-    return src_port, dst_port, datagram[_UDP.size :]
-
-
-def _pseudo_header(src: bytes, dst: bytes, length: int) -> bytes:
-    return src + dst + struct.pack("!HH", IPPROTO_UDP, length)
-
-
-# ICMP echo (RFC 792)
-
-
-@attrs.frozen
-class IcmpEchoReply:
-    """What an echo reply says, and the addresses that carried it."""
-
-    src_ip: bytes
-    dst_ip: bytes
-    ident: int
-    seq_no: int
-    data: bytes
-    src_mac: bytes
-    dst_mac: bytes
-    ttl: int
-
-
-@attrs.frozen
-class IcmpEchoRequest:
-    """What an echo request says, and the addresses that carried it."""
-
-    src_mac: bytes
-    dst_mac: bytes
-    src_ip: bytes
-    dst_ip: bytes
-    ident: int
-    seq_no: int
-    data: bytes
-
-
-def icmp_echo_request(
-    src_mac: Mac,
-    dst_mac: Mac,
-    src_ip: Ip,
-    dst_ip: Ip,
-    ident: int,
-    seq_no: int,
-    data: bytes,
-) -> bytes:
-    """A ping."""
-    message = _ECHO.pack(8, 0, 0, ident, seq_no) + data
-    message = _ECHO.pack(8, 0, internet_checksum(message), ident, seq_no) + data
-    packet = ipv4_packet(src_ip, dst_ip, IPPROTO_ICMP, message)
-    return ethernet_frame(dst_mac, src_mac, ETHERTYPE_IPV4, packet)
-
-
-def parse_icmp_echo_reply(frame: bytes) -> IcmpEchoReply:
-    """Parse the answer to a ping."""
-    ethernet, header, ident, seq_no, data = _parse_echo(frame, 0)
-    return IcmpEchoReply(
-        header.src, header.dst, ident, seq_no, data, ethernet.src, ethernet.dst, header.ttl
-    )
-
-
-def parse_icmp_echo_request(frame: bytes) -> IcmpEchoRequest:
-    """Parse a ping."""
-    ethernet, header, ident, seq_no, data = _parse_echo(frame, 8)
-    return IcmpEchoRequest(ethernet.src, ethernet.dst, header.src, header.dst, ident, seq_no, data)
-
-
-def is_icmp_echo_reply(frame: bytes) -> bool:
-    """Whether the frame is the answer to a ping."""
-    return _parses(parse_icmp_echo_reply, frame)
-
-
-def is_icmp_echo_request(frame: bytes) -> bool:
-    """Whether the frame is a ping."""
-    return _parses(parse_icmp_echo_request, frame)
-
-
-def _parse_echo(frame: bytes, kind: int) -> tuple[EthernetHeader, Ipv4Header, int, int, bytes]:
-    ethernet, packet = parse_ethernet(frame, ETHERTYPE_IPV4)
-    header, message = parse_ipv4(packet, IPPROTO_ICMP)
-    if len(message) < _ECHO.size or internet_checksum(message):
-        raise ValueError("an ICMP message that is too short, or whose checksum is wrong")
-    found, code, _, ident, seq_no = _ECHO.unpack_from(message)
-    if (found, code) != (kind, 0):
-        raise ValueError(f"ICMP type {found}, code {code}")
-    return ethernet, header, ident, seq_no, message[_ECHO.size :]
-
-
-# DHCP (RFC 2131, RFC 2132)
 
 
 class DhcpMessageType(enum.IntEnum):
@@ -643,7 +338,7 @@ def parse_dhcp_response(frame: bytes) -> DhcpResponse:
 
 def is_dhcp_response(frame: bytes) -> bool:
     """Whether the frame is a reply of a DHCP server."""
-    return _parses(parse_dhcp_response, frame)
+    return parses(parse_dhcp_response, frame)
 
 
 def _dhcp_reply(frame: bytes) -> tuple[EthernetHeader, Ipv4Header, bytes]:
@@ -736,11 +431,3 @@ def _routes(value: bytes) -> list[DhcpRoute]:
 
 def _first(values: Iterable[bytes]) -> bytes | None:
     return next(iter(values), None)
-
-
-def _parses(parse: Parser, frame: bytes) -> bool:
-    try:
-        parse(frame)
-    except ValueError:
-        return False
-    return True
