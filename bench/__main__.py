@@ -17,6 +17,7 @@ from .figures import FULL, QUICK, Scale, Table
 from .idle import idle
 from .report import as_json, machine, text
 from .roundtrip import round_trips
+from .routing import growth, routing
 from .throughput import throughput
 
 
@@ -27,6 +28,8 @@ def _run(measure: Callable[[Scale], Awaitable[Table]]) -> Callable[[Scale], Tabl
 MEASUREMENTS: dict[str, Callable[[Scale], Table]] = {
     "roundtrip": _run(round_trips),
     "core": ring_core,
+    "routing": routing,
+    "growth": growth,
     "calls": calls,
     "inline": inline,
     "throughput": _run(throughput),

@@ -7,8 +7,9 @@ completes in order, so to give `n` more buffers is to store one index.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -83,10 +84,14 @@ class Ring:
 
     def load(self, frame: bytes, header: VirtioNetHdr | None = None) -> None:
         """Make each buffer a frame for the device to take."""
-        packet = (header or VirtioNetHdr()).pack() + frame
-        for addr in self._buffers:
-            self.queue.memory.write(addr, packet)
-        self._describe(len(packet), 0)
+        self.load_each([frame], header)
+
+    def load_each(self, frames: Sequence[bytes], header: VirtioNetHdr | None = None) -> None:
+        """Make the buffers these frames for the device to take, in turn; all of one length."""
+        head = (header or VirtioNetHdr()).pack()
+        for addr, frame in zip(self._buffers, itertools.cycle(frames), strict=False):
+            self.queue.memory.write(addr, head + frame)
+        self._describe(len(head) + len(frames[0]), 0)
 
     def make_room(self) -> None:
         """Make each buffer one for the device to write to."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from ipaddress import IPv4Network
@@ -17,7 +17,7 @@ from mvirt_net.model import MacAddress
 from tests.harness.memory import Region
 from tests.harness.packets import GATEWAY_MAC, ethernet_frame, ipv4_packet
 from tests.harness.virtio import VIRTIO_NET_HDR_SIZE, VirtioNetHdr
-from tests.unit.rig import EVENT_IDX, MRG_RXBUF, VERSION_1, open_rig
+from tests.unit.rig import EVENT_IDX, MRG_RXBUF, VERSION_1, Rig, open_rig
 
 from .ceiling import Ceiling, compiled
 from .figures import Row, Scale, Table, ratio, spread, take_turns
@@ -116,7 +116,7 @@ NOTES = (
 
 SCALE_COLUMNS = ("ns a packet", "÷ fewest", "± %")
 SCALE_NOTES = (
-    "64-byte packets; each goes to another address than the one before, so each is looked up.",
+    "64-byte packets in bursts of 256, each to another address than the one before.",
     "÷ fewest: the cost in units of that of the first row of its kind.",
 )
 
@@ -221,34 +221,113 @@ def routing(scale: Scale) -> Table:
 
 # What grows with what.
 
+ROUTES = (1, 100, 10_000, 100_000)
+NICS = (2, 16, 128, 512)
+NETWORKS = (1, 16, 128, 512)
+SMALL = 256
+"""Entries of the rings here."""
 
-def routes_behind(count: int) -> list[IPv4Network]:
-    """So many prefixes of 256 addresses that no packet here goes to, after the network's own."""
-    first = int(ipaddress.IPv4Address("11.0.0.0"))
-    return [IPv4Network((first + (number << 8), 24)) for number in range(count)]
+
+def udp_to(target: str) -> bytes:
+    """A 64-byte frame from the sender."""
+    packet = ipv4_packet(SOURCE, target, 17, bytes(64 - 34))
+    return ethernet_frame(GATEWAY_MAC, SOURCE_MAC.packed, 0x0800, packet)
+
+
+@attrs.frozen
+class Crowd:
+    """One guest that sends to others in turn."""
+
+    port: Port
+    tx: Ring
+    rxs: Sequence[Ring]
+
+    def route(self, count: int) -> float:
+        """Route some `count` packets: ns each."""
+        spent, rounds = 0, max(1, count // BURST)
+        each = -(-BURST // len(self.rxs))
+        for _ in range(rounds):
+            for rx in self.rxs:
+                rx.give(each - rx.outstanding(), call=False)
+            self.tx.give(BURST, call=False)
+            begin = time.thread_time_ns()
+            while self.port.drain().next is NextStep.CALL_AGAIN:
+                pass
+            spent += time.thread_time_ns() - begin
+        if self.tx.outstanding():
+            raise BenchError("not every packet was taken")
+        return spent / (rounds * BURST)
+
+
+def small_rig(stack: ExitStack, network: Network, mac: MacAddress, routes: Sequence[str]) -> Rig:
+    """A guest with little memory, its rings running."""
+    rig = stack.enter_context(
+        open_rig(
+            features=VERSION_1 | EVENT_IDX,
+            size=SMALL,
+            regions=[Region(0, 1 << 18)],
+            network=network,
+            mac=mac,
+            routes=routes,
+        )
+    )
+    rig.start()
+    return rig
 
 
 @contextmanager
-def open_crowd(*, routes: int = 1, nics: int = 2, networks: int = 1) -> Iterator[Pair]:
-    """A pair among many: prefixes behind one neighbour, other NICs, other networks."""
+def open_crowd(targets: Sequence[str], owners: int = 1) -> Iterator[Crowd]:
+    """A sender, and `owners` others that share these addresses evenly, one after another."""
     with ExitStack() as stack:
-        for _ in range(networks - 1):
-            stack.enter_context(crowded(nics=2, routes=0))
-        network = stack.enter_context(crowded(nics=nics - 2, routes=routes))
-        pair = stack.enter_context(open_pair(CASES["64 B"], network))
-        # To a prefix of the receiver's, an address for each buffer.
-        yield pair
-
-
-@contextmanager
-def crowded(*, nics: int, routes: int) -> Iterator[Network]:
-    """A network with so many NICs, and so many prefixes behind the first of them."""
-    with ExitStack() as stack:
-        network = Network(subnets=[IPv4Network("10.0.0.0/16")])
+        network = Network(subnets=[IPv4Network("10.0.0.0/8")])
         stack.callback(network.close)
-        for number in range(nics):
-            port = Port(network, MacAddress(bytes([2, 0, 0, 1, number >> 8, number & 255])))
-            stack.callback(port.close)
-            own = IPv4Network(int(ipaddress.IPv4Address("10.0.1.0")) + number)
-            port.set_routes([own, *(routes_behind(routes) if number == 0 else ())])
-        yield network
+        sender = small_rig(stack, network, SOURCE_MAC, [SOURCE])
+        rxs = []
+        for number in range(owners):
+            mac = MacAddress(bytes([0x52, 0x54, 0, 1, number >> 8, number & 255]))
+            rig = small_rig(stack, network, mac, targets[number::owners])
+            rxs.append(Ring(rig.rx, 256, 64))
+            rxs[-1].make_room()
+        tx = Ring(sender.tx, 128, BURST)
+        # Spread over all of them, so that neither cache nor prediction helps more than it must.
+        some = [targets[number * 7919 % len(targets)] for number in range(BURST)]
+        tx.load_each([udp_to(target) for target in some])
+        yield Crowd(sender.port, tx, rxs)
+
+
+def hosts(count: int) -> list[str]:
+    """So many addresses of the network, not in a row."""
+    first = int(ipaddress.IPv4Address("10.1.0.0"))
+    return [str(ipaddress.IPv4Address(first + 3 * number)) for number in range(count)]
+
+
+def growth(scale: Scale) -> Table:
+    """The table of what a packet costs among ever more routes, NICs and networks."""
+    rows: list[Row] = []
+    kinds: dict[str, tuple[Sequence[int], Callable[[int], list[tuple[list[str], int]]]]] = {
+        "{:,} routes": (ROUTES, lambda count: [(hosts(count), 1)]),
+        "{:,} NICs, to all others in turn": (NICS, lambda count: [(hosts(count - 1), count - 1)]),
+        "{:,} networks of two NICs, in turn": (NETWORKS, lambda count: [(hosts(1), 1)] * count),
+    }
+    for name, (counts, crowds_for) in kinds.items():
+        with ExitStack() as stack:
+            subjects: dict[str, Callable[[], float]] = {}
+            for count in counts:
+                crowds = [stack.enter_context(open_crowd(*how)) for how in crowds_for(count)]
+                subjects[name.format(count)] = partial(_route_all, crowds, scale.frames)
+            costs = take_turns(subjects, max(2, scale.rounds // 3))
+        fewest = next(iter(costs.values()))
+        for row, figures in costs.items():
+            cells = {
+                "ns a packet": statistics.median(figures),
+                "÷ fewest": ratio(figures, fewest),
+                "± %": spread(figures),
+            }
+            rows.append(Row(row, cells))
+    return Table("growth", "What grows with what", SCALE_COLUMNS, rows, SCALE_NOTES)
+
+
+def _route_all(crowds: Sequence[Crowd], count: int) -> float:
+    """Each of the crowds in turn: ns a packet."""
+    share = max(BURST, count // len(crowds))
+    return statistics.mean(crowd.route(share) for crowd in crowds)

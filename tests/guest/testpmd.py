@@ -33,13 +33,14 @@ PACKAGES = (
     "libnuma1",
     "libpcap0.8",
     "zlib1g",
-    # The driver that we are after.
+    # The drivers that we are after.
     "librte-net-virtio23",
+    "librte-net-vhost23",
 )
 """Besides these, what ``dpdk-dev`` says it depends on of DPDK itself."""
 
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
-_PRELOADED = ("librte_net_virtio.so.23", "librte_mempool_ring.so.23")
+_PRELOADED = ("librte_net_virtio.so.23", "librte_net_vhost.so.23", "librte_mempool_ring.so.23")
 
 START_SECONDS = 60
 COMMAND_SECONDS = 30
@@ -125,6 +126,31 @@ async def run_testpmd(
         memory: EAL's options for the memory that is shared with the backend.
         options: testpmd's own.
     """
+    arguments = [*memory, f"--vdev=net_virtio_user0,{vdev}"]
+    async with _run(root, arguments, options) as testpmd:
+        yield testpmd
+
+
+@asynccontextmanager
+async def run_vhost_switch(root: Path, sockets: Sequence[Path]) -> AsyncIterator[Testpmd]:
+    """testpmd as a backend: two net_vhost ports that pass frames on to each other when started.
+
+    Args:
+        root: from `unpack_dpdk`.
+        sockets: where the two ports listen. Both offer checksum and segmentation offloads.
+    """
+    arguments = ["--no-huge", "-m", "512", "--no-shconf"]
+    for number, path in enumerate(sockets):
+        arguments.append(f"--vdev=net_vhost{number},iface={path},queues=1,tso=1")
+    async with _run(root, arguments, ["--forward-mode=io", "--total-num-mbufs=16384"]) as testpmd:
+        yield testpmd
+
+
+@asynccontextmanager
+async def _run(
+    root: Path, arguments: Sequence[str], options: Sequence[str]
+) -> AsyncIterator[Testpmd]:
+    """testpmd at its prompt, with these arguments for EAL and these options of its own."""
     cpus = sorted(os.sched_getaffinity(0))
     command = [
         # What testpmd prints would come after its next prompt, many prompts late.
@@ -132,8 +158,7 @@ async def run_testpmd(
         str(root / "usr/bin/dpdk-testpmd"),
         # One lcore for the prompt, and one that forwards, on a CPU of its own where there is one.
         f"--lcores=0@{cpus[0]},1@{cpus[-1]}",
-        *("--no-pci", "--no-telemetry", *memory),
-        *(f"--vdev=net_virtio_user0,{vdev}", "--"),
+        *("--no-pci", "--no-telemetry", *arguments, "--"),
         *("--interactive", "--total-num-mbufs=4096", *options),
     ]
     process = await trio.lowlevel.open_process(

@@ -14,6 +14,7 @@ from bench.echo import inline
 from bench.figures import QUICK, Cell, Row, Scale, Table, quantile, ratio, spread, take_turns
 from bench.report import as_json, machine, number, text
 from bench.roundtrip import round_trips
+from bench.routing import routing
 from bench.throughput import throughput
 
 
@@ -26,7 +27,7 @@ def check(table: Table) -> None:
         assert all(math.isfinite(cell) and cell > 0 for cell in figures.values()), row
 
 
-@pytest.mark.parametrize("measure", [ring_core, calls, inline])
+@pytest.mark.parametrize("measure", [ring_core, routing, calls, inline])
 def test_measurement_in_one_process(measure: Callable[[Scale], Table]) -> None:
     check(measure(QUICK))
 

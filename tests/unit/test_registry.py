@@ -367,3 +367,68 @@ def test_a_large_prefix_is_passed_over_at_once() -> None:
         network=network,
     )
     assert registry.add_nic(nic("vm2")).ipv6_address == IPv6Address("fd00:8000::")
+
+
+class TestUpdateNic:
+    """Other routed prefixes for a NIC that is there."""
+
+    def registry(self) -> Registry:
+        registry = Registry()
+        registry.add_network(
+            NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/24", ipv6_prefix="fd00::/64")
+        )
+        for name in ("vm1", "vm2"):
+            registry.add_nic(NicSpec(name=name, network="blue"))
+        return registry
+
+    def test_replaces_each_family_by_itself(self) -> None:
+        registry = self.registry()
+        registry.update_nic("vm1", routed_ipv4_prefixes=["192.0.2.0/24"])
+        spec = registry.update_nic("vm1", routed_ipv6_prefixes=["2001:db8::/48"])
+        assert [str(net) for net in spec.routed_ipv4_prefixes] == ["192.0.2.0/24"]
+        assert [str(net) for net in spec.routed_ipv6_prefixes] == ["2001:db8::/48"]
+        assert registry.nics["vm1"] is spec
+        spec = registry.update_nic("vm1", routed_ipv4_prefixes=[])
+        assert spec.routed_ipv4_prefixes == ()
+        assert len(spec.routed_ipv6_prefixes) == 1
+
+    def test_what_it_had_may_be_part_of_what_it_gets(self) -> None:
+        registry = self.registry()
+        registry.update_nic("vm1", routed_ipv4_prefixes=["192.0.2.0/25", "192.0.2.128/25"])
+        registry.update_nic("vm1", routed_ipv4_prefixes=["192.0.2.0/24"])
+        registry.update_nic("vm1", routed_ipv4_prefixes=["192.0.2.64/26", "198.51.100.0/24"])
+
+    def test_what_it_gives_up_is_free(self) -> None:
+        registry = self.registry()
+        registry.update_nic("vm1", routed_ipv4_prefixes=["192.0.2.0/24"])
+        with pytest.raises(ConfigError, match="overlaps a prefix routed to NIC 'vm1'"):
+            registry.update_nic("vm2", routed_ipv4_prefixes=["192.0.2.128/25"])
+        registry.update_nic("vm1", routed_ipv4_prefixes=[])
+        registry.update_nic("vm2", routed_ipv4_prefixes=["192.0.2.128/25"])
+
+    @pytest.mark.parametrize(
+        ("prefixes", "key"),
+        [
+            (["10.0.0.0/24"], "routed_ipv4_prefixes[0]"),
+            (["192.0.2.0/24", "192.0.2.7/32"], "routed_ipv4_prefixes[1]"),
+            (["198.51.100.0/24", "127.0.0.0/8"], "routed_ipv4_prefixes[1]"),
+            (["192.0.2.1/24"], "routed_ipv4_prefixes"),
+            ("192.0.2.0/24", "routed_ipv4_prefixes"),
+        ],
+    )
+    def test_refused_and_nothing_changed(self, prefixes: Any, key: str) -> None:
+        registry = self.registry()
+        before = registry.nics["vm1"]
+        with pytest.raises(ConfigError) as caught:
+            registry.update_nic("vm1", routed_ipv4_prefixes=prefixes)
+        assert caught.value.key == key
+        assert registry.nics["vm1"] is before
+
+    def test_unknown(self) -> None:
+        with pytest.raises(NotFoundError):
+            self.registry().update_nic("vm9", routed_ipv4_prefixes=[])
+
+    def test_thousands(self) -> None:
+        registry = self.registry()
+        prefixes = [f"11.{i >> 8}.{i & 255}.0/24" for i in range(5000)]
+        assert len(registry.update_nic("vm1", routed_ipv4_prefixes=prefixes).routes) == 5002
