@@ -88,6 +88,9 @@ async def _links(fabric: Fabric) -> tuple[Link, Link]:
     ):
         await configure(guest, place)
         await guest.run(
+            # UDP answers leave by the main table, for the server is bound to no address.
+            "ip route add default via 169.254.0.1 dev eth0 onlink\n"
+            "ip -6 route add default via fe80::1 dev eth0\n"
             "ip link set eth1 up\n"
             f"ip addr add 10.9.0.{number}/24 dev eth1\n"
             f"ip -6 addr add fd09::{number}/64 dev eth1 nodad"
