@@ -22,8 +22,8 @@ from mvirt_net.dataplane.backend import (
     POLL_INTERVAL,
     PUNTS_PER_TURN,
     REFUSALS_LOGGED,
-    Doorbell,
 )
+from mvirt_net.dataplane.doorbell import Doorbell
 from mvirt_net.dataplane.packet import Service
 from mvirt_net.errors import ConnectionBroken, CoreError, GuestMemoryLost
 from mvirt_net.ffi import Network, Port

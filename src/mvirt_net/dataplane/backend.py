@@ -5,7 +5,7 @@ Five tasks, none of which outlives `VhostNetBackend.serve`:
 * **control** reads requests, has the session carry them out, writes replies;
 * **tx_kicks** empties the TX ring when the driver kicks, and has the services answer;
 * **rx_injection** moves frames to the RX ring as the driver gives buffers;
-* **router_advertisements** tells the guest of its router, unasked, while it can receive;
+* the **advertiser** tells the guest of its router, unasked, while it can receive;
 * **memory_faults** ends the connection when guest memory vanishes.
 
 The ring tasks know nothing of the vhost-user state. They call the core, which does as much as the
@@ -13,14 +13,13 @@ state of its ring allows, and sleep on what it says comes next; whoever changes 
 `Doorbell` of its task. Between that answer and the sleep there is no checkpoint, so no change and
 no kick is missed.
 
-This module and `channel` are the only ones in this package that know of trio.
+This module, `channel`, `doorbell` and `advertiser` are the only ones in this package that know of
+trio.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-import random
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import assert_never
@@ -33,10 +32,12 @@ from ..ffi import NextStep, Port, Punt
 from ..log import get_logger
 from ..model import RX_QUEUE, TX_QUEUE, MacAddress, PuntKind
 from ..vhost_user.session import Session
+from .advertiser import RouterAdvertiser
 from .channel import Message, MessageChannel
 from .device import VhostDevice
+from .doorbell import Doorbell
 from .fds import close_fd, close_fds
-from .ndp import NdpResponder, RaSchedule
+from .ndp import NdpResponder
 from .packet import Service
 from .slowpath import SlowPath
 
@@ -54,39 +55,6 @@ BREAKS_LOGGED = 20
 """Broken rings that get a line in the log, per connection: each restart lets a guest break one."""
 
 _QUEUE_NAMES = {RX_QUEUE: "RX", TX_QUEUE: "TX"}
-
-
-class Doorbell:
-    """Wakes the one task that serves a ring; a ring while it is awake is remembered."""
-
-    def __init__(self) -> None:
-        self._rung = trio.Event()
-        self._waited_fd: int | None = None
-
-    def ring(self) -> None:
-        """Make the present or next wait end."""
-        self._rung.set()
-        if self._waited_fd is not None:
-            # Wakes the waiter; nothing is closed.
-            trio.lowlevel.notify_closing(self._waited_fd)
-
-    async def wait(self) -> None:
-        """Until rung. A checkpoint."""
-        await self._rung.wait()
-        self._rung = trio.Event()
-
-    async def wait_or_readable(self, fd: int) -> None:
-        """Until rung, or until `fd` is readable, broken or closed by another task. A checkpoint."""
-        if self._rung.is_set():
-            await self.wait()
-            return
-        self._waited_fd = fd
-        try:
-            await trio.lowlevel.wait_readable(fd)
-        except trio.ClosedResourceError:
-            self._rung = trio.Event()
-        finally:
-            self._waited_fd = None
 
 
 class BoundedLog:
@@ -152,10 +120,9 @@ class VhostNetBackend:
         self._bells = {RX_QUEUE: Doorbell(), TX_QUEUE: Doorbell()}
         self._broken: set[int] = set()
         self._slow_path = SlowPath(mac, {}, port.enqueue, self._log)
-        self._advertising = RaSchedule(random.random)
-        self._advertising_changed = Doorbell()
-        self.renew_services()
+        self._advertiser = RouterAdvertiser(lambda: port.is_up, self.inject)
         self._starved_until: float | None = None
+        """When the frame that needs more buffers than there are will be given up."""
         self._refusal_log = BoundedLog(self._log, REFUSALS_LOGGED, "refused requests")
         self._break_log = BoundedLog(self._log, BREAKS_LOGGED, "broken rings")
         self._hinted_at_memory = False
@@ -177,12 +144,13 @@ class VhostNetBackend:
             device = VhostDevice(
                 self._port, wake=self._ring_changed, on_mtu=self._limit_mtu, release_fd=_release_fd
             )
+            self.renew_services()
             with contextlib.closing(device), self._reachable():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._control, device, nursery.cancel_scope)
                     nursery.start_soon(self._tx_kicks, device)
                     nursery.start_soon(self._rx_injection, device)
-                    nursery.start_soon(self._router_advertisements)
+                    nursery.start_soon(self._advertiser.run)
                     nursery.start_soon(self._memory_faults, device, nursery.cancel_scope)
         if self._end is not None:
             raise self._end
@@ -212,9 +180,10 @@ class VhostNetBackend:
 
     def renew_services(self) -> None:
         """Make the services anew, of what they are made of now."""
-        self._slow_path.services = self._make_services(self._mtu_of_guest)
-        if self._ndp is not None:
-            self._ndp.on_solicited = self._on_solicited
+        services = self._make_services(self._mtu_of_guest)
+        self._slow_path.services = services
+        ndp = services.get(PuntKind.NDP)
+        self._advertiser.use(ndp if isinstance(ndp, NdpResponder) else None)
 
     # The tasks. `serve` starts each, and each runs until the connection ends.
 
@@ -253,17 +222,6 @@ class VhostNetBackend:
             self._look_for_break(RX_QUEUE)
             await self._until_next(RX_QUEUE, step, device)
 
-    async def _router_advertisements(self) -> None:
-        """Send the advertisements that are due to all nodes."""
-        while True:
-            due = self._advertising.next_at
-            with trio.CancelScope(deadline=math.inf if due is None else due) as waiting:
-                await self._advertising_changed.wait()
-            if waiting.cancelled_caught:
-                self._advertising.sent(trio.current_time())
-                if (ndp := self._ndp) is not None:
-                    self.inject(ndp.advertisement())
-
     async def _memory_faults(self, device: VhostDevice, connection: trio.CancelScope) -> None:
         """End the connection when the core reports that guest memory vanished."""
         await trio.lowlevel.wait_readable(device.fault_fd)
@@ -296,27 +254,6 @@ class VhostNetBackend:
         self._port.set_mtu(mtu)
         self.renew_services()
 
-    @property
-    def _ndp(self) -> NdpResponder | None:
-        """Who advertises, if anybody does."""
-        service = self._slow_path.services.get(PuntKind.NDP)
-        return service if isinstance(service, NdpResponder) else None
-
-    def _on_solicited(self) -> None:
-        self._advertising.solicited(trio.current_time())
-        self._advertising_changed.ring()
-
-    def _follow_link(self) -> None:
-        """Advertise to a guest that can receive, from the beginning each time that it begins to."""
-        up = self._port.is_up
-        if up == (self._advertising.next_at is not None) or self._ndp is None:
-            return
-        if up:
-            self._advertising.start(trio.current_time())
-        else:
-            self._advertising.stop()
-        self._advertising_changed.ring()
-
     def _ring_changed(self, index: int) -> None:
         """The frontend did something to a ring.
 
@@ -325,7 +262,7 @@ class VhostNetBackend:
         """
         if not self._port.ring_broken(index):
             self._broken.discard(index)
-        self._follow_link()
+        self._advertiser.follow_link()
         self._wake(index)
 
     def _wake(self, index: int) -> None:

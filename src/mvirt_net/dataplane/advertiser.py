@@ -1,0 +1,61 @@
+"""The task that tells a guest of its router, unasked."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import trio
+
+from .doorbell import Doorbell
+from .ndp import NdpResponder, RaSchedule
+
+
+class RouterAdvertiser:
+    """Advertises the router of one NIC while its guest can receive.
+
+    Args:
+        is_up: whether it can.
+        send: takes a whole Ethernet frame for the guest.
+    """
+
+    def __init__(self, is_up: Callable[[], bool], send: Callable[[bytes], object]) -> None:
+        self._is_up = is_up
+        self._send = send
+        self._ndp: NdpResponder | None = None
+        self._schedule = RaSchedule(random.random)
+        self._changed = Doorbell()
+
+    def use(self, ndp: NdpResponder | None) -> None:
+        """Advertise what `ndp` says from now on, and when it asks for it; None: nothing."""
+        self._ndp = ndp
+        if ndp is not None:
+            ndp.on_solicited = self._on_solicited
+        self.follow_link()
+
+    def follow_link(self) -> None:
+        """Look whether the guest can receive; each time that it begins to, all begins anew."""
+        up = self._ndp is not None and self._is_up()
+        if up == (self._schedule.next_at is not None):
+            return
+        if up:
+            self._schedule.start(trio.current_time())
+        else:
+            self._schedule.stop()
+        self._changed.ring()
+
+    async def run(self) -> None:
+        """Send each advertisement to all nodes when it is due, until cancelled."""
+        while True:
+            due = self._schedule.next_at
+            with trio.CancelScope(deadline=math.inf if due is None else due) as waiting:
+                await self._changed.wait()
+            if waiting.cancelled_caught:
+                self._schedule.sent(trio.current_time())
+                if self._ndp is not None:
+                    self._send(self._ndp.advertisement())
+
+    def _on_solicited(self) -> None:
+        self._schedule.solicited(trio.current_time())
+        self._changed.ring()
