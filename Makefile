@@ -18,7 +18,7 @@ PY_FILES := src tests bench setup.py
 .PHONY: lint lint-format lint-python lint-types lint-imports lint-c
 help:
 	@echo "make run       start the daemon on $(CONFIG) and say how to attach a VM"
-	@echo "make demo      boot a Debian guest, give it its address and ping the gateway"
+	@echo "make demo      boot Debian guests, give them addresses and let them talk"
 	@echo "make test      all tests, those with real guests included"
 	@echo "make unit      all but those with real guests"
 	@echo "make lint      formatting, lint, types, import contracts, C warnings"

@@ -121,9 +121,16 @@ def test_wrong_address_is_taken_away(kind: int) -> None:
     ]
 
 
-def test_asked_for_another_address_it_gets_its_own() -> None:
-    reply = ask(message(Kind.REQUEST, ia_na(7, ["fd00::66"])))
+def test_hint_in_a_solicit_is_no_more_than_that() -> None:
+    reply = ask(message(Kind.SOLICIT, ia_na(7, ["fd00::66"])))
     assert given_address(reply) == [(ipv6_bytes(OWN), 86400, 172800)]
+
+
+@pytest.mark.parametrize("addresses", [["fd00::66"], [OWN, "fd00::66"]])
+def test_request_for_another_address(addresses: list[str]) -> None:
+    """RFC 8415, 18.3.2."""
+    (ia,) = ask(message(Kind.REQUEST, ia_na(7, addresses))).addresses
+    assert (ia.iaid, ia.addresses, ia.status, ia.t1) == (7, (), NOT_ON_LINK, 0)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,10 @@ class Dhcpv6Server:
         return answers
 
     def _addresses_for(self, message: ClientMessage, ia: IdentityAssociation) -> bytes:
+        if message.kind == MessageType.REQUEST and set(ia.addresses) - {self._ipv6}:
+            # Whatever it was offered, it was not by this server (18.3.2).
+            verdict = status(Status.NOT_ON_LINK, "not the address of this NIC")
+            return association(ia.kind, ia.iaid, 0, 0, [verdict])
         given = [ia_address(self._ipv6, PREFERRED_SECONDS, VALID_SECONDS)]
         if message.kind in _EXTENDING:
             # What the client has and should not: lifetimes of 0 take it away (18.3.4).

@@ -17,10 +17,10 @@ COSTS: Mapping[PuntKind, float] = {
     PuntKind.ARP: 4.0,
     PuntKind.DHCPV4: 100.0,
     PuntKind.ICMPV4: 8.0,
-    PuntKind.NDP: 30.0,
-    PuntKind.ICMPV6: 20.0,
-    PuntKind.DHCPV6: 150.0,
-    PuntKind.ICMP_ERROR: 20.0,
+    PuntKind.NDP: 12.0,
+    PuntKind.ICMPV6: 9.0,
+    PuntKind.DHCPV6: 33.0,
+    PuntKind.ICMP_ERROR: 9.0,
 }
 """Microseconds for one frame with its way to the service and back."""
 RATE = 200_000.0
