@@ -35,6 +35,14 @@ static uint8_t *next_piece(struct mv_reader *reader, uint32_t length, uint32_t *
 	return piece;
 }
 
+/* Nearly all of what is read and written at once lies in the first piece; NULL: this does not. */
+static uint8_t *in_first_piece(const struct mv_chain *chain, uint32_t skip, uint32_t length)
+{
+	if (chain->n_segments == 0 || (uint64_t)skip + length > chain->segments[0].length)
+		return NULL;
+	return chain->segments[0].host + skip;
+}
+
 uint32_t mv_reader_read(struct mv_reader *reader, void *into, uint32_t length)
 {
 	uint32_t done = 0, run;
@@ -48,18 +56,30 @@ uint32_t mv_reader_read(struct mv_reader *reader, void *into, uint32_t length)
 
 uint32_t mv_chain_read(const struct mv_chain *chain, uint32_t skip, void *into, uint32_t length)
 {
-	struct mv_reader reader = mv_reader_at(chain, skip);
+	const uint8_t *piece = in_first_piece(chain, skip, length);
+	struct mv_reader reader;
 
+	if (piece) {
+		memcpy(into, piece, length);
+		mv_load_once();
+		return length;
+	}
+	reader = mv_reader_at(chain, skip);
 	return mv_reader_read(&reader, into, length);
 }
 
 uint32_t mv_chain_write(const struct mv_chain *chain, uint32_t skip, const void *from,
 			uint32_t length)
 {
-	struct mv_reader reader = mv_reader_at(chain, skip);
+	uint8_t *piece = in_first_piece(chain, skip, length);
+	struct mv_reader reader;
 	uint32_t done = 0, run;
-	uint8_t *piece;
 
+	if (piece) {
+		memcpy(piece, from, length);
+		return length;
+	}
+	reader = mv_reader_at(chain, skip);
 	for (; done < length && (piece = next_piece(&reader, length - done, &run)); done += run)
 		memcpy(piece, (const uint8_t *)from + done, run);
 	return done;

@@ -99,9 +99,11 @@ static struct mv_verdict too_big(struct mv_packet *packet, unsigned int mtu)
 
 /* ---- what both families have in common ---- */
 
-static bool source_is_spoofed(const mv_port *port, const struct mv_packet *packet)
+static bool source_is_spoofed(mv_port *port, const struct mv_packet *packet)
 {
-	return mv_route(port->network, packet->family, mv_packet_source(packet)).port != port;
+	const uint8_t *source = mv_packet_source(packet);
+
+	return mv_route_run(port->network, &port->from, packet->family, source).port != port;
 }
 
 static unsigned int ttl(struct mv_packet *packet)
@@ -118,7 +120,7 @@ static struct mv_verdict route(mv_port *port, struct mv_packet *packet)
 		return drop(MV_DROP_SOURCE_ADDRESS);
 	if (ttl(packet) <= 1)
 		return drop_and_tell(packet, MV_DROP_TTL_EXCEEDED, MV_ICMP_TIME_EXCEEDED);
-	hop = mv_route(port->network, packet->family, mv_packet_target(packet));
+	hop = mv_route_run(port->network, &port->to, packet->family, mv_packet_target(packet));
 	if (!hop.port && !hop.on_link)
 		return drop_and_tell(packet, MV_DROP_NO_ROUTE, MV_ICMP_NET_UNREACHABLE);
 	/* A guest that sends back what is behind it would get it again and again. */
@@ -144,7 +146,7 @@ static unsigned int udp_port(struct mv_packet *packet)
 }
 
 /* To the gateway, which has no service for it. */
-static struct mv_verdict not_served(const mv_port *port, struct mv_packet *packet)
+static struct mv_verdict not_served(mv_port *port, struct mv_packet *packet)
 {
 	if (source_is_spoofed(port, packet))
 		return drop(MV_DROP_SOURCE_ADDRESS);
@@ -162,8 +164,7 @@ static bool ipv4_source_is_wrong(const uint8_t *source)
 }
 
 /* A packet to the gateway's address or to everyone: only DHCP and ICMP are served. */
-static struct mv_verdict classify_local_ipv4(const mv_port *port, struct mv_packet *packet,
-					     bool to_all)
+static struct mv_verdict classify_local_ipv4(mv_port *port, struct mv_packet *packet, bool to_all)
 {
 	if (packet->fragment)
 		return drop(MV_DROP_FRAGMENT);
@@ -237,7 +238,7 @@ static struct mv_verdict classify_group_ipv6(struct mv_packet *packet)
 }
 
 /* To the gateway's own address. */
-static struct mv_verdict classify_local_ipv6(const mv_port *port, struct mv_packet *packet)
+static struct mv_verdict classify_local_ipv6(mv_port *port, struct mv_packet *packet)
 {
 	int type = icmpv6_type(packet);
 

@@ -354,6 +354,21 @@ struct mv_hop {
 struct mv_hop mv_route(const struct mv_network *network, enum mv_family family,
 		       const uint8_t *address);
 
+/* The answer to one lookup, as long as no route of the network changes. */
+struct mv_route_memo {
+	uint64_t edition;	/* of the network's routes; 0 of both: no route, as this says */
+	enum mv_family family;
+	uint8_t address[16];
+	struct mv_hop hop;
+};
+
+/*
+ * mv_route() for addresses that come in runs, as those of a guest's packets do: a run takes one
+ * lookup, which is two thirds of what looking up each packet costs.
+ */
+struct mv_hop mv_route_run(const struct mv_network *network, struct mv_route_memo *memo,
+			   enum mv_family family, const uint8_t *address);
+
 unsigned int mv_network_mtu(const struct mv_network *network);
 
 /* A port begins or ends to be in a network; with the end go its routes. */
@@ -398,6 +413,8 @@ struct mv_port {
 	unsigned int backlog_length;
 	size_t backlog_bytes;
 	struct mv_error_limit errors;
+	struct mv_route_memo from;	/* of what the guest sends: its last source ... */
+	struct mv_route_memo to;	/* ... and target */
 	mv_port *next_touched;		/* in the list of a drain */
 	bool touched;
 	struct mv_stats stats;

@@ -53,6 +53,7 @@ struct mv_network {
 	unsigned int mtu;
 	unsigned int ports;
 	bool orphaned;		/* goes with its last port */
+	uint64_t edition;	/* one more with each change of a route; 0: it has none yet */
 	struct book books[MV_FAMILIES];
 	struct mv_map *maps[MV_FAMILIES];
 };
@@ -214,6 +215,21 @@ struct mv_hop mv_route(const struct mv_network *network, enum mv_family family,
 	return map->hops[low];
 }
 
+struct mv_hop mv_route_run(const struct mv_network *network, struct mv_route_memo *memo,
+			   enum mv_family family, const uint8_t *address)
+{
+	size_t bytes = address_bits(family) / 8;
+
+	if (memo->edition == network->edition && memo->family == family &&
+	    !memcmp(memo->address, address, bytes))
+		return memo->hop;
+	memo->edition = network->edition;
+	memo->family = family;
+	memcpy(memo->address, address, bytes);
+	memo->hop = mv_route(network, family, address);
+	return memo->hop;
+}
+
 /* ---- the book ---- */
 
 static int compare_entries(const void *left, const void *right)
@@ -306,6 +322,7 @@ static void edition_swap(struct edition *edition, struct mv_network *network,
 {
 	struct edition former = { network->books[family], network->maps[family] };
 
+	network->edition++;
 	network->books[family] = edition->book;
 	__atomic_store_n(&network->maps[family], edition->map, __ATOMIC_RELEASE);
 	*edition = former;
@@ -400,6 +417,7 @@ void mv_network_enter(struct mv_network *network)
 /* Taking routes away needs memory too; without any, a map that names a freed port must not stay. */
 static void forget_routes(struct mv_network *network, const mv_port *port)
 {
+	network->edition++;
 	for (unsigned int family = 0; family < MV_FAMILIES; family++) {
 		struct book *book = &network->books[family];
 		struct mv_map *map = network->maps[family];
