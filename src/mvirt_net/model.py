@@ -32,6 +32,8 @@ TX_QUEUE = 1
 
 MIN_MTU = 68
 """Least MTU of an IPv4 link (RFC 791, 3.2) and of virtio-net (virtio 1.2, 5.1.4.1)."""
+MIN_IPV6_MTU = 1280
+"""Of a link that carries IPv6 (RFC 8200, 5)."""
 MAX_MTU = 65535
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)

@@ -26,10 +26,8 @@ from typing import Any, Final, Generic, TypeVar
 import attrs
 
 from .errors import ConfigError, DuplicateError, NotFoundError
-from .model import GATEWAY_MAC, DaemonConfig, MacAddress, NetworkSpec, NicSpec
+from .model import GATEWAY_MAC, MIN_IPV6_MTU, DaemonConfig, MacAddress, NetworkSpec, NicSpec
 
-MIN_IPV6_MTU: Final = 1280
-"""Least MTU of a link that carries IPv6 (RFC 8200, 5)."""
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a unix socket path: ``sun_path`` has 108, one for the closing zero (unix(7))."""
 
@@ -361,8 +359,8 @@ class _Space(Generic[_Address]):
         if address is not None and int(address) not in self._owners:
             self._owners[int(address)] = nic
             bisect.insort(self._addresses, int(address))
-        if prefixes:
-            self.replace_prefixes(nic, prefixes)
+        for prefix in prefixes:
+            bisect.insort(self._routes, _Route(*_bounds(prefix), nic))
 
     def replace_prefixes(self, nic: str, prefixes: Sequence[_AnyNetwork]) -> None:
         """Enter what `check_prefixes` found good, in place of the prefixes that `nic` has."""

@@ -20,10 +20,11 @@ from mvirt_net.dataplane import ArpResponder, IcmpResponder, VhostNetBackend
 from mvirt_net.dataplane.backend import (
     BREAKS_LOGGED,
     POLL_INTERVAL,
-    PUNTS_PER_TURN,
     REFUSALS_LOGGED,
+    WORK_PER_TURN,
 )
 from mvirt_net.dataplane.doorbell import Doorbell
+from mvirt_net.dataplane.limit import COSTS
 from mvirt_net.dataplane.packet import Service
 from mvirt_net.errors import ConnectionBroken, CoreError, GuestMemoryLost
 from mvirt_net.ffi import Network, Port
@@ -248,13 +249,13 @@ class TestTraffic:
         serving = await serve({PuntKind.ARP: Slow()})
         client = await serving.connect()
         nursery.start_soon(turns.count)
-        await client.send_burst([ARP] * 64)
+        await client.send_burst([ARP] * 120)
         with trio.fail_after(5):
-            while len(seen) < 64:
+            while len(seen) < 120:
                 await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
         # Two turns in a row, when the other task comes first in one round and last in the next.
-        assert max(collections.Counter(seen).values()) <= 2 * PUNTS_PER_TURN
+        assert max(collections.Counter(seen).values()) <= 2 * WORK_PER_TURN / COSTS[PuntKind.ARP]
 
     @pytest.mark.parametrize(
         ("frame", "reason"), [(ARP, DropReason.ARP_IGNORED), (PING, DropReason.ICMP_IGNORED)]

@@ -6,9 +6,10 @@ scapy is the second opinion on every checksum and length.
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import attrs
@@ -46,7 +47,7 @@ from tests.harness.memory import Region
 from tests.harness.packets import internet_checksum
 from tests.harness.virtio import ReceivedFrame, VirtioNetHdr, split_lengths
 
-from .rig import EVENT_IDX, MRG_RXBUF, VERSION_1, Rig, open_rig
+from .rig import EVENT_IDX, INDIRECT_DESC, MRG_RXBUF, VERSION_1, Rig, open_rig
 
 CSUM, GUEST_CSUM = 1 << 0, 1 << 1
 GUEST_TSO4, GUEST_TSO6, GUEST_ECN = 1 << 7, 1 << 8, 1 << 9
@@ -82,7 +83,8 @@ class Pair:
         return self.a.drain()
 
     def received(self) -> list[ReceivedFrame]:
-        """What `b` has got."""
+        """What `b` has got, with what a turn that was over has left for its task."""
+        self.b.flush()
         return all_frames(self.b)
 
 
@@ -425,6 +427,34 @@ def test_never_told_about(packet: Packet) -> None:
         assert pair.a.drops() == {"NO_ROUTE": 1}
 
 
+@pytest.mark.parametrize(
+    "packet",
+    [
+        Ether(src=str(A), dst="ff:ff:ff:ff:ff:ff") / IP(src=A4, dst="169.254.0.1") / UDP(dport=9),
+        Ether(src=str(A), dst="ff:ff:ff:ff:ff:ff") / IP(src=A4, dst="169.254.0.1") / ICMP(),
+        ETHER / IP(src=A4, dst="10.0.0.255") / UDP(dport=137),
+        ETHER / IP(src=A4, dst="10.0.0.255", ttl=1) / UDP(dport=137),
+    ],
+    ids=lambda packet: packet.summary()[:70],
+)
+def test_p15_never_told_about_a_broadcast(packet: Packet) -> None:
+    """By its MAC address or its subnet's last address (RFC 1122, 3.2.2; RFC 1812, 4.3.2.7)."""
+    with open_pair() as pair:
+        assert pair.send(packet) == []
+        assert pair.a.drops() == {"MULTICAST": 1}
+
+
+def test_last_address_of_a_link_of_two_is_a_host() -> None:
+    with open_pair() as pair:
+        pair.network.close()
+        network = Network(1500, [ip_network("10.0.0.0/31")])
+        with open_rig(network=network, mac=A, routes=[A4]) as rig:
+            rig.start()
+            rig.send(bytes(ETHER / IP(src=A4, dst="10.0.0.0") / UDP()))
+            assert [punt.error for punt in rig.drain()] == [IcmpError.HOST_UNREACHABLE]
+        network.close()
+
+
 def test_told_50_times_at_once_and_200_times_a_second() -> None:
     with open_pair() as pair:
         frame = bytes(ETHER / IP(src=A4, dst="8.8.8.8") / UDP())
@@ -460,18 +490,19 @@ def test_told_about_a_guest_that_is_down() -> None:
         assert pair.b.drops() == {"RX_RING_DOWN": 1}
 
 
-@pytest.mark.parametrize("mtu", [576, 1500, 9000])
+@pytest.mark.parametrize("mtu", [68, 576, 1280, 1500, 9000])
 def test_told_the_mtu(mtu: int) -> None:
+    """Of an IPv6 link it is 1280 at least, for no host goes below (RFC 8200, 5; RFC 8201, 4)."""
     with open_pair(mtu=mtu) as pair:
         pair.b.offer(16384, 4)
-        for base, header in (
-            (ETHER / IP(src=A4, dst=B4, flags="DF") / UDP(), 28),
-            (FROM_A6 / UDP(), 48),
+        for base, header, most in (
+            (ETHER / IP(src=A4, dst=B4, flags="DF") / UDP(), 28, mtu),
+            (FROM_A6 / UDP(), 48, max(mtu, 1280)),
         ):
-            assert pair.send(base / bytes(mtu - header)) == []
-            (punt,) = pair.send(base / bytes(mtu - header + 1))
-            assert (punt.error, punt.mtu) == (IcmpError.TOO_BIG, mtu)
-            assert len(punt.frame) == min(14 + mtu + 1, 14 + 1232)
+            assert pair.send(base / bytes(most - header)) == []
+            (punt,) = pair.send(base / bytes(most - header + 1))
+            assert (punt.error, punt.mtu) == (IcmpError.TOO_BIG, most)
+            assert len(punt.frame) == min(14 + most + 1, 14 + 1232)
         assert len(pair.received()) == 2
         assert pair.a.drops() == {"TOO_BIG": 2}
 
@@ -550,6 +581,39 @@ def test_full_receiver_does_not_hold_up_another() -> None:
         )
         assert c.drops() == {}
         assert pair.b.port.backlog == 100
+
+
+@pytest.mark.parametrize("takes", [0, EVENT_IDX])
+def test_wakes_a_receiver_whose_backlog_was_emptied_by_a_sender(takes: int) -> None:
+    """Its task, called for a kick that has been dealt with, must not leave it marked as waiting."""
+    frame = bytes(FROM_A4 / UDP())
+    with open_pair(takes=takes) as pair:
+        pair.a.send(frame)
+        pair.a.drain()
+        assert pair.b.flush() is NextStep.KICK
+        pair.b.offer(2048, 2)
+        pair.a.send(frame)
+        pair.a.drain()
+        assert pair.b.port.backlog == 0
+        assert pair.b.flush() is NextStep.NOTHING
+        pair.a.send(frame)
+        assert pair.a.port.drain().woken == [pair.b.port]
+        assert pair.b.port.backlog == 1
+
+
+def test_wakes_a_receiver_that_gave_up_on_a_frame() -> None:
+    with open_pair(takes=MRG_RXBUF) as pair:
+        pair.b.offer(256, 8)
+        for _ in range(4):
+            pair.send(FROM_A4 / UDP())
+        pair.send(FROM_A4 / UDP() / bytes(1400))
+        assert pair.b.flush() is NextStep.MORE_BUFFERS
+        pair.b.port.drop_first()
+        assert pair.b.flush() is NextStep.NOTHING
+        for _ in range(4):
+            pair.send(FROM_A4 / UDP())
+        pair.a.send(bytes(FROM_A4 / UDP()))
+        assert pair.a.port.drain().woken == [pair.b.port]
 
 
 def test_published_and_called_once_a_batch() -> None:
@@ -646,6 +710,40 @@ class TestMoreBuffers:
             assert pair.b.drops() == {"RX_BUFFER_TOO_SMALL": 1}
 
 
+# Packets in pieces for a receiver that has no room for them
+
+
+@pytest.mark.parametrize("takes", [0, INDIRECT_DESC])
+def test_segments_after_one_that_finds_no_place_are_not_tried(takes: int) -> None:
+    """Else one packet costs a walk of the receiver's worst buffer for each of 1,024 segments."""
+    with open_pair(sends=ALL_HOST, takes=takes, regions=[Region(0, 4 << 20)]) as pair:
+        # The last segment would fit.
+        pair.b.offer(12 + 54 + 8)
+        sent = offloaded(4, TCP, bytes(64 * 1000 + 8), 64)
+        pair.send(sent.frame, header=sent.header)
+        assert all_frames(pair.b) == []
+        assert pair.b.drops() == {"RX_BUFFER_TOO_SMALL": 1001}
+
+
+@pytest.mark.parametrize("kind", [TCP, UDP])
+def test_every_segment_is_delivered_or_waits_or_is_counted(kind: type[Packet]) -> None:
+    with open_pair(sends=ALL_HOST, regions=[Region(0, 4 << 20)]) as pair:
+        pair.b.offer(2048, 100)
+        sent = offloaded(4, kind, bytes(64 * 1000), 64)
+        pair.send(sent.frame, header=sent.header)
+        (count,) = pair.b.drops().values()
+        assert 0 < pair.b.port.backlog <= 256
+        assert len(pair.received()) + pair.b.port.backlog + count == 1000
+
+
+def test_fragments_after_one_that_finds_no_place_are_not_tried() -> None:
+    with open_pair(mtu=68) as pair:
+        pair.b.offer(12 + 14 + 20 + 8)
+        pair.send(FROM_A4 / UDP() / bytes(48 * 20))
+        assert pair.received() == []
+        assert pair.b.drops() == {"RX_BUFFER_TOO_SMALL": 21}
+
+
 # Offloads
 
 
@@ -723,6 +821,35 @@ def test_udp_checksum_of_zero_is_sent_as_ones() -> None:
         (received,) = pair.received()
         assert received.frame[40:42] == b"\xff\xff"
         assert_right(received.frame)
+
+
+@pytest.mark.parametrize("kind", [TCP, UDP])
+def test_checksum_of_a_packet_that_goes_on_from_its_target(kind: type[Packet]) -> None:
+    """It is for the last of the route (RFC 8200, 8.1), which the driver has summed up."""
+    route = IPv6ExtHdrRouting(type=4, segleft=1, addresses=["fd00::99"])
+    wanted = bytes(ETHER / IPv6(src=A6, dst="fd00::99") / kind() / b"hello")
+    sent = bytearray(bytes(FROM_A6 / route / kind() / b"hello"))
+    start, offset = 54 + len(route), 6 if kind is UDP else 16
+    length = len(sent) - start
+    pseudo = IPv6(wanted[14:54]).src, "fd00::99", length, kind().overload_fields[IPv6]["nh"]
+    packed = b"".join(ip_address(name).packed for name in pseudo[:2])
+    partial = 0xFFFF ^ internet_checksum(packed + struct.pack("!II", *pseudo[2:]))
+    struct.pack_into("!H", sent, start + offset, partial)
+    header = VirtioNetHdr(flags=NEEDS_CSUM, csum_start=start, csum_offset=offset)
+    with open_pair(sends=ALL_HOST) as pair:
+        pair.b.offer(2048)
+        assert pair.send(bytes(sent), header=header) == []
+        (received,) = pair.received()
+        assert received.frame[start:] == wanted[54:]
+        gso = VirtioNetHdr(
+            flags=NEEDS_CSUM,
+            gso_type=TCPV6 if kind is TCP else UDP_L4,
+            gso_size=2,
+            csum_start=start,
+            csum_offset=offset,
+        )
+        pair.send(bytes(sent), header=gso)
+        assert pair.a.drops() == {"OFFLOAD_INVALID": 1}
 
 
 @pytest.mark.parametrize(("family", "protocol"), [(4, TCP), (6, TCP), (4, UDP), (6, UDP)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mvirt_net.dataplane.limit import BURST, COSTS, RATE, WorkLimit
+from mvirt_net.dataplane.limit import BURST, COSTS, RATE, WorkLimit, cost_of
 from mvirt_net.model import PuntKind
 
 
@@ -25,6 +25,13 @@ def test_what_is_refused_costs_nothing() -> None:
     limit = WorkLimit(rate=1, burst=3)
     assert not limit.take(4, 0.0)
     assert limit.take(3, 0.0)
+
+
+@pytest.mark.parametrize("kind", [PuntKind.DHCPV4, PuntKind.DHCPV6])
+def test_long_message_costs_what_it_may_take(kind: PuntKind) -> None:
+    """Full of options it takes ten times as long as an ordinary one."""
+    assert cost_of(kind, 342) == COSTS[kind]
+    assert cost_of(kind, 1514) > 300
 
 
 @pytest.mark.parametrize("kind", PuntKind)

@@ -15,6 +15,8 @@ from tests.harness.packets import (
     ip_bytes,
     is_arp_reply,
     parse_dhcp_response,
+    parse_router_advertisement,
+    router_solicitation,
 )
 
 MAC = "52:54:00:12:34:56"
@@ -82,3 +84,15 @@ def test_subnet_mode() -> None:
     reply = ask(PuntKind.ARP, arp_request(MAC, IP, "10.0.0.9"), ipv4_netmask="subnet")
     assert isinstance(reply, bytes)
     assert offer(ipv4_netmask="subnet").subnet_mask == ip_bytes("255.255.255.0")
+
+
+@pytest.mark.parametrize(("mtu", "advertised"), [(68, 1280), (1280, 1280), (9000, 9000)])
+def test_least_mtu_of_ipv6(mtu: int, advertised: int) -> None:
+    """A frontend may have told its guest less than any IPv6 link carries (RFC 8200, 5)."""
+    network = NetworkSpec(name="blue", ipv6_prefix="fd00::/64", mtu=9000)
+    nic = NicSpec(name="vm1", network="blue", mac_address=MAC, ipv6_address="fd00::5")
+    reply = services_for(nic, network, mtu)[PuntKind.NDP].handle(
+        router_solicitation(MAC, "fe80::5054:ff:fe12:3456")
+    )
+    assert isinstance(reply, bytes)
+    assert parse_router_advertisement(reply).mtu == advertised

@@ -48,13 +48,15 @@ class RouterAdvertiser:
     async def run(self) -> None:
         """Send each advertisement to all nodes when it is due, until cancelled."""
         while True:
-            due = self._schedule.next_at
-            with trio.CancelScope(deadline=math.inf if due is None else due) as waiting:
+            with trio.CancelScope(deadline=self._due()):
                 await self._changed.wait()
-            if waiting.cancelled_caught:
+            # The link may have gone down in the very moment in which it was due.
+            if self._ndp is not None and self._due() <= trio.current_time():
                 self._schedule.sent(trio.current_time())
-                if self._ndp is not None:
-                    self._send(self._ndp.advertisement())
+                self._send(self._ndp.advertisement())
+
+    def _due(self) -> float:
+        return math.inf if self._schedule.next_at is None else self._schedule.next_at
 
     def _on_solicited(self) -> None:
         self._schedule.solicited(trio.current_time())

@@ -37,6 +37,7 @@ from .channel import Message, MessageChannel
 from .device import VhostDevice
 from .doorbell import Doorbell
 from .fds import close_fd, close_fds
+from .limit import cost_of
 from .ndp import NdpResponder
 from .packet import Service
 from .slowpath import SlowPath
@@ -47,8 +48,8 @@ SET_VRING_KICK): a delay that a ping can bear, for 200 wake-ups a second."""
 STARVED_LIMIT = 0.1
 """Seconds that a frame may wait for a driver that gives buffers, but not enough for it. Nothing
 else is delivered meanwhile; no driver that is alive takes so long."""
-PUNTS_PER_TURN = 8
-"""Slow-path frames answered before other tasks get a turn; DHCP takes some 100 µs each."""
+WORK_PER_TURN = 100.0
+"""Microseconds of answers, and one at least, before other tasks get a turn."""
 REFUSALS_LOGGED = 20
 """Refused requests that get a line in the log, per connection."""
 BREAKS_LOGGED = 20
@@ -306,14 +307,16 @@ class VhostNetBackend:
 
     async def _answer(self, punts: list[Punt]) -> None:
         """Have the services answer slow-path frames, a few at a time."""
-        for begin in range(0, len(punts), PUNTS_PER_TURN):
-            if begin:
+        now, work = trio.current_time(), 0.0
+        for punt in punts:
+            if work >= WORK_PER_TURN:
+                self._wake(RX_QUEUE)
                 await trio.lowlevel.checkpoint()
-            now = trio.current_time()
-            for punt in punts[begin : begin + PUNTS_PER_TURN]:
-                if (reason := self._slow_path.answer(punt, now)) is not None:
-                    self._port.count_drop(reason)
-            self._wake(RX_QUEUE)
+                now, work = trio.current_time(), 0.0
+            work += cost_of(punt.kind, len(punt.frame))
+            if (reason := self._slow_path.answer(punt, now)) is not None:
+                self._port.count_drop(reason)
+        self._wake(RX_QUEUE)
 
     def _look_for_break(self, index: int) -> None:
         """Say it once when a driver has broken its ring; a restart of the ring mends it."""

@@ -2,9 +2,8 @@
 
 Stateless in what matters: the address is the configuration's, so there is no pool and no lease
 database, and a guest that changes its DUID, declines its address or lets it expire gets the same
-one again. The first identity association for addresses (IA_NA) of a message gets it, the first for
-prefixes (IA_PD) gets all of the NIC's routed prefixes, and each further one hears that there is
-nothing left.
+one again. One identity association for addresses (IA_NA) of a message gets it, one for prefixes
+(IA_PD) gets the NIC's routed prefixes, and each further one hears that there is nothing left.
 
 RFC 8415 as far as RFC 9915 keeps it: there is no unicast and no IA_TA.
 """
@@ -12,7 +11,7 @@ RFC 8415 as far as RFC 9915 keeps it: there is no unicast and no IA_TA.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from ..model import GATEWAY_MAC, DropReason, MacAddress
@@ -46,6 +45,10 @@ REFRESH_SECONDS = 86400
 
 MAX_MESSAGE = 1232
 """Bytes of a reply in the packet of 1,280 bytes that every link carries."""
+MAX_DELEGATED = 12
+MAX_REVOKED = 3
+"""Prefixes that a reply delegates, and leases that it takes away in each identity association: with
+these all identity associations that a message can have are answered in `MAX_MESSAGE`."""
 
 SERVER_DUID = struct.pack("!HH", 3, 1) + GATEWAY_MAC.packed
 """DUID-LL of the gateway (RFC 8415, 11.4): the same on each NIC and on each host, so a guest that
@@ -85,7 +88,7 @@ class Dhcpv6Server:
     ) -> None:
         self._mac = mac.packed
         self._ipv6 = ipv6
-        self._prefixes = tuple(prefixes)
+        self._prefixes = tuple(prefixes[:MAX_DELEGATED])
         self._dns = [server.packed for server in dns_servers if server.version == 6]
         self._ntp = [server.packed for server in ntp_servers if server.version == 6]
 
@@ -160,16 +163,23 @@ class Dhcpv6Server:
 
     def _bindings(self, message: ClientMessage) -> list[bytes]:
         """An answer to each identity association."""
-        answers, taken = [], set()
+        served = [self._served(message, kind) for kind in (Option.IA_NA, Option.IA_PD)]
+        answers = []
         for ia in message.associations:
-            if ia.kind in taken:
+            if not any(ia is one for one in served):
                 answers.append(_nothing_left(message, ia))
             elif ia.kind is Option.IA_NA:
                 answers.append(self._addresses_for(message, ia))
             else:
                 answers.append(self._prefixes_for(message, ia))
-            taken.add(ia.kind)
         return answers
+
+    def _served(self, message: ClientMessage, kind: Option) -> IdentityAssociation | None:
+        """The one of its kind that has what is the NIC's already, or else the first."""
+        own = {self._ipv6, *self._prefixes}
+        candidates = [ia for ia in message.associations if ia.kind is kind]
+        having = [ia for ia in candidates if own & {*ia.addresses, *ia.prefixes}]
+        return next(iter(having or candidates), None)
 
     def _addresses_for(self, message: ClientMessage, ia: IdentityAssociation) -> bytes:
         if message.kind == MessageType.REQUEST and set(ia.addresses) - {self._ipv6}:
@@ -179,31 +189,28 @@ class Dhcpv6Server:
         given = [ia_address(self._ipv6, PREFERRED_SECONDS, VALID_SECONDS)]
         if message.kind in _EXTENDING:
             # What the client has and should not: lifetimes of 0 take it away (18.3.4).
-            others = set(ia.addresses) - {self._ipv6}
-            given += [ia_address(address, 0, 0) for address in sorted(others)]
+            others = sorted(set(ia.addresses) - {self._ipv6})
+            given += [ia_address(address, 0, 0) for address in others[:MAX_REVOKED]]
         return association(ia.kind, ia.iaid, T1_SECONDS, T2_SECONDS, given)
 
     def _prefixes_for(self, message: ClientMessage, ia: IdentityAssociation) -> bytes:
         given = [ia_prefix(net, PREFERRED_SECONDS, VALID_SECONDS) for net in self._prefixes]
         if message.kind in _EXTENDING:
-            others = set(ia.prefixes) - set(self._prefixes)
-            given += [ia_prefix(net, 0, 0) for net in sorted(others)]
+            others = sorted(set(ia.prefixes) - set(self._prefixes))
+            given += [ia_prefix(net, 0, 0) for net in others[:MAX_REVOKED]]
         if not given:
             return _nothing_left(message, ia)
-        return association(ia.kind, ia.iaid, T1_SECONDS, T2_SECONDS, given)
+        t1, t2 = (T1_SECONDS, T2_SECONDS) if self._prefixes else (0, 0)
+        return association(ia.kind, ia.iaid, t1, t2, given)
 
-    def _settings(self, message: ClientMessage) -> list[bytes]:
-        """What does not depend on an address, whether it was asked for or not."""
-        settings = []
-        if self._dns:
-            settings.append(option(Option.DNS_SERVERS, b"".join(self._dns)))
-        if self._ntp:
-            suboptions = (struct.pack("!HH", _NTP_SERVER_ADDRESS, 16) + ntp for ntp in self._ntp)
-            settings.append(option(Option.NTP_SERVER, b"".join(suboptions)))
-            # The older form, for those who ask for it (RFC 4075).
-            if Option.SNTP_SERVERS in message.requested:
-                settings.append(option(Option.SNTP_SERVERS, b"".join(self._ntp)))
-        return settings
+    def _settings(self, message: ClientMessage) -> Iterator[tuple[Option, list[bytes]]]:
+        """What does not depend on an address, whether it was asked for or not: options of lists."""
+        yield Option.DNS_SERVERS, self._dns
+        suboption = struct.pack("!HH", _NTP_SERVER_ADDRESS, 16)
+        yield Option.NTP_SERVER, [suboption + server for server in self._ntp]
+        # The older form, for those who ask for it (RFC 4075).
+        if Option.SNTP_SERVERS in message.requested:
+            yield Option.SNTP_SERVERS, self._ntp
 
     def _reply(
         self,
@@ -211,13 +218,18 @@ class Dhcpv6Server:
         options: Sequence[bytes],
         kind: MessageType = MessageType.REPLY,
     ) -> bytes:
-        """The message, with as many of the options as fit, those that matter most first."""
+        """The message: these options, and then as much of the settings as fits."""
         reply = bytes((kind,)) + message.transaction + option(Option.SERVER_ID, SERVER_DUID)
         if message.client_id is not None:
             reply += option(Option.CLIENT_ID, message.client_id)
-        for part in (*options, *self._settings(message)):
-            if len(reply) + len(part) <= MAX_MESSAGE:
-                reply += part
+        reply += b"".join(options)
+        for code, values in self._settings(message):
+            room = MAX_MESSAGE - len(reply) - len(option(code, b""))
+            fitting = [
+                value for number, value in enumerate(values, 1) if number * len(value) <= room
+            ]
+            if fitting:
+                reply += option(code, b"".join(fitting))
         return reply
 
 

@@ -1,8 +1,8 @@
 """DHCPv6 messages as bytes (RFC 8415, 7.3, 8 and 21): what a client says, and how to answer.
 
-A message is a type, a transaction id and options; options hold options. Reading is by a bounded
-cursor, two levels deep because there is nothing below that a server has to know, and leaves with
-`Malformed` or with values.
+A message is a type, a transaction id and options; options hold options. Reading goes two levels
+deep, because there is nothing below that a server has to know, and leaves with `Malformed` or with
+values.
 """
 
 from __future__ import annotations
@@ -19,10 +19,21 @@ from .packet import Cursor, Malformed
 
 MAX_DUID = 130
 """Bytes of a DUID: a type of two and at most 128 more (RFC 8415, 11.1)."""
-MAX_IAS = 16
-"""Identity associations of one message that are looked at; no client has as many."""
-MAX_ADDRESSES = 16
-"""Addresses or prefixes of one identity association that are looked at."""
+MAX_REQUEST = 1472
+"""Bytes of a message: what an Ethernet frame carries, and more than any client has to say."""
+MAX_OPTIONS = 64
+"""Options of one message or of one identity association; no client has half as many."""
+MAX_IAS = 8
+"""Identity associations of one message; no client has as many."""
+MAX_LEASES = 16
+"""Addresses or prefixes of one identity association."""
+
+
+_HEAD_SIZE = 4
+"""Type and transaction id."""
+_IA_HEAD_SIZE = 12
+"""IAID, T1 and T2."""
+_OPTION = struct.Struct("!HH")
 
 
 class MessageType(enum.IntEnum):
@@ -74,7 +85,10 @@ class Status(enum.IntEnum):
 
 @attrs.frozen
 class IdentityAssociation:
-    """An IA_NA or IA_PD of a client: its id, and the addresses or prefixes that it names."""
+    """An IA_NA or IA_PD of a client: its id, and the addresses or prefixes that it names.
+
+    Those that are hints are left out: an address :: or a prefix ::/n asks for any.
+    """
 
     kind: Option
     iaid: bytes
@@ -98,13 +112,13 @@ class ClientMessage:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Raises Malformed when an option goes past the end or has not its form."""
-        cursor = Cursor(data)
-        kind, transaction = cursor.get_uint8(), cursor.get_bytes(3)
-        options = read_options(cursor)
+        """Raises Malformed: too long, or an option goes past the end or has not its form."""
+        if not _HEAD_SIZE <= len(data) <= MAX_REQUEST:
+            raise Malformed(f"a message of {len(data)} bytes")
+        options = read_options(data, _HEAD_SIZE)
         return cls(
-            kind=kind,
-            transaction=transaction,
+            kind=data[0],
+            transaction=data[1:_HEAD_SIZE],
             client_id=_duid(options, Option.CLIENT_ID),
             server_id=_duid(options, Option.SERVER_ID),
             associations=tuple(_associations(options)),
@@ -113,12 +127,19 @@ class ClientMessage:
         )
 
 
-def read_options(cursor: Cursor) -> list[tuple[int, bytes]]:
-    """All options up to the end, in their order. Raises Malformed."""
+def read_options(data: bytes, start: int) -> list[tuple[int, bytes]]:
+    """All options from `start` up to the end, in their order. Raises Malformed."""
     options = []
-    while cursor.remaining():
-        code, length = cursor.get_uint16(), cursor.get_uint16()
-        options.append((code, cursor.get_bytes(length)))
+    end = len(data)
+    while start < end:
+        if end - start < _OPTION.size or len(options) == MAX_OPTIONS:
+            raise Malformed("half an option, or too many of them")
+        code, length = _OPTION.unpack_from(data, start)
+        start += _OPTION.size
+        if length > end - start:
+            raise Malformed("an option past the end")
+        options.append((code, data[start : start + length]))
+        start += length
     return options
 
 
@@ -146,20 +167,29 @@ def _associations(options: Iterable[tuple[int, bytes]]) -> list[IdentityAssociat
     found = [(code, value) for code, value in options if code in (Option.IA_NA, Option.IA_PD)]
     if len(found) > MAX_IAS:
         raise Malformed(f"more than {MAX_IAS} identity associations")
-    return [_association(Option(code), Cursor(value)) for code, value in found]
+    return [_association(Option(code), value) for code, value in found]
 
 
-def _association(kind: Option, cursor: Cursor) -> IdentityAssociation:
+def _association(kind: Option, data: bytes) -> IdentityAssociation:
     """IAID, T1, T2, then options (RFC 8415, 21.4 and 21.21)."""
-    iaid = cursor.get_bytes(4)
-    cursor.get_bytes(8)
+    if len(data) < _IA_HEAD_SIZE:
+        raise Malformed("half an identity association")
+    iaid = data[:4]
     wanted = Option.IA_ADDRESS if kind is Option.IA_NA else Option.IA_PREFIX
-    values = [Cursor(value) for code, value in read_options(cursor) if code == wanted]
-    if len(values) > MAX_ADDRESSES:
-        raise Malformed(f"more than {MAX_ADDRESSES} addresses in an identity association")
+    values = [Cursor(value) for code, value in read_options(data, _IA_HEAD_SIZE) if code == wanted]
+    if len(values) > MAX_LEASES:
+        raise Malformed(f"more than {MAX_LEASES} leases in an identity association")
     if kind is Option.IA_NA:
-        return IdentityAssociation(kind, iaid, addresses=tuple(map(_address, values)))
-    return IdentityAssociation(kind, iaid, prefixes=tuple(map(_prefix, values)))
+        addresses = map(_address, values)
+        return IdentityAssociation(kind, iaid, addresses=tuple(filter(_is_named, addresses)))
+    prefixes = map(_prefix, values)
+    return IdentityAssociation(
+        kind, iaid, prefixes=tuple(net for net in prefixes if _is_named(net.network_address))
+    )
+
+
+def _is_named(address: IPv6Address) -> bool:
+    return not address.is_unspecified
 
 
 def _address(cursor: Cursor) -> IPv6Address:
@@ -170,7 +200,7 @@ def _address(cursor: Cursor) -> IPv6Address:
 
 
 def _prefix(cursor: Cursor) -> IPv6Network:
-    """RFC 8415, 21.22; a length alone, with the prefix ::, is a hint too."""
+    """RFC 8415, 21.22."""
     cursor.get_bytes(8)
     length, prefix = cursor.get_uint8(), cursor.get_bytes(16)
     if length > 128:
@@ -183,7 +213,7 @@ def _prefix(cursor: Cursor) -> IPv6Network:
 
 def option(code: Option, value: bytes) -> bytes:
     """RFC 8415, 21.1."""
-    return struct.pack("!HH", code, len(value)) + value
+    return _OPTION.pack(code, len(value)) + value
 
 
 def status(code: Status, text: str) -> bytes:

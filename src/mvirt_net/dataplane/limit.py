@@ -13,6 +13,9 @@ import attrs
 
 from ..model import PuntKind
 
+ORDINARY_SIZE = 350
+"""Bytes of the longest frame that costs no more than its kind does: an IPv4 DHCP message."""
+
 COSTS: Mapping[PuntKind, float] = {
     PuntKind.ARP: 4.0,
     PuntKind.DHCPV4: 100.0,
@@ -22,12 +25,29 @@ COSTS: Mapping[PuntKind, float] = {
     PuntKind.DHCPV6: 33.0,
     PuntKind.ICMP_ERROR: 9.0,
 }
-"""Microseconds for one frame with its way to the service and back."""
+"""Microseconds for one frame of ordinary size, with its way to the service and back."""
+
+_PER_BYTE: Mapping[PuntKind, float] = {
+    PuntKind.ARP: 0.01,
+    PuntKind.DHCPV4: 0.7,
+    PuntKind.ICMPV4: 0.005,
+    PuntKind.NDP: 0.01,
+    PuntKind.ICMPV6: 0.01,
+    PuntKind.DHCPV6: 0.3,
+    PuntKind.ICMP_ERROR: 0.0,
+}
+"""Microseconds for each byte more, of the worst that a guest can write into it: a message full of
+options, or one that is copied and summed up."""
 RATE = 200_000.0
 """Microseconds of work for one guest in each second: a fifth of a processor, which is 25,000 pings
 or 2,000 DHCP messages."""
 BURST = 50_000.0
 """Microseconds of work that a guest may save up while it asks nothing."""
+
+
+def cost_of(kind: PuntKind, size: int) -> float:
+    """Microseconds that a frame of `size` bytes takes at most."""
+    return COSTS[kind] + max(0, size - ORDINARY_SIZE) * _PER_BYTE[kind]
 
 
 @attrs.define(eq=False)

@@ -52,6 +52,9 @@ SOLICITED_NODE = bytes.fromhex("ff02" + "00" * 9 + "01ff000001")
 """The solicited-node group of fe80::1 (RFC 4291, 2.7.1)."""
 ALL_ROUTERS = bytes.fromhex("ff02" + "00" * 13 + "02")
 
+MAX_OPTIONS = 16
+"""Options of one message that are looked at; guests send one or two."""
+
 _MANAGED = 0x80
 _OTHER = 0x40
 _ADVERTISED_HOP_LIMIT = 64
@@ -183,14 +186,18 @@ def options_in(cursor: Cursor) -> dict[int, bytes]:
     """All options up to the end, by type, the first of each (RFC 4861, 4.6).
 
     Raises:
-        Malformed: an option of length 0, or past the end.
+        Malformed: an option of length 0, or past the end, or too many of them.
     """
     options: dict[int, bytes] = {}
-    while cursor.remaining():
+    for _ in range(MAX_OPTIONS):
+        if not cursor.remaining():
+            return options
         kind, units = cursor.get_uint8(), cursor.get_uint8()
         if units == 0:
             raise Malformed("an option of length 0")
         options.setdefault(kind, cursor.get_bytes(8 * units - 2))
+    if cursor.remaining():
+        raise Malformed(f"more than {MAX_OPTIONS} options")
     return options
 
 

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from ..model import (
     DEFAULT_DNS_SERVERS,
+    MIN_IPV6_MTU,
     DropReason,
     MacAddress,
     Netmask,
@@ -75,7 +76,8 @@ def _ipv6_services(
 ) -> Mapping[PuntKind, Service]:
     dns_servers = network.dns_servers or DEFAULT_DNS_SERVERS
     return {
-        PuntKind.NDP: NdpResponder(mac, mtu=mtu, dns_servers=dns_servers),
+        # A guest that was told less cannot use it for IPv6, and would ignore such an advertisement.
+        PuntKind.NDP: NdpResponder(mac, mtu=max(mtu, MIN_IPV6_MTU), dns_servers=dns_servers),
         PuntKind.ICMPV6: Icmpv6Responder(mac),
         PuntKind.DHCPV6: Dhcpv6Server(
             mac,

@@ -13,7 +13,7 @@ import structlog
 from ..ffi import Punt
 from ..model import DropReason, MacAddress, PuntKind
 from .icmp_errors import IcmpErrorBuilder
-from .limit import COSTS, WorkLimit
+from .limit import WorkLimit, cost_of
 from .packet import Service
 from .services import UNSERVED
 
@@ -54,7 +54,7 @@ class SlowPath:
             counts for nothing, as the core has counted what it was about.
         """
         reason = UNSERVED[punt.kind]
-        if not self._limit.take(COSTS[punt.kind], now):
+        if not self._limit.take(cost_of(punt.kind, len(punt.frame)), now):
             reason = DropReason.PUNT_LIMIT
         else:
             try:

@@ -111,6 +111,12 @@ static unsigned int ttl(struct mv_packet *packet)
 	return mv_packet_ip(packet)[packet->family == MV_IPV4 ? 8 : 7];
 }
 
+/* To all hosts of a subnet: nobody here has that address, and no error may be sent about it. */
+static bool is_subnet_broadcast(const struct mv_network *network, struct mv_packet *packet)
+{
+	return packet->family == MV_IPV4 && mv_network_is_broadcast(network, mv_packet_target(packet));
+}
+
 /* A packet for somebody else. */
 static struct mv_verdict route(mv_port *port, struct mv_packet *packet)
 {
@@ -118,17 +124,19 @@ static struct mv_verdict route(mv_port *port, struct mv_packet *packet)
 
 	if (source_is_spoofed(port, packet))
 		return drop(MV_DROP_SOURCE_ADDRESS);
+	hop = mv_route_run(port->network, &port->to, packet->family, mv_packet_target(packet));
+	if (!hop.port && is_subnet_broadcast(port->network, packet))
+		return drop(MV_DROP_MULTICAST);
 	if (ttl(packet) <= 1)
 		return drop_and_tell(packet, MV_DROP_TTL_EXCEEDED, MV_ICMP_TIME_EXCEEDED);
-	hop = mv_route_run(port->network, &port->to, packet->family, mv_packet_target(packet));
 	if (!hop.port && !hop.on_link)
 		return drop_and_tell(packet, MV_DROP_NO_ROUTE, MV_ICMP_NET_UNREACHABLE);
 	/* A guest that sends back what is behind it would get it again and again. */
 	if (!hop.port || hop.port == port)
 		return drop_and_tell(packet, MV_DROP_HOST_UNREACHABLE, MV_ICMP_HOST_UNREACHABLE);
-	if (mv_offload_ip_size(packet) > hop.port->mtu &&
+	if (mv_offload_ip_size(packet) > mv_port_mtu(hop.port, packet->family) &&
 	    (packet->dont_fragment || packet->offload.gso_type != MV_GSO_NONE))
-		return too_big(packet, hop.port->mtu);
+		return too_big(packet, mv_port_mtu(hop.port, packet->family));
 	if (!mv_port_is_up(hop.port)) {
 		hop.port->stats.drops[MV_DROP_RX_RING_DOWN]++;
 		return drop_and_tell(packet, MV_DROP_HOST_UNREACHABLE, MV_ICMP_HOST_UNREACHABLE);
@@ -187,7 +195,7 @@ static struct mv_verdict classify_ipv4(mv_port *port, struct mv_packet *packet)
 	if (ipv4_source_is_wrong(mv_packet_source(packet)))
 		return drop(MV_DROP_IP_MALFORMED);
 	if (!memcmp(target, gateway_ipv4, 4))
-		return classify_local_ipv4(port, packet, false);
+		return classify_local_ipv4(port, packet, packet->head[0] & 1);
 	if (!memcmp(target, broadcast_ipv4, 4))
 		return classify_local_ipv4(port, packet, true);
 	/* Multicast (224/4) and whatever else was for a group of the link stay here. */

@@ -224,6 +224,7 @@ enum {
 	MV_ETH_SIZE = 14,
 	MV_IPV4_SIZE = 20,
 	MV_IPV6_SIZE = 40,
+	MV_IPV6_MTU = 1280,	/* at least, of every link */
 	MV_TCP_SIZE = 20,
 	MV_UDP_SIZE = 8,
 
@@ -254,6 +255,7 @@ struct mv_packet {
 	enum mv_family family;
 	bool fragment;
 	bool dont_fragment;
+	bool rerouted;		/* IPv6: its target is not the one of its checksum */
 	uint8_t protocol;	/* after all extension headers */
 	uint32_t l4;		/* where the transport header begins; 0: in another fragment */
 	uint32_t payload;	/* where the transport payload begins, known for offloads only */
@@ -318,8 +320,11 @@ bool mv_offload_takes_gso(const struct mv_net_hdr *offload, enum mv_family famil
 
 /*
  * The transport checksum of `length` bytes from l4 on, of which the first `in_head` are in head and
- * the others are read. Stored in head's checksum field.
+ * the others are read. Stored in head's checksum field. fill() does not rely on what the driver has
+ * put there; finish() takes it for the sum of the pseudo-header, as it should be.
  */
+void mv_offload_finish(uint8_t *head, const struct mv_net_hdr *offload, uint8_t protocol,
+		       uint32_t in_head, struct mv_reader rest, uint32_t length);
 void mv_offload_fill(uint8_t *head, enum mv_family family, const struct mv_net_hdr *offload,
 		     uint8_t protocol, uint32_t in_head, struct mv_reader rest, uint32_t length);
 
@@ -370,6 +375,9 @@ struct mv_hop mv_route_run(const struct mv_network *network, struct mv_route_mem
 			   enum mv_family family, const uint8_t *address);
 
 unsigned int mv_network_mtu(const struct mv_network *network);
+
+/* Whether an IPv4 address is that of all hosts of one of the network's subnets (RFC 919, 7). */
+bool mv_network_is_broadcast(const struct mv_network *network, const uint8_t *address);
 
 /* A port begins or ends to be in a network; with the end go its routes. */
 void mv_network_enter(struct mv_network *network);
@@ -422,6 +430,12 @@ struct mv_port {
 
 struct mv_ring_features mv_port_ring_features(const mv_port *port);
 
+/* The largest IP packet for the guest, in bytes; every IPv6 link carries 1280 (RFC 8200, 5). */
+static inline unsigned int mv_port_mtu(const mv_port *port, enum mv_family family)
+{
+	return family == MV_IPV6 && port->mtu < MV_IPV6_MTU ? MV_IPV6_MTU : port->mtu;
+}
+
 /* mv_ring_publish(), counted. */
 void mv_port_publish(mv_port *port, struct mv_ring *ring);
 
@@ -432,6 +446,8 @@ struct mv_turn {
 	uint64_t deadline;	/* ns of CLOCK_MONOTONIC */
 	uint64_t bytes;
 	unsigned int work;	/* since the last look at the clock; descriptors are added by hand */
+	bool over;		/* its time, that is */
+	bool overdue;		/* no more pieces of the packet that is at work, either */
 };
 
 struct mv_turn mv_turn_begin(void);
@@ -451,10 +467,10 @@ struct mv_rx {
 struct mv_rx mv_rx_open(mv_port *port, struct mv_turn *turn);
 
 /*
- * Deliver a frame, or keep a copy of it in the backlog, or drop it: counted at the receiver.
- * Nothing is published yet.
+ * Deliver a frame, or keep a copy of it in the backlog: 0; or the negated reason to drop it, which
+ * the caller has to count at the receiver. Nothing is published yet.
  */
-void mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame);
+int mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame);
 
 /* ---- forward.c: from one NIC to another ---- */
 

@@ -83,9 +83,14 @@ static void fill_checksum(struct mv_packet *packet)
 {
 	uint32_t l4 = packet->l4;
 
-	mv_offload_fill(packet->head, packet->family, &packet->offload, packet->protocol,
-			packet->head_length - l4, payload_of(packet, packet->head_length),
-			packet->length - l4);
+	if (packet->rerouted)
+		mv_offload_finish(packet->head, &packet->offload, packet->protocol,
+				  packet->head_length - l4, payload_of(packet, packet->head_length),
+				  packet->length - l4);
+	else
+		mv_offload_fill(packet->head, packet->family, &packet->offload, packet->protocol,
+				packet->head_length - l4, payload_of(packet, packet->head_length),
+				packet->length - l4);
 	packet->offload = (struct mv_net_hdr){ 0 };
 }
 
@@ -97,20 +102,35 @@ static void forward_whole(struct mv_rx *to, struct mv_packet *packet)
 		.rest = payload_of(packet, packet->head_length),
 		.length = packet->length,
 	};
+	int r;
 
 	if (packet->offload.flags && !(to->port->features & MV_F_GUEST_CSUM))
 		fill_checksum(packet);
 	frame.hdr = packet->offload;
-	mv_rx_push(to, &frame);
+	r = mv_rx_push(to, &frame);
+	if (r < 0)
+		mv_port_count_drop(to->port, (unsigned int)-r);
 }
 
-/* ---- segments ---- */
+/* ---- pieces ---- */
 
 struct piece {
 	uint32_t offset;	/* of its payload in the packet's payload */
 	uint32_t length;	/* of its payload */
 	bool last;
 };
+
+/*
+ * A packet of `total` bytes of payload in pieces of `room` was lost from `offset` on. Where one piece
+ * finds no place the next one would not either, and trying would let two guests make any amount of
+ * work of one packet.
+ */
+static void drop_rest(struct mv_rx *to, int r, uint32_t total, uint32_t offset, uint32_t room)
+{
+	to->port->stats.drops[-r] += (total - offset + room - 1) / room;
+}
+
+/* ---- segments ---- */
 
 static void patch_ip(uint8_t *head, enum mv_family family, uint32_t length, unsigned int number)
 {
@@ -139,9 +159,9 @@ static void patch_transport(uint8_t *l4, const struct mv_packet *packet, const s
 }
 
 /* One segment, its payload read from where `payload` has got to. */
-static void push_segment(struct mv_rx *to, const struct mv_packet *packet,
-			 const struct piece *piece, unsigned int number,
-			 const struct mv_reader *payload)
+static int push_segment(struct mv_rx *to, const struct mv_packet *packet,
+			const struct piece *piece, unsigned int number,
+			const struct mv_reader *payload)
 {
 	uint32_t header = packet->payload, l4 = packet->l4;
 	uint8_t head[MV_HEAD];
@@ -166,7 +186,7 @@ static void push_segment(struct mv_rx *to, const struct mv_packet *packet,
 		mv_offload_fill(head, packet->family, &packet->offload, packet->protocol, header - l4,
 				*payload, frame.length - l4);
 	}
-	mv_rx_push(to, &frame);
+	return mv_rx_push(to, &frame);
 }
 
 static void forward_segments(struct mv_rx *to, const struct mv_packet *packet)
@@ -176,9 +196,15 @@ static void forward_segments(struct mv_rx *to, const struct mv_packet *packet)
 	struct piece piece = { 0 };
 
 	for (unsigned int number = 0; piece.offset < total; number++) {
+		int r;
+
 		piece.length = total - piece.offset < size ? total - piece.offset : size;
 		piece.last = piece.offset + piece.length == total;
-		push_segment(to, packet, &piece, number, &payload);
+		r = push_segment(to, packet, &piece, number, &payload);
+		if (r < 0) {
+			drop_rest(to, r, total, piece.offset, size);
+			return;
+		}
 		mv_reader_skip(&payload, piece.length);
 		piece.offset += piece.length;
 	}
@@ -198,8 +224,8 @@ static void blank_options(uint8_t *options, uint32_t length)
 	}
 }
 
-static void push_fragment(struct mv_rx *to, const struct mv_packet *packet, uint32_t header,
-			  const struct piece *piece, const struct mv_reader *payload)
+static int push_fragment(struct mv_rx *to, const struct mv_packet *packet, uint32_t header,
+			 const struct piece *piece, const struct mv_reader *payload)
 {
 	uint8_t head[MV_HEAD];
 	uint8_t *ip = head + MV_ETH_SIZE;
@@ -219,7 +245,7 @@ static void push_fragment(struct mv_rx *to, const struct mv_packet *packet, uint
 	if (piece->offset > 0)
 		blank_options(ip + MV_IPV4_SIZE, header - MV_ETH_SIZE - MV_IPV4_SIZE);
 	fill_ipv4_checksum(ip);
-	mv_rx_push(to, &frame);
+	return mv_rx_push(to, &frame);
 }
 
 /* What follows the first `header` bytes, as a chain: first the private bytes, then the guest's. */
@@ -256,10 +282,15 @@ static void forward_fragments(struct mv_rx *to, struct mv_packet *packet)
 	splice(&chain, packet, header);
 	while (piece.offset < total) {
 		uint32_t left = total - piece.offset;
+		int r;
 
 		piece.last = header + left <= mtu;
 		piece.length = piece.last ? left : room;
-		push_fragment(to, packet, header, &piece, &payload);
+		r = push_fragment(to, packet, header, &piece, &payload);
+		if (r < 0) {
+			drop_rest(to, r, total, piece.offset, room);
+			return;
+		}
 		mv_reader_skip(&payload, piece.length);
 		piece.offset += piece.length;
 	}
@@ -272,7 +303,7 @@ void mv_forward(struct mv_rx *to, struct mv_packet *packet)
 	rewrite(packet, to->port);
 	if (gso && !mv_offload_takes_gso(&packet->offload, packet->family, to->port->features))
 		forward_segments(to, packet);
-	else if (mv_offload_ip_size(packet) > to->port->mtu)
+	else if (mv_offload_ip_size(packet) > mv_port_mtu(to->port, packet->family))
 		forward_fragments(to, packet);
 	else
 		forward_whole(to, packet);

@@ -31,7 +31,7 @@ enum mv_limit {
 	MV_MIN_RING_SIZE = 2,
 	MV_MAX_RING_SIZE = 32768,	/* virtio 1.2, 2.7 */
 	MV_MAX_CHAIN = 1024,		/* descriptors of one chain, its indirect table included */
-	MV_MAX_FRAME = 14 + 65535,	/* Ethernet header and the largest IP packet */
+	MV_MAX_FRAME = 14 + 65535,	/* Ethernet and an IP packet; IPv6 allows 40 more, no stack uses them */
 	MV_BACKLOG = 256,		/* frames kept for a guest that gives no RX buffers */
 	MV_BACKLOG_BYTES = 1 << 20,	/* and their bytes */
 	MV_PUNT_FRAMES = 64,		/* slow-path frames of one drain */

@@ -105,7 +105,7 @@ static bool rebuild_gso(struct mv_packet *packet, const struct mv_net_hdr *hdr)
 
 	if (gso == MV_GSO_NONE)
 		return hdr->gso_type == MV_GSO_NONE;
-	if (!fits(gso, packet) || hdr->gso_size == 0 ||
+	if (packet->rerouted || !fits(gso, packet) || hdr->gso_size == 0 ||
 	    payload > (uint32_t)hdr->gso_size * MAX_SEGMENTS)
 		return false;
 	if ((hdr->gso_type & MV_GSO_ECN) && packet->protocol != MV_PROTO_TCP)
@@ -179,19 +179,28 @@ static uint8_t *checksum_field(uint8_t *head, const struct mv_net_hdr *offload)
 void mv_offload_fill(uint8_t *head, enum mv_family family, const struct mv_net_hdr *offload,
 		     uint8_t protocol, uint32_t in_head, struct mv_reader rest, uint32_t length)
 {
-	uint8_t *field = checksum_field(head, offload);
+	struct mv_sum sum = { 0 };
+	uint16_t pseudo;
+
+	add_pseudo_header(&sum, head, family, protocol, length);
+	pseudo = (uint16_t)~mv_sum_finish(&sum);
+	memcpy(checksum_field(head, offload), &pseudo, sizeof(pseudo));
+	mv_offload_finish(head, offload, protocol, in_head, rest, length);
+}
+
+void mv_offload_finish(uint8_t *head, const struct mv_net_hdr *offload, uint8_t protocol,
+		       uint32_t in_head, struct mv_reader rest, uint32_t length)
+{
 	struct mv_sum sum = { 0 };
 	uint16_t checksum;
 
-	memset(field, 0, sizeof(checksum));
-	add_pseudo_header(&sum, head, family, protocol, length);
 	mv_sum_add(&sum, head + offload->csum_start, in_head);
 	mv_sum_read(&sum, &rest, length - in_head);
 	checksum = mv_sum_finish(&sum);
 	/* In UDP 0 means that there is none (RFC 768); in TCP both zeros are as good. */
 	if (checksum == 0 && protocol == MV_PROTO_UDP)
 		checksum = 0xffff;
-	memcpy(field, &checksum, sizeof(checksum));
+	memcpy(checksum_field(head, offload), &checksum, sizeof(checksum));
 }
 
 void mv_offload_prepare(uint8_t *head, enum mv_family family, const struct mv_net_hdr *offload,

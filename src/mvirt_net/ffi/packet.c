@@ -40,6 +40,7 @@ void mv_packet_begin(struct mv_packet *packet, const struct mv_chain *chain, uin
 	packet->skip = skip;
 	packet->fragment = false;
 	packet->dont_fragment = false;
+	packet->rerouted = false;
 	packet->l4 = 0;
 	packet->payload = 0;
 	packet->offload = (struct mv_net_hdr){ 0 };
@@ -186,6 +187,9 @@ static int walk_extensions(struct mv_packet *packet)
 		}
 		if (!mv_packet_need(packet, at + (uint32_t)size))
 			return -MV_DROP_IP_MALFORMED;
+		/* With segments left the packet goes on from its target to others (RFC 8200, 4.4). */
+		if (packet->protocol == HEADER_ROUTING && packet->head[at + 3] > 0)
+			packet->rerouted = true;
 		if (packet->protocol == HEADER_FRAGMENT) {
 			uint32_t offset = mv_get16(packet->head + at + 2) & FRAGMENT_OFFSET;
 

@@ -206,6 +206,7 @@ int mv_ring_set_err(mv_port *port, unsigned int queue, int fd)
 /* So that a guest without end does not hold up the others. */
 enum {
 	TURN_NS = 50 * 1000,
+	GRACE_NS = 150 * 1000,	/* more, for the packet that is being sent on in pieces */
 	TURN_BYTES = 1 << 20,
 	CLOCK_EVERY = 32,	/* descriptors and frames between looks at the clock: 25 ns each */
 };
@@ -222,12 +223,14 @@ bool mv_turn_is_over(struct mv_turn *turn, uint64_t bytes)
 {
 	turn->bytes += bytes;
 	turn->work++;
-	if (turn->bytes >= TURN_BYTES)
-		return true;
-	if (turn->work < CLOCK_EVERY)
-		return false;
-	turn->work = 0;
-	return now_ns() >= turn->deadline;
+	if (turn->work >= CLOCK_EVERY) {
+		uint64_t now = now_ns();
+
+		turn->work = 0;
+		turn->over = now >= turn->deadline;
+		turn->overdue = now >= turn->deadline + GRACE_NS;
+	}
+	return turn->over || turn->bytes >= TURN_BYTES;
 }
 
 struct mv_turn mv_turn_begin(void)

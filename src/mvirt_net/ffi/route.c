@@ -53,6 +53,8 @@ struct mv_network {
 	unsigned int mtu;
 	unsigned int ports;
 	bool orphaned;		/* goes with its last port */
+	uint32_t *broadcasts;	/* the last address of each IPv4 subnet that keeps it for all hosts */
+	size_t n_broadcasts;
 	uint64_t edition;	/* one more with each change of a route; 0: it has none yet */
 	struct book books[MV_FAMILIES];
 	struct mv_map *maps[MV_FAMILIES];
@@ -370,6 +372,7 @@ static void network_release(mv_network *network)
 		free(network->books[family].entries);
 		map_free(network->maps[family]);
 	}
+	free(network->broadcasts);
 	free(network);
 }
 
@@ -382,9 +385,46 @@ void mv_network_free(mv_network *network)
 		network_release(network);
 }
 
+/* A link of two keeps no address for all hosts (RFC 3021). */
+static bool has_broadcast(const struct mv_prefix *prefix)
+{
+	return prefix->family == MV_IPV4 && prefix->length <= 30;
+}
+
+static uint32_t ipv4_of(const uint8_t *address)
+{
+	return (uint32_t)load_address(MV_IPV4, address);
+}
+
 int mv_network_set_subnets(mv_network *network, const struct mv_prefix *prefixes, size_t n)
 {
-	return set_prefixes(network, (struct mv_hop){ .on_link = true }, prefixes, n);
+	uint32_t *broadcasts = malloc((n + 1) * sizeof(*broadcasts));
+	size_t used = 0;
+	int r;
+
+	if (!broadcasts)
+		return -ENOMEM;
+	r = set_prefixes(network, (struct mv_hop){ .on_link = true }, prefixes, n);
+	if (r < 0) {
+		free(broadcasts);
+		return r;
+	}
+	for (size_t i = 0; i < n; i++)
+		if (has_broadcast(&prefixes[i]))
+			broadcasts[used++] = ipv4_of(prefixes[i].address) |
+					     (uint32_t)low_bits(32U - prefixes[i].length);
+	free(network->broadcasts);
+	network->broadcasts = broadcasts;
+	network->n_broadcasts = used;
+	return 0;
+}
+
+bool mv_network_is_broadcast(const struct mv_network *network, const uint8_t *address)
+{
+	for (size_t i = 0; i < network->n_broadcasts; i++)
+		if (network->broadcasts[i] == ipv4_of(address))
+			return true;
+	return false;
 }
 
 int64_t mv_network_lookup(const mv_network *network, const struct mv_prefix *host)

@@ -30,44 +30,40 @@ void mv_backlog_clear(mv_port *port)
 		backlog_pop(port);
 }
 
-/* Keep a copy of a frame for later: 1, or 0 when it was dropped and counted. */
+/* Keep a copy of a frame for later: 0, or the negated reason why it was dropped. */
 static int backlog_add(mv_port *port, const struct mv_frame *frame)
 {
 	struct mv_backlog_frame *entry;
 	struct mv_reader rest = frame->rest;
 
 	if (port->backlog_length == MV_BACKLOG ||
-	    port->backlog_bytes + frame->length > MV_BACKLOG_BYTES) {
-		mv_port_count_drop(port, MV_DROP_RX_BACKLOG_FULL);
-		return 0;
-	}
+	    port->backlog_bytes + frame->length > MV_BACKLOG_BYTES)
+		return -MV_DROP_RX_BACKLOG_FULL;
 	entry = &port->backlog[(port->backlog_first + port->backlog_length) % MV_BACKLOG];
 	entry->data = malloc(frame->length);
-	if (!entry->data) {
-		mv_port_count_drop(port, MV_DROP_NO_MEMORY);
-		return 0;
-	}
+	if (!entry->data)
+		return -MV_DROP_NO_MEMORY;
 	entry->hdr = frame->hdr;
 	entry->length = frame->length;
 	memcpy(entry->data, frame->head, frame->head_length);
 	mv_reader_read(&rest, entry->data + frame->head_length, frame->length - frame->head_length);
 	port->backlog_length++;
 	port->backlog_bytes += frame->length;
-	return 1;
+	return 0;
 }
 
 int mv_port_enqueue(mv_port *port, const uint8_t *data, size_t length)
 {
 	struct mv_frame frame = { .head = data, .head_length = (uint32_t)length };
+	int r;
 
 	if (length < MV_ETH_SIZE || length > MV_MAX_FRAME)
 		return -EINVAL;
-	if (!mv_port_is_up(port)) {
-		mv_port_count_drop(port, MV_DROP_RX_RING_DOWN);
-		return 0;
-	}
 	frame.length = (uint32_t)length;
-	return backlog_add(port, &frame);
+	r = mv_port_is_up(port) ? backlog_add(port, &frame) : -MV_DROP_RX_RING_DOWN;
+	if (r < 0)
+		mv_port_count_drop(port, (unsigned int)-r);
+	return r == 0;
 }
 
 unsigned int mv_port_backlog(const mv_port *port)
@@ -244,27 +240,23 @@ static enum delivery deliver(struct mv_rx *rx, const struct mv_frame *frame)
 	return result;
 }
 
-/* Count what became of a frame of so many bytes: false when it has yet to be delivered. */
-static bool settle(mv_port *port, enum delivery delivery, uint32_t length)
+static void count_delivered(mv_port *port, uint32_t length)
+{
+	port->stats.rx_frames++;
+	port->stats.rx_bytes += length;
+}
+
+/* Why a frame was lost; 0: it was not. */
+static int lost(enum delivery delivery)
 {
 	switch (delivery) {
-	case DELIVERED:
-		port->stats.rx_frames++;
-		port->stats.rx_bytes += length;
-		return true;
 	case TOO_SMALL:
-		mv_port_count_drop(port, MV_DROP_RX_BUFFER_TOO_SMALL);
-		return true;
+		return -MV_DROP_RX_BUFFER_TOO_SMALL;
 	case BAD_BUFFER:
-		mv_port_count_drop(port, MV_DROP_RX_BUFFER_INVALID);
-		return true;
-	case RING_BROKEN:
-	case NO_BUFFERS:
-	case FEW_BUFFERS:
-	case TURN_OVER:
-		return false;
+		return -MV_DROP_RX_BUFFER_INVALID;
+	default:
+		return 0;
 	}
-	return false;
 }
 
 /* Move frames until the backlog, the ring or the turn ends; the last frame's delivery. */
@@ -283,7 +275,11 @@ static enum delivery move_backlog(struct mv_rx *rx)
 		};
 
 		delivery = deliver(rx, &frame);
-		if (!settle(port, delivery, frame.length))
+		if (delivery == DELIVERED)
+			count_delivered(port, frame.length);
+		else if (lost(delivery))
+			mv_port_count_drop(port, (unsigned int)-lost(delivery));
+		else
 			return delivery;
 		backlog_pop(port);
 		if (mv_turn_is_over(rx->turn, frame.length))
@@ -292,27 +288,26 @@ static enum delivery move_backlog(struct mv_rx *rx)
 	return delivery;
 }
 
-void mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame)
+int mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame)
 {
 	mv_port *port = rx->port;
 	enum delivery delivery = NO_BUFFERS;
 
-	rx->turn->work++;
-	if (!mv_port_is_up(port)) {
-		mv_port_count_drop(port, MV_DROP_RX_RING_DOWN);
-		return;
-	}
+	mv_turn_is_over(rx->turn, 0);
 	/* In their order: what waits goes first. */
-	if (port->backlog_length > 0)
-		move_backlog(rx);
-	if (port->backlog_length == 0)
-		delivery = deliver(rx, frame);
-	if (settle(port, delivery, frame->length))
-		return;
-	if (port->rings[MV_RX].broken)
-		mv_port_count_drop(port, MV_DROP_RX_RING_DOWN);
-	else
-		backlog_add(port, frame);
+	if (mv_port_is_up(port) && !rx->turn->overdue) {
+		if (port->backlog_length > 0)
+			move_backlog(rx);
+		if (port->backlog_length == 0)
+			delivery = deliver(rx, frame);
+	}
+	if (delivery == DELIVERED) {
+		count_delivered(port, frame->length);
+		return 0;
+	}
+	if (lost(delivery))
+		return lost(delivery);
+	return mv_port_is_up(port) ? backlog_add(port, frame) : -MV_DROP_RX_RING_DOWN;
 }
 
 /* Frames are left: ask the driver for what they wait for. */
@@ -335,10 +330,13 @@ int mv_port_flush(mv_port *port)
 	struct mv_rx rx;
 	enum delivery last;
 
-	if (!mv_port_is_up(port) || port->backlog_length == 0)
+	if (!mv_port_is_up(port))
 		return MV_NEXT_NOTHING;
+	/* Also with nothing left to move: who sends the next frame has to see that nobody waits. */
 	if (ring->armed)
 		mv_ring_refuse_kicks(ring, mv_port_ring_features(port));
+	if (port->backlog_length == 0)
+		return MV_NEXT_NOTHING;
 	rx = mv_rx_open(port, &turn);
 	last = move_backlog(&rx);
 	mv_port_publish(port, ring);
