@@ -129,7 +129,7 @@ class ClientMessage:
 
 def read_options(data: bytes, start: int) -> list[tuple[int, bytes]]:
     """All options from `start` up to the end, in their order. Raises Malformed."""
-    options = []
+    options: list[tuple[int, bytes]] = []
     end = len(data)
     while start < end:
         if end - start < _OPTION.size or len(options) == MAX_OPTIONS:
