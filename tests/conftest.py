@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+HUGE_PAGES = 16
+"""Of 2 MiB. DPDK maps eight, and takes one more before it gives another back."""
+
+_NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
+
 
 @pytest.fixture(autouse=True)
 def no_fd_leaks() -> Iterator[None]:
@@ -29,6 +34,19 @@ def open_files() -> collections.Counter[str]:
             # The descriptor by which the folder itself was read.
             continue
     return files
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    """Reserves some huge pages for a test, if there are none; only root may."""
+    before = _NR_HUGEPAGES.read_text()
+    if int(before) < HUGE_PAGES:
+        try:
+            _NR_HUGEPAGES.write_text(str(HUGE_PAGES))
+        except OSError as error:
+            pytest.skip(f"needs vm.nr_hugepages={HUGE_PAGES}, which only root can set: {error}")
+    yield
+    _NR_HUGEPAGES.write_text(before)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -29,23 +29,6 @@ ONE_FILE = ("--no-huge", "-m", "192", "--no-shconf")
 """Memory of ordinary pages in one file, which is one region."""
 EIGHT_FILES = ("--in-memory", "-m", "12")
 """A file and a region for each of eight huge pages, the most that virtio-user tells of."""
-HUGE_PAGES = 16
-"""More than the eight, since DPDK takes one before it gives another back."""
-
-_NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
-
-
-@pytest.fixture
-def huge_pages() -> Iterator[None]:
-    """Reserves some huge pages for a test, if there are none; only root may."""
-    before = _NR_HUGEPAGES.read_text()
-    if int(before) < HUGE_PAGES:
-        try:
-            _NR_HUGEPAGES.write_text(str(HUGE_PAGES))
-        except OSError as error:
-            pytest.skip(f"needs vm.nr_hugepages={HUGE_PAGES}, which only root can set: {error}")
-    yield
-    _NR_HUGEPAGES.write_text(before)
 
 
 @attrs.frozen

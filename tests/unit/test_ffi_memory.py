@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -10,16 +11,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from mvirt_net.errors import CoreError
 from mvirt_net.ffi import MAX_REGIONS, GuestMemory, Network, NextStep, Port
-from mvirt_net.model import TX_QUEUE, MemoryRegion
+from mvirt_net.model import TX_QUEUE, MacAddress, MemoryRegion
+from tests.harness import GATEWAY_MAC, memory
 from tests.harness.memory import Region
+from tests.harness.packets import udp_frame
 
-from .rig import MAC, PAGE, map_guest, open_rig
+from .rig import MAC, PAGE, Rig, map_guest, open_rig
 
 MIB = 1 << 20
 
@@ -221,6 +225,176 @@ def test_m29_memory_that_shrinks_costs_no_more_than_itself() -> None:
         with pytest.raises(BlockingIOError):
             os.eventfd_read(rig.fault_fd)
         os.ftruncate(info.fd, info.size)  # for the harness, which looks at its memory when it ends
+
+
+@pytest.mark.usefixtures("huge_pages")
+def test_m29_huge_pages_that_are_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What replaces them has to begin and end where their mapping does."""
+
+    def create_huge(size: int) -> int:
+        fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_HUGETLB)
+        os.ftruncate(fd, size)
+        return fd
+
+    monkeypatch.setattr(memory, "create_memfd", create_huge)
+    with open_rig(regions=[Region(0, 4 * MIB)]) as rig:
+        rig.start()
+        rig.send(bytes(60))
+        info = rig.guest.get_region_info()[0]
+        os.ftruncate(info.fd, 0)
+        assert rig.port.drain().next in (NextStep.KICK, NextStep.NOTHING)
+        assert os.eventfd_read(rig.fault_fd) >= 1
+        os.ftruncate(info.fd, info.size)
+
+
+@contextlib.contextmanager
+def shrunk(rig: Rig) -> Iterator[None]:
+    """The file behind the guest's memory is empty meanwhile."""
+    info = rig.guest.get_region_info()[0]
+    os.ftruncate(info.fd, 0)
+    yield
+    os.ftruncate(info.fd, info.size)
+
+
+def faulted(rig: Rig) -> bool:
+    try:
+        return os.eventfd_read(rig.fault_fd) > 0
+    except BlockingIOError:
+        return False
+
+
+def from_to(source: int, target: int, payload: bytes) -> bytes:
+    """A datagram between guests of those numbers."""
+    return udp_frame(
+        f"52:54:00:00:00:0{source}",
+        GATEWAY_MAC,
+        f"10.0.0.{source}",
+        f"10.0.0.{target}",
+        1,
+        2,
+        payload,
+    )
+
+
+@contextlib.contextmanager
+def three_guests() -> Iterator[list[Rig]]:
+    """Three running rigs of one network, their numbers from 1 on."""
+    with ExitStack() as stack:
+        network = Network()
+        stack.callback(network.close)
+        rigs = [
+            stack.enter_context(
+                open_rig(
+                    network=network,
+                    mac=MacAddress.parse(f"52:54:00:00:00:0{number}"),
+                    routes=[f"10.0.0.{number}"],
+                    regions=[Region(0, 8 * MIB)],
+                )
+            )
+            for number in (1, 2, 3)
+        ]
+        for rig in rigs:
+            rig.start()
+            rig.offer(2048, 100)
+        yield rigs
+
+
+@pytest.mark.parametrize("sender", [1, 2])
+def test_m29_memory_that_shrinks_while_another_guest_is_at_work(sender: int) -> None:
+    """The second one loses its memory, as sender or as receiver; only it faults."""
+    with three_guests() as rigs:
+        a, b, c = rigs
+        for number in range(50):
+            for target in {1, 2, 3} - {sender}:
+                rigs[sender - 1].send(from_to(sender, target, bytes([number]) * 1000))
+        with shrunk(b):
+            rigs[sender - 1].port.drain()
+        assert [faulted(rig) for rig in rigs] == [False, True, False]
+        if sender == 1:
+            a.drain()
+            frames = [c.rx.pop_frame(mergeable=False) for _ in range(50)]
+            assert [frame and frame.frame[-1] for frame in frames] == list(range(50))
+            assert a.drops() == c.drops() == {}
+        a.send(from_to(1, 3, b"afterwards"))
+        a.drain()
+        last = None
+        while frame := c.rx.pop_frame(mergeable=False):
+            last = frame
+        assert last is not None
+        assert last.frame.endswith(b"afterwards")
+
+
+IN_A_PROCESS = """
+import faulthandler, mmap, os, resource, sys
+from mvirt_net.ffi import GuestMemory, Network, Port
+from mvirt_net.model import MacAddress, MemoryRegion, VringAddr
+
+SIZE = 64 << 20
+
+def guest(fault_fd):
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, SIZE)
+    table = GuestMemory.empty(fault_fd).with_region(MemoryRegion(0, SIZE, 0, 0), fd)
+    return fd, table
+
+def lose(fault_fd, fd, table):
+    network = Network()
+    port = Port(network, MacAddress.parse("52:54:00:00:00:01"))
+    port.set_memory(table)
+    port.start_ring(1, 256, VringAddr(desc=0, used=0x3000, avail=0x2000), 0)
+    os.ftruncate(fd, 0)
+    port.drain()
+    assert os.eventfd_read(fault_fd) > 0
+
+fault_fd = os.eventfd(0, os.EFD_NONBLOCK)
+"""
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", IN_A_PROCESS + program],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0:handle_sigbus=0"},
+    )
+
+
+def test_m29_without_memory_for_the_whole_region() -> None:
+    """As with vm.overcommit_memory=2: then the page alone is replaced."""
+    ended = run(
+        """
+fd, table = guest(fault_fd)
+status = open("/proc/self/status").read()
+limit = int(status.split("VmData:")[1].split()[0]) * 1024 + SIZE // 2
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+try:
+    mmap.mmap(-1, SIZE, mmap.MAP_PRIVATE)
+    raise SystemExit("the limit does not count")
+except OSError:
+    lose(fault_fd, fd, table)
+"""
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_m29_with_a_handler_that_was_put_in_front() -> None:
+    """The next region brings ours back, and what is not ours still gets there."""
+    ended = run(
+        """
+first = guest(fault_fd)
+faulthandler.enable()
+lose(fault_fd, *guest(fault_fd))
+own = os.memfd_create("own")
+os.ftruncate(own, 4096)
+mapped = mmap.mmap(own, 4096)
+os.ftruncate(own, 0)
+print(mapped[0])
+"""
+    )
+    assert ended.returncode == -signal.SIGBUS
+    assert ended.stderr.startswith("Fatal Python error: Bus error")
+    assert ended.stderr.count("Fatal Python error") == 1
 
 
 def test_memory_is_sealed_against_shrinking_where_it_can_be(empty: GuestMemory) -> None:

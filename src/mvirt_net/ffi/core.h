@@ -31,6 +31,7 @@ struct mv_region {
 	uint8_t *host;		/* the region's first byte */
 	uint8_t *map;		/* the mapping: may begin before host and end after the region */
 	size_t map_size;
+	size_t page;		/* the file's */
 	unsigned int watch;	/* slot in the SIGBUS table */
 	unsigned int tables;
 };
@@ -56,8 +57,8 @@ int mv_memory_read(const mv_memory *memory, uint64_t addr, void *into, uint32_t 
 
 /* ---- sigbus.c ---- */
 
-/* Guard map..map+size: the slot's number, -ENOSPC, or what sigaction said. */
-int mv_sigbus_watch(void *map, size_t size, int fault_fd);
+/* Guard map..map+size, made of pages of this size: the slot's number, -ENOSPC, or what sigaction said. */
+int mv_sigbus_watch(void *map, size_t size, size_t page, int fault_fd);
 void mv_sigbus_unwatch(unsigned int slot);
 
 /* ---- vring.c: split virtqueues seen from the device (virtio 1.2, 2.7) ---- */

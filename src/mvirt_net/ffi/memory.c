@@ -132,6 +132,7 @@ static int region_map(struct mv_region *region, const struct mv_region_spec *spe
 		return r;
 	/* A file that cannot shrink cannot take memory away under us; it need not allow this. */
 	(void)fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
+	region->page = page;
 	region->map_size = (lead + spec->size + page - 1) / page * page;
 	region->map = mmap(NULL, region->map_size, PROT_READ | PROT_WRITE,
 			   MAP_SHARED | MAP_NORESERVE, fd, (off_t)(spec->mmap_offset - lead));
@@ -152,7 +153,7 @@ static int region_new(struct mv_region **result, const struct mv_region_spec *sp
 	r = region_map(region, spec, fd);
 	if (r < 0)
 		goto fail;
-	r = mv_sigbus_watch(region->map, region->map_size, fault_fd);
+	r = mv_sigbus_watch(region->map, region->map_size, region->page, fault_fd);
 	if (r < 0) {
 		munmap(region->map, region->map_size);
 		goto fail;

@@ -9,9 +9,12 @@
  * ends itself at its next turn. Nothing is unwound, no lock can be left held, and it costs nothing
  * as long as nothing happens. Any other SIGBUS is passed on to whoever was installed before.
  *
- * A slot is in use while its `size` is not zero. A (in watch) pairs with A in the handler: who
- * sees the size sees the rest of the slot. A slot is given back before its mapping goes, when
- * nobody touches that memory any more.
+ * Where the whole mapping cannot be replaced (vm.overcommit_memory=2 counts all of it), only the page
+ * is: then each lost page costs a signal, until the connection is gone.
+ *
+ * A slot's fields are those of one moment: `generation` is odd while they are changed, and different
+ * afterwards. A thread that is hit uses the mapping, so the slot that it looks for stands still;
+ * one that changes meanwhile is another's.
  */
 #include "core.h"
 
@@ -25,29 +28,72 @@
 enum { MAX_WATCHES = 16384 };
 
 struct watch {
-	uintptr_t start;
-	int fault_fd;
 	bool taken;		/* under table_lock */
+	_Atomic unsigned int generation;
+	_Atomic uintptr_t start;
 	_Atomic size_t size;
+	_Atomic size_t page;
+	_Atomic int fault_fd;
+};
+
+/* A copy of a watch's fields. */
+struct range {
+	uintptr_t start;
+	size_t size;
+	size_t page;
+	int fault_fd;
 };
 
 static struct watch watches[MAX_WATCHES];
 static _Atomic unsigned int n_watches;	/* slots ever used */
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct sigaction previous;
-static bool installed;			/* under table_lock */
+static volatile sig_atomic_t passed_on;
 
-static bool replace_mapping(const struct watch *watch, size_t size)
+/* A, B: they pair with B, A in read_watch(). */
+static void write_watch(struct watch *watch, const struct range *range)
+{
+	unsigned int generation = atomic_load_explicit(&watch->generation, memory_order_relaxed);
+
+	atomic_store_explicit(&watch->generation, generation + 1, memory_order_relaxed);
+	atomic_thread_fence(memory_order_release);	/* A */
+	atomic_store_explicit(&watch->start, range->start, memory_order_relaxed);
+	atomic_store_explicit(&watch->size, range->size, memory_order_relaxed);
+	atomic_store_explicit(&watch->page, range->page, memory_order_relaxed);
+	atomic_store_explicit(&watch->fault_fd, range->fault_fd, memory_order_relaxed);
+	atomic_store_explicit(&watch->generation, generation + 2, memory_order_release);	/* B */
+}
+
+/* False: it is being changed. */
+static bool read_watch(struct watch *watch, struct range *range)
+{
+	unsigned int before = atomic_load_explicit(&watch->generation, memory_order_acquire);	/* B */
+
+	range->start = atomic_load_explicit(&watch->start, memory_order_relaxed);
+	range->size = atomic_load_explicit(&watch->size, memory_order_relaxed);
+	range->page = atomic_load_explicit(&watch->page, memory_order_relaxed);
+	range->fault_fd = atomic_load_explicit(&watch->fault_fd, memory_order_relaxed);
+	atomic_thread_fence(memory_order_acquire);	/* A */
+	return before % 2 == 0 &&
+	       atomic_load_explicit(&watch->generation, memory_order_relaxed) == before;
+}
+
+static bool put_zeros(uintptr_t start, size_t size)
+{
+	return mmap((void *)start, size, PROT_READ | PROT_WRITE,
+		    MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) != MAP_FAILED;
+}
+
+static bool replace(const struct range *range, uintptr_t addr)
 {
 	static const uint64_t one = 1;
-	void *map = mmap((void *)watch->start, size, PROT_READ | PROT_WRITE,
-			 MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	ssize_t written;
 
-	if (map == MAP_FAILED)
+	if (!put_zeros(range->start, range->size) &&
+	    !put_zeros(addr - (addr - range->start) % range->page, range->page))
 		return false;
 	/* A full counter is as good as one more; there is nobody to tell of other errors. */
-	written = write(watch->fault_fd, &one, sizeof(one));
+	written = write(range->fault_fd, &one, sizeof(one));
 	(void)written;
 	return true;
 }
@@ -55,29 +101,40 @@ static bool replace_mapping(const struct watch *watch, size_t size)
 static bool handle(uintptr_t addr)
 {
 	unsigned int n = atomic_load_explicit(&n_watches, memory_order_acquire);
+	struct range range;
 
-	for (unsigned int i = 0; i < n; i++) {
-		/* A */
-		size_t size = atomic_load_explicit(&watches[i].size, memory_order_acquire);
-
-		if (size > 0 && addr - watches[i].start < size)
-			return replace_mapping(&watches[i], size);
-	}
+	for (unsigned int i = 0; i < n; i++)
+		if (read_watch(&watches[i], &range) && addr - range.start < range.size)
+			return replace(&range, addr);
 	return false;
 }
 
+static bool has_handler(const struct sigaction *action)
+{
+	return action->sa_flags & SA_SIGINFO ||
+	       (action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN);
+}
+
+/*
+ * To whoever was there before. One that sends the signal again when it is done (Python's
+ * faulthandler does) means the default action by that.
+ */
 static void pass_on(int signo, siginfo_t *info, void *context)
 {
-	if (previous.sa_flags & SA_SIGINFO) {
-		previous.sa_sigaction(signo, info, context);
-	} else if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) {
-		previous.sa_handler(signo);
-	} else {
-		/* The instruction is repeated and meets the default action; one that was sent is not. */
-		sigaction(SIGBUS, &previous, NULL);
-		if (info->si_code <= 0)
-			raise(signo);
+	bool sent = info->si_code <= 0;
+
+	if (has_handler(&previous) && !(sent && passed_on)) {
+		passed_on = 1;
+		if (previous.sa_flags & SA_SIGINFO)
+			previous.sa_sigaction(signo, info, context);
+		else
+			previous.sa_handler(signo);
+		return;
 	}
+	/* The instruction is repeated and meets the default action; what was sent is sent again. */
+	signal(signo, SIG_DFL);
+	if (sent)
+		raise(signo);
 }
 
 static void on_sigbus(int signo, siginfo_t *info, void *context)
@@ -90,18 +147,20 @@ static void on_sigbus(int signo, siginfo_t *info, void *context)
 	errno = saved;
 }
 
+/* Others may have put their handler in front of ours since, and would not ask it first. */
 static int install(void)
 {
 	struct sigaction action = { .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART };
+	struct sigaction present;
 
-	if (installed)
+	if (sigaction(SIGBUS, NULL, &present) < 0)
+		return -errno;
+	if (present.sa_flags & SA_SIGINFO && present.sa_sigaction == on_sigbus)
 		return 0;
+	previous = present;
 	action.sa_sigaction = on_sigbus;
 	sigemptyset(&action.sa_mask);
-	if (sigaction(SIGBUS, &action, &previous) < 0)
-		return -errno;
-	installed = true;
-	return 0;
+	return sigaction(SIGBUS, &action, NULL) < 0 ? -errno : 0;
 }
 
 static int take_slot(void)
@@ -117,8 +176,11 @@ static int take_slot(void)
 	return (int)n;
 }
 
-int mv_sigbus_watch(void *map, size_t size, int fault_fd)
+int mv_sigbus_watch(void *map, size_t size, size_t page, int fault_fd)
 {
+	const struct range range = {
+		.start = (uintptr_t)map, .size = size, .page = page, .fault_fd = fault_fd,
+	};
 	int slot;
 
 	pthread_mutex_lock(&table_lock);
@@ -126,13 +188,8 @@ int mv_sigbus_watch(void *map, size_t size, int fault_fd)
 	if (slot == 0)
 		slot = take_slot();
 	if (slot >= 0) {
-		struct watch *watch = &watches[slot];
-
-		watch->taken = true;
-		watch->start = (uintptr_t)map;
-		watch->fault_fd = fault_fd;
-		/* A */
-		atomic_store_explicit(&watch->size, size, memory_order_release);
+		watches[slot].taken = true;
+		write_watch(&watches[slot], &range);
 	}
 	pthread_mutex_unlock(&table_lock);
 	return slot;
@@ -141,7 +198,7 @@ int mv_sigbus_watch(void *map, size_t size, int fault_fd)
 void mv_sigbus_unwatch(unsigned int slot)
 {
 	pthread_mutex_lock(&table_lock);
-	atomic_store_explicit(&watches[slot].size, 0, memory_order_release);
+	write_watch(&watches[slot], &(struct range){ 0 });
 	watches[slot].taken = false;
 	pthread_mutex_unlock(&table_lock);
 }
