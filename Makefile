@@ -14,7 +14,7 @@ C_HEADERS := $(wildcard src/mvirt_net/ffi/*.h)
 BUILD_INPUTS := $(C_SOURCES) $(C_HEADERS) src/mvirt_net/ffi/build.py setup.py
 PY_FILES := src tests bench setup.py
 
-.PHONY: help run demo test unit format bench sanitize clean
+.PHONY: help run demo test unit format bench sanitize races clean
 .PHONY: lint lint-format lint-python lint-types lint-imports lint-c
 help:
 	@echo "make run       start the daemon on $(CONFIG) and say how to attach a VM"
@@ -23,6 +23,7 @@ help:
 	@echo "make unit      all but those with real guests"
 	@echo "make lint      formatting, lint, types, import contracts, C warnings"
 	@echo "make sanitize  make unit with the extension under ASan and UBSan"
+	@echo "make races     threads at work on the same ports under the thread sanitizer; SECONDS=10"
 	@echo "make bench     the figures"
 	@echo "make format    format the Python files"
 	@echo "make clean     remove everything that was built, .venv too"
@@ -100,8 +101,8 @@ lint-c: .make/tools
 	@for cc in gcc clang; do command -v $$cc >/dev/null || continue; \
 	flags=$$(cd src/mvirt_net/ffi && $(CURDIR)/$(BIN)/python -c \
 	'import build; print(*build.FLAGS, *build.WARNINGS)') || exit; \
-	for file in $(C_SOURCES) $(wildcard bench/*.c); do echo "$$cc -Werror $$file"; \
-	$$cc $$flags -Wconversion -Werror -c -o /dev/null $$file || exit; done; done
+	for file in $(C_SOURCES) $(wildcard bench/*.c tests/races/*.c); do echo "$$cc -Werror $$file"; \
+	$$cc $$flags -Isrc/mvirt_net/ffi -Wconversion -Werror -c -o /dev/null $$file || exit; done; done
 
 format: .make/tools
 	$(BIN)/ruff format $(PY_FILES)
@@ -123,6 +124,15 @@ sanitize: .make/package .make/tools
 	LD_PRELOAD="$(SANITIZER_LIBS)" PYTHONPATH=$(SANITIZED)/src \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	$(PYTEST) -m 'not guest' -p no:cacheprovider
+
+SECONDS ?= 10
+RACES := $(CURDIR)/build/races
+
+races: .make/system-build
+	@mkdir -p build
+	gcc -std=gnu11 -O1 -g -fno-strict-aliasing -fsanitize=thread -Isrc/mvirt_net/ffi \
+	tests/races/races.c $(C_SOURCES) -o $(RACES) -lpthread -Wno-tsan
+	TSAN_OPTIONS=halt_on_error=1 $(RACES) $(SECONDS)
 
 clean:
 	rm -rf $(VENV) .make build dist src/*.egg-info src/mvirt_net/ffi/_core.c

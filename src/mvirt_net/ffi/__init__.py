@@ -216,9 +216,14 @@ class Network:
 
 
 class _DrainRoom(threading.local):
-    """Where a drain leaves what it found: one a thread, as it is empty between drains."""
+    """What a thread needs to drain, and where that leaves what it found, which is nothing between
+    drains.
+    """
 
     def __init__(self) -> None:
+        self.worker = ffi.gc(lib.mv_worker_new(), lib.mv_worker_free)
+        if self.worker == ffi.NULL:
+            raise MemoryError
         self.buffer = ffi.new("uint8_t[]", lib.MV_PUNT_BYTES)
         self.view = memoryview(ffi.buffer(self.buffer))
         self.drained = ffi.new("struct mv_drained *")
@@ -252,8 +257,9 @@ class Drained:
 class Port:
     """The rings, backlog and counters of one NIC; it outlives the NIC's connections.
 
-    To be used by one thread at a time, and so are all ports of a network. Queues are 0 (RX, to the
-    guest) and 1 (TX).
+    Several threads may `drain`, `flush` and `enqueue` at once; all that sets something belongs to
+    one thread, for all ports of a network, and so do `GuestMemory` and `Network`. Queues are 0 (RX,
+    to the guest) and 1 (TX).
 
     Args:
         network: what it is in; open.
@@ -355,7 +361,7 @@ class Port:
         """
         room = _drain_room
         drained = room.drained
-        step = lib.mv_port_drain(self._handle, int(now * 1e9), room.buffer, drained)
+        step = lib.mv_port_drain(room.worker, self._handle, int(now * 1e9), room.buffer, drained)
         punts = []
         for i in range(drained.n_punts):
             entry = drained.punts[i]

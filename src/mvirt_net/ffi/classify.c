@@ -121,6 +121,7 @@ static bool is_subnet_broadcast(const struct mv_network *network, struct mv_pack
 static struct mv_verdict route(mv_port *port, struct mv_packet *packet)
 {
 	struct mv_hop hop;
+	unsigned int mtu;
 
 	if (source_is_spoofed(port, packet))
 		return drop(MV_DROP_SOURCE_ADDRESS);
@@ -134,14 +135,15 @@ static struct mv_verdict route(mv_port *port, struct mv_packet *packet)
 	/* A guest that sends back what is behind it would get it again and again. */
 	if (!hop.port || hop.port == port)
 		return drop_and_tell(packet, MV_DROP_HOST_UNREACHABLE, MV_ICMP_HOST_UNREACHABLE);
-	if (mv_offload_ip_size(packet) > mv_port_mtu(hop.port, packet->family) &&
+	mtu = mv_port_mtu(hop.port, packet->family);
+	if (mv_offload_ip_size(packet) > mtu &&
 	    (packet->dont_fragment || packet->offload.gso_type != MV_GSO_NONE))
-		return too_big(packet, mv_port_mtu(hop.port, packet->family));
+		return too_big(packet, mtu);
 	if (!mv_port_is_up(hop.port)) {
-		hop.port->stats.drops[MV_DROP_RX_RING_DOWN]++;
+		mv_port_count_drop(hop.port, MV_DROP_RX_RING_DOWN);
 		return drop_and_tell(packet, MV_DROP_HOST_UNREACHABLE, MV_ICMP_HOST_UNREACHABLE);
 	}
-	return (struct mv_verdict){ .action = MV_FORWARD, .to = hop.port };
+	return (struct mv_verdict){ .action = MV_FORWARD, .to = hop.port, .mtu = mtu };
 }
 
 /* The UDP destination port; 0 when there is no whole UDP header. */

@@ -7,6 +7,7 @@
 
 #include "mvirt.h"
 
+#include <pthread.h>
 #include <stddef.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
@@ -16,6 +17,18 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
 static inline void mv_load_once(void)
 {
 	__asm__ volatile("" : : : "memory");
+}
+
+/* Counters are read at any time by any thread. This is for those that one thread at a time writes. */
+static inline void mv_count(uint64_t *counter, uint64_t n)
+{
+	__atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + n, __ATOMIC_RELAXED);
+}
+
+/* And this for those that several may write. */
+static inline void mv_count_shared(uint64_t *counter, uint64_t n)
+{
+	__atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
 }
 
 /* A page of the host, and what sizes and offsets of regions must be a multiple of. */
@@ -342,7 +355,7 @@ struct mv_verdict {
 	unsigned int value;	/* enum mv_punt_kind, or enum mv_drop */
 	bool tell;		/* with MV_DROP: the sender is to hear of it ... */
 	enum mv_icmp_error error;	/* ... namely this, and for TOO_BIG this MTU */
-	unsigned int mtu;
+	unsigned int mtu;	/* with MV_FORWARD: the receiver's, for such a packet */
 	mv_port *to;		/* with MV_FORWARD */
 };
 
@@ -384,6 +397,15 @@ bool mv_network_is_broadcast(const struct mv_network *network, const uint8_t *ad
 void mv_network_enter(struct mv_network *network);
 void mv_network_leave(struct mv_network *network, mv_port *port);
 
+/* ---- worker.c: threads ---- */
+
+/* Between these two nothing that was found in a network's routes is freed. */
+void mv_worker_begin(mv_worker *worker);
+void mv_worker_end(mv_worker *worker);
+
+/* Wait until all that was between them has ended. For control, after it has replaced something. */
+void mv_workers_wait(void);
+
 /* ---- port.c, tx.c, rx.c: one NIC ---- */
 
 enum { MV_RX = 0, MV_TX = 1, MV_QUEUES = 2 };
@@ -409,11 +431,19 @@ struct mv_error_limit {
 	uint64_t refilled_at;	/* ns of the caller's clock */
 };
 
+/*
+ * There is a lock for each ring and for what belongs to it: the backlog to RX, the error limit and
+ * the memos to TX. Features and memory belong to both, so to read them either lock will do. Who
+ * takes several takes TX first, and only ever one RX: a drain holds its own TX lock, and the RX lock
+ * of the receiver that it is moving frames to.
+ */
 struct mv_port {
 	struct mv_network *network;
 	uint8_t mac[6];
 	uint32_t tag;
-	unsigned int mtu;		/* of IP packets for the guest, in bytes */
+	unsigned int mtu;		/* of IP packets for the guest, in bytes; atomic */
+	bool up;			/* mv_port_is_up(); atomic */
+	pthread_mutex_t locks[MV_QUEUES];
 	uint64_t features;
 	const mv_memory *memory;
 	struct mv_ring rings[MV_QUEUES];
@@ -424,21 +454,37 @@ struct mv_port {
 	struct mv_error_limit errors;
 	struct mv_route_memo from;	/* of what the guest sends: its last source ... */
 	struct mv_route_memo to;	/* ... and target */
-	mv_port *next_touched;		/* in the list of a drain */
-	bool touched;
-	struct mv_stats stats;
+	struct mv_stats stats;		/* atomic */
 };
+
+static inline void mv_lock(mv_port *port, unsigned int queue)
+{
+	pthread_mutex_lock(&port->locks[queue]);
+}
+
+static inline void mv_unlock(mv_port *port, unsigned int queue)
+{
+	pthread_mutex_unlock(&port->locks[queue]);
+}
+
+void mv_lock_both(mv_port *port);
+void mv_unlock_both(mv_port *port);
 
 struct mv_ring_features mv_port_ring_features(const mv_port *port);
 
 /* The largest IP packet for the guest, in bytes; every IPv6 link carries 1280 (RFC 8200, 5). */
 static inline unsigned int mv_port_mtu(const mv_port *port, enum mv_family family)
 {
-	return family == MV_IPV6 && port->mtu < MV_IPV6_MTU ? MV_IPV6_MTU : port->mtu;
+	unsigned int mtu = __atomic_load_n(&port->mtu, __ATOMIC_RELAXED);
+
+	return family == MV_IPV6 && mtu < MV_IPV6_MTU ? MV_IPV6_MTU : mtu;
 }
 
-/* mv_ring_publish(), counted. */
-void mv_port_publish(mv_port *port, struct mv_ring *ring);
+/* Whether frames may go to the guest, for who has the lock of its RX ring. */
+bool mv_rx_is_up(const mv_port *port);
+
+/* mv_ring_publish(), counted; notes that a broken ring is down. */
+void mv_port_publish(mv_port *port, unsigned int queue);
 
 void mv_backlog_clear(mv_port *port);
 
@@ -456,7 +502,7 @@ struct mv_turn mv_turn_begin(void);
 /* Count one more frame of so many bytes. */
 bool mv_turn_is_over(struct mv_turn *turn, uint64_t bytes);
 
-/* An RX ring while frames are moved to it. */
+/* An RX ring while frames are moved to it, under its lock. */
 struct mv_rx {
 	mv_port *port;
 	struct mv_turn *turn;
@@ -479,7 +525,7 @@ int mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame);
  * Send a packet on that mv_classify() has found good: rewritten, and segmented, fragmented or
  * checksummed as far as the receiver needs it.
  */
-void mv_forward(struct mv_rx *to, struct mv_packet *packet);
+void mv_forward(struct mv_rx *to, struct mv_packet *packet, unsigned int mtu);
 
 /* ---- virtio feature bits that the core acts on ---- */
 

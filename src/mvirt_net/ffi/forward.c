@@ -127,7 +127,7 @@ struct piece {
  */
 static void drop_rest(struct mv_rx *to, int r, uint32_t total, uint32_t offset, uint32_t room)
 {
-	to->port->stats.drops[-r] += (total - offset + room - 1) / room;
+	mv_count_shared(&to->port->stats.drops[-r], (total - offset + room - 1) / room);
 }
 
 /* ---- segments ---- */
@@ -267,11 +267,11 @@ static void splice(struct mv_chain *chain, struct mv_packet *packet, uint32_t he
 	}
 }
 
-static void forward_fragments(struct mv_rx *to, struct mv_packet *packet)
+static void forward_fragments(struct mv_rx *to, struct mv_packet *packet, uint32_t mtu)
 {
 	uint32_t header = MV_ETH_SIZE + (mv_packet_ip(packet)[0] & 15U) * 4;
-	uint32_t total = packet->length - header, mtu = to->port->mtu + MV_ETH_SIZE;
-	uint32_t room = (mtu - header) / FRAGMENT_UNIT * FRAGMENT_UNIT;
+	uint32_t total = packet->length - header, most = mtu + MV_ETH_SIZE;
+	uint32_t room = (most - header) / FRAGMENT_UNIT * FRAGMENT_UNIT;
 	struct mv_chain chain;
 	struct mv_reader payload = { .chain = &chain };
 	struct piece piece = { 0 };
@@ -284,7 +284,7 @@ static void forward_fragments(struct mv_rx *to, struct mv_packet *packet)
 		uint32_t left = total - piece.offset;
 		int r;
 
-		piece.last = header + left <= mtu;
+		piece.last = header + left <= most;
 		piece.length = piece.last ? left : room;
 		r = push_fragment(to, packet, header, &piece, &payload);
 		if (r < 0) {
@@ -296,15 +296,15 @@ static void forward_fragments(struct mv_rx *to, struct mv_packet *packet)
 	}
 }
 
-void mv_forward(struct mv_rx *to, struct mv_packet *packet)
+void mv_forward(struct mv_rx *to, struct mv_packet *packet, unsigned int mtu)
 {
 	bool gso = packet->offload.gso_type != MV_GSO_NONE;
 
 	rewrite(packet, to->port);
 	if (gso && !mv_offload_takes_gso(&packet->offload, packet->family, to->port->features))
 		forward_segments(to, packet);
-	else if (mv_offload_ip_size(packet) > mv_port_mtu(to->port, packet->family))
-		forward_fragments(to, packet);
+	else if (mv_offload_ip_size(packet) > mtu)
+		forward_fragments(to, packet, mtu);
 	else
 		forward_whole(to, packet);
 }

@@ -12,8 +12,11 @@
  * - A function returns >= 0 or a negative errno value. It never aborts, prints, waits or calls
  *   back, and its work is bounded.
  * - RX and TX are the guest's: queue 0 is what the guest receives, queue 1 what it transmits.
- * - A network, its ports, their rings and their memory belong to one thread at a time; calls are
- *   not locked. Networks have nothing in common.
+ * - mv_port_drain, mv_port_flush, mv_port_enqueue and mv_port_drop_first may be called by several
+ *   threads at once, for one port too; each thread that drains needs an mv_worker of its own. So may
+ *   the functions that only look (stats, backlog, is_up, broken) and mv_port_count_drop. All else is
+ *   control, and belongs to one thread at a time: it may go on while others move packets, but not
+ *   while another one calls something for a port that is being freed.
  * - File descriptors stay the caller's: the core neither keeps one past the next mv_ring_set_*
  *   of the same kind (or the end of the port) nor closes one.
  */
@@ -167,6 +170,7 @@ struct mv_prefix {
 typedef struct mv_memory mv_memory;
 typedef struct mv_network mv_network;
 typedef struct mv_port mv_port;
+typedef struct mv_worker mv_worker;
 
 /* ---- memory.c: regions and translation ---- */
 
@@ -223,6 +227,14 @@ int64_t mv_network_lookup(const mv_network *network, const struct mv_prefix *hos
  * has the same prefix.
  */
 int mv_port_set_routes(mv_port *port, const struct mv_prefix *prefixes, size_t n);
+
+/* ---- worker.c: threads ---- */
+
+/* What a thread needs to drain. NULL when there is no memory. */
+mv_worker *mv_worker_new(void);
+
+/* Free it; its thread is in no call. NULL is allowed. */
+void mv_worker_free(mv_worker *worker);
 
 /* ---- port.c, tx.c, rx.c: one NIC ---- */
 
@@ -285,7 +297,7 @@ int mv_ring_stop(mv_port *port, unsigned int queue);
 int mv_ring_enable(mv_port *port, unsigned int queue, bool enabled);
 
 /* Whether the ring stands still because the driver broke its rules; a new start clears it. */
-bool mv_ring_broken(const mv_port *port, unsigned int queue);
+bool mv_ring_broken(mv_port *port, unsigned int queue);
 
 /*
  * The eventfd that interrupts the driver, or -1: it polls. Made non-blocking. A driver that may
@@ -302,9 +314,11 @@ int mv_ring_set_err(mv_port *port, unsigned int queue, int fd);
  * `buffer` (MV_PUNT_BYTES) with an entry in drained->punts. Used entries are published once for each
  * ring, and each driver interrupted at most once. Returns enum mv_next.
  *
+ * worker: the calling thread's.
  * now: nanoseconds of a clock of the caller's; it only limits the rate of ICMP errors.
  */
-int mv_port_drain(mv_port *port, uint64_t now, uint8_t *buffer, struct mv_drained *drained);
+int mv_port_drain(mv_worker *worker, mv_port *port, uint64_t now, uint8_t *buffer,
+		  struct mv_drained *drained);
 
 /*
  * Put a frame (no virtio_net_hdr) at the end of the RX backlog, copied. Returns 1 when it was
@@ -328,7 +342,7 @@ void mv_port_drop_first(mv_port *port);
 bool mv_port_is_up(const mv_port *port);
 
 /* Frames in the backlog. */
-unsigned int mv_port_backlog(const mv_port *port);
+unsigned int mv_port_backlog(mv_port *port);
 
 /* ---- event.c: foreign eventfds ---- */
 

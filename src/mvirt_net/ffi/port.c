@@ -13,6 +13,36 @@
 #include <string.h>
 #include <time.h>
 
+/* Locks are held for a turn of microseconds, so it pays to try for a while before sleeping. */
+static void make_locks(mv_port *port)
+{
+	pthread_mutexattr_t attributes;
+
+	pthread_mutexattr_init(&attributes);
+	pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);
+	for (unsigned int i = 0; i < MV_QUEUES; i++)
+		pthread_mutex_init(&port->locks[i], &attributes);
+	pthread_mutexattr_destroy(&attributes);
+}
+
+void mv_lock_both(mv_port *port)
+{
+	mv_lock(port, MV_TX);
+	mv_lock(port, MV_RX);
+}
+
+void mv_unlock_both(mv_port *port)
+{
+	mv_unlock(port, MV_RX);
+	mv_unlock(port, MV_TX);
+}
+
+/* What others see of the RX ring without its lock. */
+static void note_up(mv_port *port)
+{
+	__atomic_store_n(&port->up, mv_rx_is_up(port), __ATOMIC_RELAXED);
+}
+
 mv_port *mv_port_new(mv_network *network, const uint8_t *mac, uint32_t tag)
 {
 	mv_port *port = calloc(1, sizeof(*port));
@@ -23,6 +53,7 @@ mv_port *mv_port_new(mv_network *network, const uint8_t *mac, uint32_t tag)
 	port->tag = tag;
 	port->mtu = mv_network_mtu(network);
 	port->errors.tokens = MV_ERROR_BURST;
+	make_locks(port);
 	for (unsigned int i = 0; i < MV_QUEUES; i++) {
 		port->rings[i].call_fd = -1;
 		port->rings[i].err_fd = -1;
@@ -38,6 +69,8 @@ void mv_port_free(mv_port *port)
 		return;
 	mv_network_leave(port->network, port);
 	mv_backlog_clear(port);
+	for (unsigned int i = 0; i < MV_QUEUES; i++)
+		pthread_mutex_destroy(&port->locks[i]);
 	free(port);
 }
 
@@ -45,14 +78,16 @@ void mv_port_set_mtu(mv_port *port, unsigned int mtu)
 {
 	unsigned int most = mv_network_mtu(port->network);
 
-	port->mtu = mtu < most ? mtu : most;
+	__atomic_store_n(&port->mtu, mtu < most ? mtu : most, __ATOMIC_RELAXED);
 }
 
 int mv_port_set_features(mv_port *port, uint64_t features)
 {
 	if (features != port->features && (port->rings[MV_RX].running || port->rings[MV_TX].running))
 		return -EBUSY;
+	mv_lock_both(port);
 	port->features = features;
+	mv_unlock_both(port);
 	return 0;
 }
 
@@ -67,30 +102,37 @@ struct mv_ring_features mv_port_ring_features(const mv_port *port)
 int mv_port_set_memory(mv_port *port, const mv_memory *memory)
 {
 	struct mv_ring moved[MV_QUEUES];
+	int r = 0;
 
-	for (unsigned int i = 0; i < MV_QUEUES; i++) {
+	mv_lock_both(port);
+	for (unsigned int i = 0; i < MV_QUEUES && r == 0; i++) {
 		struct mv_ring *ring = &port->rings[i];
 
 		moved[i] = *ring;
-		if (!ring->running)
-			continue;
-		if (mv_ring_translate(&moved[i], memory, ring->size, &ring->addr) < 0)
-			return -EFAULT;
+		if (ring->running && mv_ring_translate(&moved[i], memory, ring->size, &ring->addr) < 0)
+			r = -EFAULT;
 	}
-	memcpy(port->rings, moved, sizeof(moved));
-	port->memory = memory;
-	return 0;
+	if (r == 0) {
+		memcpy(port->rings, moved, sizeof(moved));
+		port->memory = memory;
+	}
+	mv_unlock_both(port);
+	return r;
 }
 
 void mv_port_stats(const mv_port *port, struct mv_stats *stats)
 {
-	*stats = port->stats;
+	const uint64_t *from = (const uint64_t *)&port->stats;
+	uint64_t *to = (uint64_t *)stats;
+
+	for (size_t i = 0; i < sizeof(*stats) / sizeof(*to); i++)
+		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
 }
 
 void mv_port_count_drop(mv_port *port, unsigned int reason)
 {
 	if (reason < MV_DROP_REASONS)
-		port->stats.drops[reason]++;
+		mv_count_shared(&port->stats.drops[reason], 1);
 }
 
 /* ---- rings ---- */
@@ -108,8 +150,15 @@ int mv_ring_check(const mv_port *port, unsigned int size, const struct mv_ring_a
  */
 static void rx_refuse_kicks(mv_port *port)
 {
-	if (mv_port_is_up(port))
+	if (mv_rx_is_up(port))
 		mv_ring_refuse_kicks(&port->rings[MV_RX], mv_port_ring_features(port));
+}
+
+/* The RX ring was started or enabled, or is no longer. */
+static void rx_changed(mv_port *port)
+{
+	rx_refuse_kicks(port);
+	note_up(port);
 }
 
 int mv_ring_start(mv_port *port, unsigned int queue, unsigned int size,
@@ -123,47 +172,75 @@ int mv_ring_start(mv_port *port, unsigned int queue, unsigned int size,
 	ring = &port->rings[queue];
 	if (ring->running)
 		return -EBUSY;
+	mv_lock(port, queue);
 	r = mv_ring_translate(ring, port->memory, size, addr);
-	if (r < 0)
-		return r;
-	mv_ring_begin(ring, base);
-	if (queue == MV_RX)
-		rx_refuse_kicks(port);
-	return 0;
+	if (r == 0) {
+		mv_ring_begin(ring, base);
+		if (queue == MV_RX)
+			rx_changed(port);
+	}
+	mv_unlock(port, queue);
+	return r;
 }
 
 int mv_ring_move(mv_port *port, unsigned int queue, const struct mv_ring_addr *addr)
 {
+	int r;
+
 	if (queue >= MV_QUEUES || !port->rings[queue].running)
 		return -EINVAL;
-	return mv_ring_translate(&port->rings[queue], port->memory, port->rings[queue].size, addr);
+	mv_lock(port, queue);
+	r = mv_ring_translate(&port->rings[queue], port->memory, port->rings[queue].size, addr);
+	mv_unlock(port, queue);
+	return r;
 }
 
 int mv_ring_stop(mv_port *port, unsigned int queue)
 {
+	struct mv_ring *ring;
+	int base;
+
 	if (queue >= MV_QUEUES)
 		return -EINVAL;
+	ring = &port->rings[queue];
+	mv_lock(port, queue);
+	/* A drain of another port may have moved frames here and not come round to saying so. */
+	if (ring->running)
+		mv_port_publish(port, queue);
 	if (queue == MV_RX) {
-		port->stats.drops[MV_DROP_RX_RING_DOWN] += port->backlog_length;
+		mv_count_shared(&port->stats.drops[MV_DROP_RX_RING_DOWN], port->backlog_length);
 		mv_backlog_clear(port);
 	}
-	port->rings[queue].running = false;
-	return port->rings[queue].last_avail;
+	ring->running = false;
+	if (queue == MV_RX)
+		note_up(port);
+	base = ring->last_avail;
+	mv_unlock(port, queue);
+	return base;
 }
 
 int mv_ring_enable(mv_port *port, unsigned int queue, bool enabled)
 {
 	if (queue >= MV_QUEUES)
 		return -EINVAL;
+	mv_lock(port, queue);
 	port->rings[queue].enabled = enabled;
 	if (queue == MV_RX)
-		rx_refuse_kicks(port);
+		rx_changed(port);
+	mv_unlock(port, queue);
 	return 0;
 }
 
-bool mv_ring_broken(const mv_port *port, unsigned int queue)
+bool mv_ring_broken(mv_port *port, unsigned int queue)
 {
-	return queue < MV_QUEUES && port->rings[queue].running && port->rings[queue].broken;
+	bool broken;
+
+	if (queue >= MV_QUEUES)
+		return false;
+	mv_lock(port, queue);
+	broken = port->rings[queue].running && port->rings[queue].broken;
+	mv_unlock(port, queue);
+	return broken;
 }
 
 static int set_nonblocking(int fd)
@@ -182,10 +259,12 @@ int mv_ring_set_call(mv_port *port, unsigned int queue, int fd)
 
 	if (r < 0)
 		return r;
+	mv_lock(port, queue);
 	port->rings[queue].call_fd = fd;
 	/* What the former descriptor was told may never reach the driver (QEMU replaces it late). */
 	if (fd >= 0 && port->rings[queue].running && port->rings[queue].signalled_valid)
 		(void)mv_event_write(fd);
+	mv_unlock(port, queue);
 	return 0;
 }
 
@@ -195,9 +274,11 @@ int mv_ring_set_err(mv_port *port, unsigned int queue, int fd)
 
 	if (r < 0)
 		return r;
+	mv_lock(port, queue);
 	port->rings[queue].err_fd = fd;
-	if (fd >= 0 && mv_ring_broken(port, queue))
+	if (fd >= 0 && port->rings[queue].running && port->rings[queue].broken)
 		(void)mv_event_write(fd);
+	mv_unlock(port, queue);
 	return 0;
 }
 
@@ -238,8 +319,12 @@ struct mv_turn mv_turn_begin(void)
 	return (struct mv_turn){ .deadline = now_ns() + TURN_NS };
 }
 
-void mv_port_publish(mv_port *port, struct mv_ring *ring)
+void mv_port_publish(mv_port *port, unsigned int queue)
 {
+	struct mv_ring *ring = &port->rings[queue];
+
 	if (mv_ring_publish(ring, mv_port_ring_features(port)))
-		port->stats.calls++;
+		mv_count_shared(&port->stats.calls, 1);
+	if (queue == MV_RX && ring->broken)
+		note_up(port);
 }

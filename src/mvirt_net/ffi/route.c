@@ -8,9 +8,13 @@
  * looked at twice. N prefixes make at most 2 N + 1 intervals.
  *
  * A map never changes. A new one is made beside it and put in its place by one pointer store, so
- * lookups take no lock and see all of a change or nothing of it. All calls of one switch are made
- * by one thread (mvirt.h), so between two of them nobody can still be looking at the old map, and
- * it is freed at once.
+ * lookups take no lock and see all of a change or nothing of it. The old one is freed when all drains
+ * have ended that may still be looking at it (worker.c).
+ *
+ * Barriers, by letter; all of these are sequentially consistent, for E of worker.c:
+ *   H  store of a map or of broadcasts: with the load of who looks at it.
+ *   I  store of the edition, after the map: with the load of who has a memo. Whoever sees the new
+ *      edition sees the new map too.
  *
  * Search is binary, over the few intervals that an index names for the address's upper bits. Where
  * addresses lie close together, which is what subnets are made of, one or two probes are left.
@@ -53,11 +57,16 @@ struct mv_network {
 	unsigned int mtu;
 	unsigned int ports;
 	bool orphaned;		/* goes with its last port */
-	uint32_t *broadcasts;	/* the last address of each IPv4 subnet that keeps it for all hosts */
-	size_t n_broadcasts;
-	uint64_t edition;	/* one more with each change of a route; 0: it has none yet */
+	struct broadcasts *broadcasts;	/* atomic; NULL: none */
+	uint64_t edition;	/* atomic; one more with each change of a route; 0: it has none yet */
 	struct book books[MV_FAMILIES];
-	struct mv_map *maps[MV_FAMILIES];
+	struct mv_map *maps[MV_FAMILIES];	/* atomic */
+};
+
+/* The last address of each IPv4 subnet that keeps it for all hosts. */
+struct broadcasts {
+	size_t n;
+	uint32_t addresses[];
 };
 
 static unsigned int address_bits(enum mv_family family)
@@ -194,15 +203,26 @@ fail:
 	return NULL;
 }
 
+/* forget_routes() may change a hop. */
+static struct mv_hop hop_at(const struct mv_map *map, size_t interval)
+{
+	const struct mv_hop *hop = &map->hops[interval];
+
+	return (struct mv_hop){
+		.port = __atomic_load_n(&hop->port, __ATOMIC_RELAXED),
+		.on_link = __atomic_load_n(&hop->on_link, __ATOMIC_RELAXED),
+	};
+}
+
 struct mv_hop mv_route(const struct mv_network *network, enum mv_family family,
 		       const uint8_t *address)
 {
-	const struct mv_map *map = network->maps[family];
+	const struct mv_map *map = __atomic_load_n(&network->maps[family], __ATOMIC_SEQ_CST); /* H */
 	mv_address wanted = load_address(family, address);
 	size_t slot, low, n;
 
 	if (map->n == 1 || wanted < map->base)
-		return map->hops[0];
+		return hop_at(map, 0);
 	slot = wanted >= map->starts[map->n - 1] ? map->n_slots :
 						    (size_t)((wanted - map->base) >> map->shift);
 	low = map->index[slot];
@@ -214,18 +234,19 @@ struct mv_hop mv_route(const struct mv_network *network, enum mv_family family,
 		low += map->starts[low + half] <= wanted ? half : 0;
 		n -= half;
 	}
-	return map->hops[low];
+	return hop_at(map, low);
 }
 
 struct mv_hop mv_route_run(const struct mv_network *network, struct mv_route_memo *memo,
 			   enum mv_family family, const uint8_t *address)
 {
+	uint64_t edition = __atomic_load_n(&network->edition, __ATOMIC_SEQ_CST); /* I */
 	size_t bytes = address_bits(family) / 8;
 
-	if (memo->edition == network->edition && memo->family == family &&
+	if (memo->edition == edition && memo->family == family &&
 	    !memcmp(memo->address, address, bytes))
 		return memo->hop;
-	memo->edition = network->edition;
+	memo->edition = edition;
 	memo->family = family;
 	memcpy(memo->address, address, bytes);
 	memo->hop = mv_route(network, family, address);
@@ -319,14 +340,19 @@ static void edition_drop(struct edition *edition)
 	map_free(edition->map);
 }
 
+static void count_edition(struct mv_network *network)
+{
+	__atomic_store_n(&network->edition, network->edition + 1, __ATOMIC_SEQ_CST); /* I */
+}
+
 static void edition_swap(struct edition *edition, struct mv_network *network,
 			 enum mv_family family)
 {
 	struct edition former = { network->books[family], network->maps[family] };
 
-	network->edition++;
 	network->books[family] = edition->book;
-	__atomic_store_n(&network->maps[family], edition->map, __ATOMIC_RELEASE);
+	__atomic_store_n(&network->maps[family], edition->map, __ATOMIC_SEQ_CST); /* H */
+	count_edition(network);
 	*edition = former;
 }
 
@@ -341,11 +367,13 @@ static int set_prefixes(struct mv_network *network, struct mv_hop hop,
 			return -EINVAL;
 	for (unsigned int family = 0; family < MV_FAMILIES && r == 0; family++)
 		r = edition_make(&editions[family], network, family, hop, prefixes, n);
-	for (unsigned int family = 0; family < MV_FAMILIES; family++) {
-		if (r == 0)
+	if (r == 0) {
+		for (unsigned int family = 0; family < MV_FAMILIES; family++)
 			edition_swap(&editions[family], network, family);
-		edition_drop(&editions[family]);
+		mv_workers_wait();
 	}
+	for (unsigned int family = 0; family < MV_FAMILIES; family++)
+		edition_drop(&editions[family]);
 	return r;
 }
 
@@ -398,12 +426,13 @@ static uint32_t ipv4_of(const uint8_t *address)
 
 int mv_network_set_subnets(mv_network *network, const struct mv_prefix *prefixes, size_t n)
 {
-	uint32_t *broadcasts = malloc((n + 1) * sizeof(*broadcasts));
-	size_t used = 0;
+	struct broadcasts *broadcasts, *former = network->broadcasts;
 	int r;
 
+	broadcasts = malloc(sizeof(*broadcasts) + n * sizeof(broadcasts->addresses[0]));
 	if (!broadcasts)
 		return -ENOMEM;
+	broadcasts->n = 0;
 	r = set_prefixes(network, (struct mv_hop){ .on_link = true }, prefixes, n);
 	if (r < 0) {
 		free(broadcasts);
@@ -411,18 +440,22 @@ int mv_network_set_subnets(mv_network *network, const struct mv_prefix *prefixes
 	}
 	for (size_t i = 0; i < n; i++)
 		if (has_broadcast(&prefixes[i]))
-			broadcasts[used++] = ipv4_of(prefixes[i].address) |
-					     (uint32_t)low_bits(32U - prefixes[i].length);
-	free(network->broadcasts);
-	network->broadcasts = broadcasts;
-	network->n_broadcasts = used;
+			broadcasts->addresses[broadcasts->n++] =
+				ipv4_of(prefixes[i].address) |
+				(uint32_t)low_bits(32U - prefixes[i].length);
+	__atomic_store_n(&network->broadcasts, broadcasts, __ATOMIC_SEQ_CST); /* H */
+	mv_workers_wait();
+	free(former);
 	return 0;
 }
 
 bool mv_network_is_broadcast(const struct mv_network *network, const uint8_t *address)
 {
-	for (size_t i = 0; i < network->n_broadcasts; i++)
-		if (network->broadcasts[i] == ipv4_of(address))
+	const struct broadcasts *broadcasts =
+		__atomic_load_n(&network->broadcasts, __ATOMIC_SEQ_CST); /* H */
+
+	for (size_t i = 0; broadcasts && i < broadcasts->n; i++)
+		if (broadcasts->addresses[i] == ipv4_of(address))
 			return true;
 	return false;
 }
@@ -457,7 +490,6 @@ void mv_network_enter(struct mv_network *network)
 /* Taking routes away needs memory too; without any, a map that names a freed port must not stay. */
 static void forget_routes(struct mv_network *network, const mv_port *port)
 {
-	network->edition++;
 	for (unsigned int family = 0; family < MV_FAMILIES; family++) {
 		struct book *book = &network->books[family];
 		struct mv_map *map = network->maps[family];
@@ -468,9 +500,13 @@ static void forget_routes(struct mv_network *network, const mv_port *port)
 				book->entries[used++] = book->entries[i];
 		book->n = used;
 		for (size_t i = 0; i < map->n; i++)
-			if (map->hops[i].port == port)
-				map->hops[i] = (struct mv_hop){ .on_link = true };
+			if (map->hops[i].port == port) {
+				__atomic_store_n(&map->hops[i].port, NULL, __ATOMIC_RELAXED);
+				__atomic_store_n(&map->hops[i].on_link, true, __ATOMIC_RELAXED);
+			}
 	}
+	count_edition(network);
+	mv_workers_wait();
 }
 
 void mv_network_leave(struct mv_network *network, mv_port *port)

@@ -9,6 +9,11 @@
 
 bool mv_port_is_up(const mv_port *port)
 {
+	return __atomic_load_n(&port->up, __ATOMIC_RELAXED);
+}
+
+bool mv_rx_is_up(const mv_port *port)
+{
 	const struct mv_ring *ring = &port->rings[MV_RX];
 
 	return ring->running && ring->enabled && !ring->broken;
@@ -60,15 +65,22 @@ int mv_port_enqueue(mv_port *port, const uint8_t *data, size_t length)
 	if (length < MV_ETH_SIZE || length > MV_MAX_FRAME)
 		return -EINVAL;
 	frame.length = (uint32_t)length;
-	r = mv_port_is_up(port) ? backlog_add(port, &frame) : -MV_DROP_RX_RING_DOWN;
+	mv_lock(port, MV_RX);
+	r = mv_rx_is_up(port) ? backlog_add(port, &frame) : -MV_DROP_RX_RING_DOWN;
+	mv_unlock(port, MV_RX);
 	if (r < 0)
 		mv_port_count_drop(port, (unsigned int)-r);
 	return r == 0;
 }
 
-unsigned int mv_port_backlog(const mv_port *port)
+unsigned int mv_port_backlog(mv_port *port)
 {
-	return port->backlog_length;
+	unsigned int length;
+
+	mv_lock(port, MV_RX);
+	length = port->backlog_length;
+	mv_unlock(port, MV_RX);
+	return length;
 }
 
 /* What became of a frame that was to be delivered. */
@@ -87,7 +99,7 @@ struct mv_rx mv_rx_open(mv_port *port, struct mv_turn *turn)
 	return (struct mv_rx){
 		.port = port,
 		.turn = turn,
-		.available = mv_port_is_up(port) ? mv_ring_available(&port->rings[MV_RX]) : 0,
+		.available = mv_rx_is_up(port) ? mv_ring_available(&port->rings[MV_RX]) : 0,
 		.header = mv_net_hdr_size(port->features),
 		.mergeable = port->features & MV_F_MRG_RXBUF,
 	};
@@ -242,8 +254,8 @@ static enum delivery deliver(struct mv_rx *rx, const struct mv_frame *frame)
 
 static void count_delivered(mv_port *port, uint32_t length)
 {
-	port->stats.rx_frames++;
-	port->stats.rx_bytes += length;
+	mv_count(&port->stats.rx_frames, 1);
+	mv_count(&port->stats.rx_bytes, length);
 }
 
 /* Why a frame was lost; 0: it was not. */
@@ -295,7 +307,7 @@ int mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame)
 
 	mv_turn_is_over(rx->turn, 0);
 	/* In their order: what waits goes first. */
-	if (mv_port_is_up(port) && !rx->turn->overdue) {
+	if (mv_rx_is_up(port) && !rx->turn->overdue) {
 		if (port->backlog_length > 0)
 			move_backlog(rx);
 		if (port->backlog_length == 0)
@@ -307,7 +319,7 @@ int mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame)
 	}
 	if (lost(delivery))
 		return lost(delivery);
-	return mv_port_is_up(port) ? backlog_add(port, frame) : -MV_DROP_RX_RING_DOWN;
+	return mv_rx_is_up(port) ? backlog_add(port, frame) : -MV_DROP_RX_RING_DOWN;
 }
 
 /* Frames are left: ask the driver for what they wait for. */
@@ -323,14 +335,14 @@ static int ask_for_buffers(mv_port *port, enum delivery last)
 	return MV_NEXT_CALL_AGAIN;
 }
 
-int mv_port_flush(mv_port *port)
+static int flush(mv_port *port)
 {
 	struct mv_ring *ring = &port->rings[MV_RX];
 	struct mv_turn turn = mv_turn_begin();
 	struct mv_rx rx;
 	enum delivery last;
 
-	if (!mv_port_is_up(port))
+	if (!mv_rx_is_up(port))
 		return MV_NEXT_NOTHING;
 	/* Also with nothing left to move: who sends the next frame has to see that nobody waits. */
 	if (ring->armed)
@@ -339,17 +351,29 @@ int mv_port_flush(mv_port *port)
 		return MV_NEXT_NOTHING;
 	rx = mv_rx_open(port, &turn);
 	last = move_backlog(&rx);
-	mv_port_publish(port, ring);
+	mv_port_publish(port, MV_RX);
 	if (ring->broken || port->backlog_length == 0)
 		return MV_NEXT_NOTHING;
 	return ask_for_buffers(port, last);
 }
 
+int mv_port_flush(mv_port *port)
+{
+	int next;
+
+	mv_lock(port, MV_RX);
+	next = flush(port);
+	mv_unlock(port, MV_RX);
+	return next;
+}
+
 void mv_port_drop_first(mv_port *port)
 {
-	if (port->backlog_length == 0)
-		return;
-	port->rings[MV_RX].starved = false;
-	mv_port_count_drop(port, MV_DROP_RX_BUFFER_TOO_SMALL);
-	backlog_pop(port);
+	mv_lock(port, MV_RX);
+	if (port->backlog_length > 0) {
+		port->rings[MV_RX].starved = false;
+		mv_port_count_drop(port, MV_DROP_RX_BUFFER_TOO_SMALL);
+		backlog_pop(port);
+	}
+	mv_unlock(port, MV_RX);
 }

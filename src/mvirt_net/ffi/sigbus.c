@@ -50,32 +50,27 @@ static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct sigaction previous;
 static volatile sig_atomic_t passed_on;
 
-/* A, B: they pair with B, A in read_watch(). */
+/* All accesses are in their order (sequentially consistent): it happens seldom enough. */
 static void write_watch(struct watch *watch, const struct range *range)
 {
-	unsigned int generation = atomic_load_explicit(&watch->generation, memory_order_relaxed);
-
-	atomic_store_explicit(&watch->generation, generation + 1, memory_order_relaxed);
-	atomic_thread_fence(memory_order_release);	/* A */
-	atomic_store_explicit(&watch->start, range->start, memory_order_relaxed);
-	atomic_store_explicit(&watch->size, range->size, memory_order_relaxed);
-	atomic_store_explicit(&watch->page, range->page, memory_order_relaxed);
-	atomic_store_explicit(&watch->fault_fd, range->fault_fd, memory_order_relaxed);
-	atomic_store_explicit(&watch->generation, generation + 2, memory_order_release);	/* B */
+	watch->generation++;
+	watch->start = range->start;
+	watch->size = range->size;
+	watch->page = range->page;
+	watch->fault_fd = range->fault_fd;
+	watch->generation++;
 }
 
 /* False: it is being changed. */
 static bool read_watch(struct watch *watch, struct range *range)
 {
-	unsigned int before = atomic_load_explicit(&watch->generation, memory_order_acquire);	/* B */
+	unsigned int before = watch->generation;
 
-	range->start = atomic_load_explicit(&watch->start, memory_order_relaxed);
-	range->size = atomic_load_explicit(&watch->size, memory_order_relaxed);
-	range->page = atomic_load_explicit(&watch->page, memory_order_relaxed);
-	range->fault_fd = atomic_load_explicit(&watch->fault_fd, memory_order_relaxed);
-	atomic_thread_fence(memory_order_acquire);	/* A */
-	return before % 2 == 0 &&
-	       atomic_load_explicit(&watch->generation, memory_order_relaxed) == before;
+	range->start = watch->start;
+	range->size = watch->size;
+	range->page = watch->page;
+	range->fault_fd = watch->fault_fd;
+	return before % 2 == 0 && watch->generation == before;
 }
 
 static bool put_zeros(uintptr_t start, size_t size)

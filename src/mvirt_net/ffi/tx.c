@@ -19,8 +19,8 @@ struct drain {
 	size_t used;
 	struct mv_drained *result;
 	struct mv_turn turn;
-	struct mv_rx rx;	/* of the receiver of the last forwarded packet, if any */
-	mv_port *touched;	/* receivers, linked by next_touched */
+	struct mv_rx rx;	/* of the receiver of the last forwarded packet, if any: it is locked */
+	mv_port *touched[MV_MAX_WOKEN];	/* receivers */
 	unsigned int n_touched;
 };
 
@@ -60,7 +60,7 @@ static void add_service_punt(struct drain *drain, enum mv_punt_kind kind,
 	uint32_t l4 = packet->l4;
 
 	add_punt(drain, kind, packet, packet->length);
-	drain->port->stats.punts++;
+	mv_count(&drain->port->stats.punts, 1);
 	if (packet->offload.flags)
 		mv_offload_fill(frame, packet->family, &packet->offload, packet->protocol,
 				packet->length - l4, (struct mv_reader){ 0 }, packet->length - l4);
@@ -96,29 +96,43 @@ static void add_error_punt(struct drain *drain, const struct mv_verdict *verdict
 			packet->length < QUOTED ? packet->length : QUOTED);
 	punt->error = verdict->error;
 	punt->mtu = verdict->mtu;
-	drain->port->stats.icmp_errors++;
+	mv_count(&drain->port->stats.icmp_errors, 1);
 }
 
 /* ---- to other NICs ---- */
 
 static void touch(struct drain *drain, mv_port *to)
 {
-	if (to->touched)
-		return;
-	to->touched = true;
-	to->next_touched = drain->touched;
-	drain->touched = to;
-	drain->n_touched++;
+	for (unsigned int i = 0; i < drain->n_touched; i++)
+		if (drain->touched[i] == to)
+			return;
+	drain->touched[drain->n_touched++] = to;
 }
 
-static void forward(struct drain *drain, struct mv_packet *packet, mv_port *to)
+static void let_receiver_go(struct drain *drain)
 {
+	if (drain->rx.port)
+		mv_unlock(drain->rx.port, MV_RX);
+	drain->rx.port = NULL;
+}
+
+/* Packets come in runs to one receiver, so its ring is locked, and looked at, once for a run. */
+static void turn_to_receiver(struct drain *drain, mv_port *to)
+{
+	if (drain->rx.port == to)
+		return;
+	let_receiver_go(drain);
 	touch(drain, to);
-	/* Packets come in runs to one receiver, so what is known of its ring is kept. */
-	if (drain->rx.port != to)
-		drain->rx = mv_rx_open(to, &drain->turn);
-	mv_forward(&drain->rx, packet);
-	drain->port->stats.routed++;
+	mv_lock(to, MV_RX);
+	drain->rx = mv_rx_open(to, &drain->turn);
+}
+
+static void forward(struct drain *drain, struct mv_packet *packet,
+		    const struct mv_verdict *verdict)
+{
+	turn_to_receiver(drain, verdict->to);
+	mv_forward(&drain->rx, packet, verdict->mtu);
+	mv_count(&drain->port->stats.routed, 1);
 }
 
 /* Publish once for each receiver, and note those whose task has something to do. */
@@ -126,14 +140,17 @@ static void settle_receivers(struct drain *drain)
 {
 	struct mv_drained *result = drain->result;
 
-	for (mv_port *to = drain->touched; to; to = to->next_touched) {
+	let_receiver_go(drain);
+	for (unsigned int i = 0; i < drain->n_touched; i++) {
+		mv_port *to = drain->touched[i];
 		const struct mv_ring *ring = &to->rings[MV_RX];
 
-		to->touched = false;
+		mv_lock(to, MV_RX);
 		if (ring->running)
-			mv_port_publish(to, &to->rings[MV_RX]);
+			mv_port_publish(to, MV_RX);
 		if (ring->broken || (to->backlog_length > 0 && !ring->armed))
 			result->woken[result->n_woken++] = to->tag;
+		mv_unlock(to, MV_RX);
 	}
 }
 
@@ -168,11 +185,11 @@ static void receive_frame(struct drain *drain, const struct mv_chain *chain)
 		mv_port_count_drop(port, (unsigned int)-r);
 		return;
 	}
-	port->stats.tx_bytes += packet.length;
+	mv_count(&port->stats.tx_bytes, packet.length);
 	verdict = mv_classify(port, &packet, &hdr);
 	switch (verdict.action) {
 	case MV_FORWARD:
-		forward(drain, &packet, verdict.to);
+		forward(drain, &packet, &verdict);
 		break;
 	case MV_PUNT:
 		add_service_punt(drain, (enum mv_punt_kind)verdict.value, &packet);
@@ -189,7 +206,7 @@ static void take_tx_chain(struct drain *drain, const struct mv_chain *chain)
 {
 	struct mv_ring *ring = &drain->port->rings[MV_TX];
 
-	drain->port->stats.tx_frames++;
+	mv_count(&drain->port->stats.tx_frames, 1);
 	if (ring->enabled)
 		receive_frame(drain, chain);
 	else
@@ -219,31 +236,47 @@ static bool drain_ring(struct drain *drain)
 	return true;
 }
 
-int mv_port_drain(mv_port *port, uint64_t now, uint8_t *buffer, struct mv_drained *drained)
+static int drain_port(struct drain *drain)
 {
+	mv_port *port = drain->port;
 	struct mv_ring *ring = &port->rings[MV_TX];
-	struct drain drain = {
-		.port = port,
-		.now = now,
-		.buffer = buffer,
-		.result = drained,
-	};
 	bool empty;
 
-	drained->n_punts = 0;
-	drained->n_woken = 0;
 	if (!ring->running || ring->broken)
 		return MV_NEXT_NOTHING;
 	if (ring->armed)
-		port->stats.kicks++;
+		mv_count(&port->stats.kicks, 1);
 	mv_ring_refuse_kicks(ring, mv_port_ring_features(port));
-	drain.turn = mv_turn_begin();
-	empty = drain_ring(&drain);
-	settle_receivers(&drain);
-	mv_port_publish(port, ring);
+	drain->turn = mv_turn_begin();
+	empty = drain_ring(drain);
+	settle_receivers(drain);
+	mv_port_publish(port, MV_TX);
 	if (ring->broken)
 		return MV_NEXT_NOTHING;
 	if (empty && mv_ring_ask_for_kick(ring, mv_port_ring_features(port), ring->last_avail))
 		return MV_NEXT_KICK;
 	return MV_NEXT_CALL_AGAIN;
+}
+
+int mv_port_drain(mv_worker *worker, mv_port *port, uint64_t now, uint8_t *buffer,
+		  struct mv_drained *drained)
+{
+	struct drain drain;
+	int next;
+
+	drain.port = port;
+	drain.now = now;
+	drain.buffer = buffer;
+	drain.used = 0;
+	drain.result = drained;
+	drain.rx.port = NULL;
+	drain.n_touched = 0;
+	drained->n_punts = 0;
+	drained->n_woken = 0;
+	mv_worker_begin(worker);
+	mv_lock(port, MV_TX);
+	next = drain_port(&drain);
+	mv_unlock(port, MV_TX);
+	mv_worker_end(worker);
+	return next;
 }
