@@ -7,7 +7,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
+"""The same examples each time, and no limit but that of every test: machines stand still at times."""
 
 HUGE_PAGES = 16
 """Of 2 MiB. DPDK maps eight, and takes one more before it gives another back."""

@@ -258,11 +258,7 @@ class TestFile:
             load(tmp_path / "none.toml", socket_dir=SOCKETS)
 
     @given(st.binary(max_size=64) | st.text(max_size=64).map(str.encode))
-    @settings(
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-        deadline=None,
-        derandomize=True,
-    )
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_any_bytes(self, tmp_path: Path, text: bytes) -> None:
         # Good or one exception, never another.
         with contextlib.suppress(ConfigFileError):
@@ -275,11 +271,7 @@ class TestFile:
     )
 
     @given(st.sampled_from([*"abx", "name", "network", "mtu", "ipv4_address"]), VALUES)
-    @settings(
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-        deadline=None,
-        derandomize=True,
-    )
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_any_value(self, tmp_path: Path, key: str, value: object) -> None:
         written = repr(value).replace("None", "1979-05-27").lower()
         text = f"{BLUE}[[nic]]\n{key} = {written}\n"
