@@ -10,9 +10,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# The same examples each time, and no limit but that of every test: machines stand still at times.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
-"""The same examples each time, and no limit but that of every test: machines stand still at times."""
 
 HUGE_PAGES = 16
 """Of 2 MiB. DPDK maps eight, and takes one more before it gives another back."""
