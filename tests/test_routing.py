@@ -6,13 +6,14 @@ connections, their tasks, and networks that change meanwhile.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from mvirt_net import ConfigError, DropReason, NotFoundError
+from mvirt_net import ConfigError, DropReason, NicEventKind, NotFoundError
 from tests.harness import (
     GATEWAY_IP,
     GATEWAY_IPV6,
@@ -341,6 +342,29 @@ async def test_exhausted_receiver_does_not_hurt_others(nursery: trio.Nursery) ->
         slow.add_rx_buffer()
         slow.kick(RX_QUEUE_IDX)
     assert got == list(range(0, 520, 2))
+
+
+async def test_m29_receiver_that_loses_its_memory_is_alone_with_it(nursery: trio.Nursery) -> None:
+    """Its frontend empties the file while another guest's frames are on their way into it."""
+    backend, a, b = await start(nursery)
+    nic = await backend.add_nic("c", MAC_C, "10.0.0.3", "fd00::3")
+    c = await backend.connect(nic)
+    (region,) = b.memory.get_region_info()
+    async with backend.switch.events() as events:
+        os.ftruncate(region.fd, 0)
+        for number in range(100):
+            await a.send_burst([datagram(number, dst=f"10.0.0.{host}") for host in (2, 3)])
+            assert number_in(await c.recv_packet()) == number
+        with trio.fail_after(5):
+            event = await anext(events)
+    assert (event.nic, event.kind) == ("b", NicEventKind.FAULTED)
+    await b.connection.wait_hung_up()
+    b.disconnect()
+    again = await backend.connect_b()
+    await a.send_packet(datagram(1000))
+    assert number_in(await again.recv_packet()) == 1000
+    assert backend.nic.stats().drops.keys() <= {DropReason.HOST_UNREACHABLE}
+    assert nic.stats().drops == {}
 
 
 async def test_frame_that_needs_more_buffers_waits_for_them_but_not_for_ever(
