@@ -328,7 +328,7 @@ class TestConfigFile:
     def test_may_not_be_read(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def refuse(path: Path, **_: Any) -> None:
+        def refuse(path: Path, *_: Any) -> None:
             raise PermissionError(13, "Permission denied", str(path))
 
         monkeypatch.setattr(cli, "load", refuse)

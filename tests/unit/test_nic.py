@@ -40,7 +40,7 @@ ARP = arp_request(MAC, IP, GATEWAY_IP)
 FRAME = ethernet_frame(MAC, GATEWAY_MAC.packed, 0x0800, bytes(100))
 """For the guest."""
 
-CONNECTED, DISCONNECTED, FAULTED = NicEventKind
+CONNECTED, DISCONNECTED, FAULTED, REFUSED = NicEventKind
 
 
 @attrs.define(eq=False)
