@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import signal
 import socket
 import struct
@@ -18,11 +19,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
+import trio
+
+from tests.harness import GATEWAY_IP, VhostTestClient
+from tests.harness.packets import arp_request, dhcp_discover, is_arp_reply, is_dhcp_response
+
 STOP_SECONDS = 30
 """For a stop on a machine that stands still now and then. What the daemon promises, its own limit
 enforces (`STOP_TIME_LIMIT`), and the exit code tells whether it had to."""
 
 GET_FEATURES = 1
+MAC = "52:54:00:12:34:56"
+NOBODY = pwd.getpwnam("nobody")
 
 CONFIG = """
 [[network]]
@@ -80,6 +88,12 @@ class Daemon:
     def send(self, number: int) -> None:
         self.process.send_signal(number)
 
+    def send_to_child(self, number: int) -> None:
+        """Send a signal to the daemon when its `wrapper` is what was started."""
+        pid = self.process.pid
+        [child] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(int(child), number)
+
     def wait(self) -> int:
         return self.process.wait(STOP_SECONDS)
 
@@ -90,13 +104,18 @@ class Daemon:
 
 @contextlib.contextmanager
 def started(
-    *args: str, command: Sequence[str] = ("-m", "mvirt_net"), fd: int | None = None, **options: Any
+    *args: str,
+    command: Sequence[str] = ("-m", "mvirt_net"),
+    wrapper: Sequence[str] = (),
+    fd: int | None = None,
+    **options: Any,
 ) -> Iterator[Daemon]:
     """A daemon that is killed at the end of the block if it is still there.
 
     Args:
         args: its arguments.
         command: what Python runs.
+        wrapper: a program, with its arguments, that runs Python.
         fd: a descriptor to hand down.
         options: for Popen.
     """
@@ -106,7 +125,7 @@ def started(
     with os.fdopen(ready, "rb") as reader:
         try:
             process = subprocess.Popen(
-                [sys.executable, *command, *args, *reporting],
+                [*wrapper, sys.executable, *command, *args, *reporting],
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -150,3 +169,13 @@ def ask_features(frontend: socket.socket) -> None:
     request, _flags, size = struct.unpack("<III", frontend.recv(12))
     assert request == GET_FEATURES
     assert len(frontend.recv(size)) == 8
+
+
+async def serves_a_guest(nursery: trio.Nursery, path: Path) -> None:
+    """ARP and DHCP, which take the ring, the slow path and dpkt."""
+    client = await VhostTestClient.connect(nursery, path)
+    await client.send_packet(arp_request(MAC, "10.0.0.5", GATEWAY_IP))
+    assert is_arp_reply(await client.recv_packet())
+    await client.send_packet(dhcp_discover(MAC, 1))
+    assert is_dhcp_response(await client.recv_packet())
+    await client.aclose()

@@ -9,12 +9,10 @@ import ctypes
 import grp
 import mmap
 import os
-import pwd
 import signal
 import socket
 import stat
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -22,13 +20,21 @@ import trio
 
 from mvirt_net.exits import ExitCode
 from mvirt_net.ffi import rights
-from tests.harness import GATEWAY_IP, VhostTestClient
-from tests.harness.packets import arp_request, dhcp_discover, is_arp_reply, is_dhcp_response
+from tests.harness import VhostTestClient
+from tests.harness.packets import dhcp_discover
 
-from .process import CONFIG, WITHOUT_RIGHTS, Daemon, ask_features, run_failing, single, started
-
-MAC = "52:54:00:12:34:56"
-NOBODY = pwd.getpwnam("nobody")
+from .process import (
+    CONFIG,
+    MAC,
+    NOBODY,
+    WITHOUT_RIGHTS,
+    Daemon,
+    ask_features,
+    run_failing,
+    serves_a_guest,
+    single,
+    started,
+)
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start it as another user")
 needs_landlock = pytest.mark.skipif(
@@ -36,17 +42,6 @@ needs_landlock = pytest.mark.skipif(
 )
 
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder of nobody's in which everybody can reach the sockets; `tmp_path` is root's alone."""
-    with tempfile.TemporaryDirectory(prefix="mvirt-net-") as name:
-        path = Path(name)
-        path.chmod(0o755)
-        if os.geteuid() == 0:
-            os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
-        yield path
 
 
 def status(daemon: Daemon) -> dict[str, str]:
@@ -61,16 +56,6 @@ def assert_no_rights(daemon: Daemon) -> None:
     sets = ("CapInh", "CapPrm", "CapEff", "CapAmb")
     assert {name: int(now[name], 16) for name in sets} == dict.fromkeys(sets, 0)
     assert now["NoNewPrivs"] == "1"
-
-
-async def serves_a_guest(nursery: trio.Nursery, path: Path) -> None:
-    """ARP and DHCP, which take the ring, the slow path and dpkt."""
-    client = await VhostTestClient.connect(nursery, path)
-    await client.send_packet(arp_request(MAC, "10.0.0.5", GATEWAY_IP))
-    assert is_arp_reply(await client.recv_packet())
-    await client.send_packet(dhcp_discover(MAC, 1))
-    assert is_dhcp_response(await client.recv_packet())
-    await client.aclose()
 
 
 async def stop(daemon: Daemon) -> str:
