@@ -18,6 +18,8 @@ from mvirt_net.unix_listener import UnixListener, open_unix_listener
 
 DEFAULT = SocketAccess()
 
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -68,6 +70,83 @@ async def test_holds_connections_until_they_are_accepted(path: Path) -> None:
 async def test_mode(path: Path, mask: int) -> None:
     with umask(mask), open_unix_listener(path, DEFAULT):
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
+
+
+@pytest.mark.parametrize("mode", ["0600", "0660", "0666"])
+async def test_mode_of_choice(path: Path, mode: str) -> None:
+    with umask(0o077), open_unix_listener(path, SocketAccess(socket_mode=mode)):
+        assert stat.S_IMODE(path.stat().st_mode) == int(mode, 8)
+
+
+@as_root
+async def test_owner_and_group(path: Path) -> None:
+    with open_unix_listener(path, SocketAccess(socket_owner=5, socket_group=6)) as listener:
+        status = path.stat()
+        assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (5, 6, 0o660)
+        assert listener.is_in_place
+    assert not path.exists()
+
+
+async def test_owner_group_and_mode_are_set_before_anybody_can_connect(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the file looks like meanwhile, there is nobody to connect to."""
+    seen: list[str] = []
+
+    def chown(name: str, owner: int, group: int) -> None:
+        with socket.socket(socket.AF_UNIX) as sock, pytest.raises(ConnectionRefusedError):
+            sock.connect(str(path))
+        seen.append("refused")
+
+    monkeypatch.setattr(os, "chown", chown)
+    with open_unix_listener(path, SocketAccess(socket_group=os.getegid())):
+        connect(path).close()
+    assert seen == ["refused"]
+
+
+async def test_another_file_in_its_place_is_left_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody puts another socket there just before it would get its owner and mode."""
+    opened = os.open
+    theirs: list[socket.socket] = []
+
+    def replace_and_open(name: Path, flags: int) -> int:
+        if not theirs:
+            path.unlink()
+            theirs.append(listening(path))
+            path.chmod(0o600)
+        return opened(name, flags)
+
+    monkeypatch.setattr(os, "open", replace_and_open)
+    with pytest.raises(SocketInUseError, match="at the same time"):
+        open_unix_listener(path, SocketAccess(socket_mode="0666", socket_owner=os.geteuid()))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    theirs[0].close()
+
+
+async def test_cannot_be_given_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    expected = r"nic\.sock: cannot be given to user 5 and group 6: Operation not permitted"
+    with pytest.raises(SocketAccessError, match=expected):
+        open_unix_listener(path, SocketAccess(socket_owner=5, socket_group=6))
+    assert not path.exists()
+
+
+async def test_file_that_cannot_be_removed(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with open_unix_listener(path, DEFAULT):
+        monkeypatch.setattr(Path, "unlink", refuse)
+    [record] = caplog.records
+    assert record.message == "socket is left behind"
+    assert record.reason == "Permission denied"  # type: ignore[attr-defined]
 
 
 async def test_stale_socket_is_taken_over(path: Path) -> None:
