@@ -64,3 +64,4 @@ def become(account: Account | None) -> None:
     elif os.geteuid() == 0:
         log.warning("running as root, if without capabilities: see --runas")
     rights.clear_capabilities()
+    log.info("rights given up", uid=os.geteuid(), gid=os.getegid())
