@@ -443,7 +443,14 @@ def _make_dir(path: Path, account: Account | None, groups: Collection[int | None
         return
     owner = -1 if account is None else account.uid
     [group] = groups if len(groups) == 1 else [None]
-    os.chown(path, owner, -1 if group is None else group)
+    # By its descriptor: a link that somebody has put in its place meanwhile is not followed.
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchown(fd, owner, -1 if group is None else group)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(fd)
 
 
 # Running.

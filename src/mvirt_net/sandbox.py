@@ -1,9 +1,9 @@
 """What the daemon may still reach once it serves: Landlock (landlock(7)).
 
 A bug in the daemon that a guest or frontend can use should be worth little to them. From `confine`
-on, this process can open no file and reads no folder; makes and removes files only where it was
-told; neither binds to a TCP port nor connects to one; sends no signal to another process, and
-reaches no abstract unix socket but those that it has. Descriptors that are open already keep
+on, this process opens no file and reads no folder; makes and removes files only where it was told;
+neither binds to a TCP port nor connects to one; sends no signal to another process, and reaches no
+abstract unix socket but those that it is connected to. Descriptors that are open already keep
 working, and so does what comes over the socket of a frontend. Nothing is imported after that
 either: all modules must be loaded by then.
 

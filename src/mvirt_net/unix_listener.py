@@ -102,7 +102,9 @@ class UnixListener:
         fd = os.open(self.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             status = os.fstat(fd)
-            if (status.st_dev, status.st_ino) != self._identity:
+            if (status.st_dev, status.st_ino) != self._identity or not stat.S_ISSOCK(
+                status.st_mode
+            ):
                 return  # somebody else's by now, which `start` will find out
             # fchown and fchmod do not take such a descriptor, but its name does (open(2), O_PATH).
             name = f"/proc/self/fd/{fd}"
