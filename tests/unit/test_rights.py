@@ -180,11 +180,12 @@ class TestRunas:
             assert Path(f"/proc/{daemon.process.pid}/environ").stat().st_uid == 0
             assert daemon.stop() == ExitCode.OK
 
-    def test_another_thread_would_keep_its_rights(self, tmp_path: Path) -> None:
-        code, lines = run_failing(*single(tmp_path / "s"), command=("-c", _WITH_A_THREAD))
-        assert code == ExitCode.FAILURE
-        assert lines == ["mvirt-net: cannot give up rights: another thread is running"]
-        assert not (tmp_path / "s").exists()
+
+def test_another_thread_would_keep_its_rights(tmp_path: Path) -> None:
+    code, lines = run_failing(*single(tmp_path / "s"), command=("-c", _WITH_A_THREAD))
+    assert code == ExitCode.FAILURE
+    assert lines == ["mvirt-net: cannot give up rights: another thread is running"]
+    assert not (tmp_path / "s").exists()
 
 
 _WITH_A_THREAD = """
