@@ -20,7 +20,16 @@ from .errors import (
     SocketInUseError,
     SocketPathError,
 )
-from .model import DaemonConfig, DropReason, MacAddress, Netmask, NetworkSpec, NicSpec, NicStats
+from .model import (
+    DaemonConfig,
+    DropReason,
+    FileMode,
+    MacAddress,
+    Netmask,
+    NetworkSpec,
+    NicSpec,
+    NicStats,
+)
 from .nic import Nic, NicEvent, NicEventKind
 from .switch import Switch, open_switch
 
@@ -31,6 +40,7 @@ __all__ = [
     "DaemonConfig",
     "DropReason",
     "DuplicateError",
+    "FileMode",
     "GuestMemoryLost",
     "MacAddress",
     "MvirtNetError",

@@ -15,23 +15,25 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any, TypeVar
 
+import attrs
 import click
 
 from . import runner
 from ._version import __version__
+from .accounts import Account
 from .attach import attach_lines
 from .config import ConfigFileError, load
 from .errors import ConfigError
 from .exits import PROGRAM, ExitCode, report
 from .inherited import take_socket
 from .logsetup import LogFormat, set_up_logging
-from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec
+from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec, SocketAccess
 from .registry import plan
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -82,7 +84,54 @@ def _options(*decorators: Callable[[_F], _F]) -> Callable[[_F], _F]:
 _PATH = click.Path(path_type=Path)
 _MAX_FD = 2**31 - 1
 
+
+def _parse_account(_ctx: object, _parameter: object, text: str | None) -> Account | None:
+    """A click callback: the value of --runas."""
+    try:
+        return None if text is None else Account.parse(text)
+    except ValueError as error:
+        raise click.UsageError(f"--runas: {error}") from error
+
+
 _run_options = _options(
+    click.option(
+        "--socket-mode",
+        metavar="MODE",
+        help="Permissions of the socket files, octal.  [default: 0660]",
+    ),
+    click.option(
+        "--socket-owner",
+        metavar="USER",
+        help="Owner of the socket files. By default who the daemon runs as.",
+    ),
+    click.option(
+        "--socket-group",
+        metavar="GROUP",
+        help="Group of the socket files. By default the daemon's own.",
+    ),
+    click.option(
+        "--allow-uid",
+        multiple=True,
+        metavar="USER",
+        help="Let only processes of this user, or of an --allow-gid, connect; repeatable.",
+    ),
+    click.option(
+        "--allow-gid",
+        multiple=True,
+        metavar="GROUP",
+        help="Let only processes in this group, or of an --allow-uid, connect; repeatable.",
+    ),
+    click.option(
+        "--runas",
+        metavar="USER[:GROUP]",
+        callback=_parse_account,
+        help="Started by root, go on as this user when the sockets are there.",
+    ),
+    click.option(
+        "--no-sandbox",
+        is_flag=True,
+        help="Do not give up (by Landlock) what is not needed of files and network.",
+    ),
     click.option("-P", "--pid", "pid_path", type=_PATH, metavar="FILE", help="Keep the pid here."),
     click.option(
         "--ready-fd",
@@ -204,10 +253,14 @@ def _serve_single(
         raise click.UsageError("--address is needed", ctx)
     if fd is not None and fd == options["ready_fd"]:
         raise click.UsageError("--fd and --ready-fd are the same descriptor", ctx)
+    access = _socket_access(ctx, options)
+    if socket_path is not None:
+        access = access.with_defaults(_owned_by(options["runas"]))
     config = _single_config(
         ctx,
         socket_path=socket_path,
         address=address,
+        access=access,
         **{key: options.pop(key) for key in ("mac_addr", "mtu", "dns", "ntp", "netmask")},
     )
     try:
@@ -226,8 +279,38 @@ _FLAGS = {
     "mtu": "--mtu",
     "dns_servers": "--dns",
     "ntp_servers": "--ntp",
+    "socket_mode": "--socket-mode",
+    "socket_owner": "--socket-owner",
+    "socket_group": "--socket-group",
+    "allow_uid": "--allow-uid",
+    "allow_gid": "--allow-gid",
 }
 """The flag that gives a field of a specification."""
+
+
+def _usage_error(ctx: click.Context, error: ConfigError) -> click.UsageError:
+    """A wrong value, said of its flag."""
+    field = error.key.rpartition(".")[2]
+    return click.UsageError(f"{_FLAGS[field]}: {error.problem}", ctx)
+
+
+def _socket_access(ctx: click.Context, options: dict[str, Any]) -> SocketAccess:
+    """Take what the flags say of the sockets out of `options`. Raises click.UsageError."""
+    given = {field.name: options.pop(field.name) for field in attrs.fields(SocketAccess)}
+    try:
+        # A repeatable flag that was not given is an empty list.
+        return SocketAccess(
+            **{name: None if value == () else value for name, value in given.items()}
+        )
+    except ConfigError as error:
+        raise _usage_error(ctx, error) from error
+
+
+def _owned_by(account: Account | None) -> SocketAccess:
+    """Sockets of the account that we will run as, as if we had made them when we did."""
+    if account is None:
+        return SocketAccess()
+    return SocketAccess(socket_owner=account.uid, socket_group=account.gid)
 
 
 def _single_config(
@@ -235,6 +318,7 @@ def _single_config(
     *,
     socket_path: Path | None,
     address: str,
+    access: SocketAccess,
     mac_addr: str | None,
     mtu: int,
     dns: Sequence[str],
@@ -258,13 +342,12 @@ def _single_config(
             mac_address=mac_addr,
             ipv4_address=interface.ip,
             socket_path=socket_path,
-        )
+        ).with_defaults(access)
         planned = plan(DaemonConfig((network,), (nic,)))
         for problem in planned.problems:
             raise problem
     except ConfigError as error:
-        field = error.key.rpartition(".")[2]
-        raise click.UsageError(f"{_FLAGS[field]}: {error.problem}", ctx) from error
+        raise _usage_error(ctx, error) from error
     return planned.config
 
 
@@ -297,9 +380,13 @@ def _nic_name(socket_path: Path | None) -> str:
 def serve(ctx: click.Context, /, path: Path, socket_dir: Path | None, **options: Any) -> None:
     """Serve the networks and NICs of a configuration file."""
     socket_dir = socket_dir or _default_socket_dir()
-    config = _load(path, socket_dir)
-    if any(nic.socket_path and nic.socket_path.parent == socket_dir for nic in config.nics):
-        _make_dir(socket_dir)
+    access, account = _socket_access(ctx, options), options["runas"]
+    config = _load(path, socket_dir, access, _owned_by(account))
+    inside = [
+        nic for nic in config.nics if nic.socket_path and nic.socket_path.parent == socket_dir
+    ]
+    if inside:
+        _make_dir(socket_dir, account, {nic.socket_group for nic in inside})
     _run(ctx, config, **options)
 
 
@@ -317,10 +404,10 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _load(path: Path, socket_dir: Path) -> DaemonConfig:
+def _load(path: Path, socket_dir: Path, *access: SocketAccess) -> DaemonConfig:
     """`config.load`; a file that is not there is a wrong one, one that may not be read is not."""
     try:
-        return load(path, socket_dir=socket_dir)
+        return load(path, socket_dir, *access)
     except PermissionError:
         raise
     except OSError as error:
@@ -336,9 +423,34 @@ def _default_socket_dir() -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}", PROGRAM)
 
 
-def _make_dir(path: Path) -> None:
-    """Make the folder for the sockets, open to nobody but us and our group. Raises OSError."""
-    path.mkdir(mode=0o750, exist_ok=True)
+def _make_dir(path: Path, account: Account | None, groups: Collection[int | None]) -> None:
+    """Make the folder for the sockets, if there is none.
+
+    Args:
+        path: of the folder; its mode is 0750.
+        account: whom we will run as, and who must be able to remove sockets then.
+        groups: of the sockets in it. The folder gets it, too, if it is one, so that whoever may
+            use a socket gets there.
+
+    Raises:
+        OSError: it cannot be made, or not be given to them.
+    """
+    try:
+        path.mkdir(mode=0o750)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+        return
+    owner = -1 if account is None else account.uid
+    [group] = groups if len(groups) == 1 else [None]
+    # By its descriptor: a link that somebody has put in its place meanwhile is not followed.
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchown(fd, owner, -1 if group is None else group)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(fd)
 
 
 # Running.
@@ -353,6 +465,7 @@ def _run(
     debug: bool,
     print_attach: bool | None,
     ready_fd: int | None,
+    no_sandbox: bool,
     **options: Any,
 ) -> None:
     """Serve `config` until a signal; what `options` has left is for `runner.RunOptions`."""
@@ -364,7 +477,9 @@ def _run(
     if print_attach is None:
         print_attach = sys.stdout.isatty()
     on_ready = partial(_print_attach_lines, config) if print_attach else _nothing
-    run_options = runner.RunOptions(on_ready=on_ready, ready_fd=ready_fd, **options)
+    run_options = runner.RunOptions(
+        on_ready=on_ready, ready_fd=ready_fd, sandboxed=not no_sandbox, **options
+    )
     runner.run(config, run_options)
 
 

@@ -18,7 +18,7 @@ import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
 from .errors import ConfigError, MvirtNetError
-from .model import DaemonConfig, NetworkSpec, NicSpec
+from .model import DaemonConfig, NetworkSpec, NicSpec, SocketAccess
 from .registry import plan
 
 _T = TypeVar("_T")
@@ -38,13 +38,20 @@ class ConfigFileError(MvirtNetError):
         self.problems = tuple(problems)
 
 
-def load(path: Path, *, socket_dir: Path) -> DaemonConfig:
+def load(
+    path: Path,
+    socket_dir: Path,
+    access: SocketAccess = SocketAccess(),  # noqa: B008  (frozen)
+    fallback: SocketAccess = SocketAccess(),  # noqa: B008
+) -> DaemonConfig:
     """Read, check and complete a configuration file.
 
     Args:
         path: the file.
         socket_dir: where a NIC without `socket_path` gets its socket, ``NAME.sock``, and what a
             relative `socket_path` starts from.
+        access: what counts for NICs that say nothing else, more than the file's own ``[defaults]``.
+        fallback: what counts when these are silent, too.
 
     Returns:
         Networks and NICs in the file's order; each NIC has all its addresses and its socket path.
@@ -61,7 +68,8 @@ def load(path: Path, *, socket_dir: Path) -> DaemonConfig:
     except cattrs.BaseValidationError as error:
         problems = list(_problems(error, ""))
     else:
-        nics = tuple(_with_socket(nic, socket_dir) for nic in file.nic)
+        defaults = access.with_defaults(file.defaults).with_defaults(fallback)
+        nics = tuple(_with_socket(nic, socket_dir).with_defaults(defaults) for nic in file.nic)
         planned = plan(DaemonConfig(file.network, nics))
         if not planned.problems:
             return planned.config
@@ -76,8 +84,9 @@ def _one_line(text: str) -> str:
 
 @attrs.frozen
 class _File:
-    """The file as it is written: two arrays of tables."""
+    """The file as it is written: a table and two arrays of tables."""
 
+    defaults: SocketAccess = attrs.field(factory=SocketAccess)
     network: tuple[NetworkSpec, ...] = ()
     nic: tuple[NicSpec, ...] = ()
 
@@ -125,7 +134,7 @@ def _make_converter() -> cattrs.Converter:
             raise TypeError("not an array of tables (its header needs double brackets)")
         return converter.structure(value, array_type)
 
-    for cls in (NetworkSpec, NicSpec):
+    for cls in (NetworkSpec, NicSpec, SocketAccess):
         hooks: dict[str, Any] = {
             field.name: override(struct_hook=by_field(field)) for field in attrs.fields(cls)
         }
@@ -133,7 +142,7 @@ def _make_converter() -> cattrs.Converter:
             cls, _table(make_dict_structure_fn(cls, converter, **hooks))
         )
     arrays: dict[str, Any] = {
-        field.name: override(struct_hook=array_of_tables) for field in attrs.fields(_File)
+        name: override(struct_hook=array_of_tables) for name in ("network", "nic")
     }
     converter.register_structure_hook(_File, make_dict_structure_fn(_File, converter, **arrays))
     return converter

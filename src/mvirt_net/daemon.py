@@ -17,6 +17,7 @@ _log = get_logger(__name__)
 async def serve(
     config: DaemonConfig,
     *,
+    on_listening: Callable[[], object] = lambda: None,
     shutdown_trigger: Callable[[], Awaitable[object]] | None = None,
     task_status: trio.TaskStatus[Switch] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -24,6 +25,8 @@ async def serve(
 
     Args:
         config: what to run; addresses that are absent are given by the rules of `NicSpec`.
+        on_listening: called when all sockets listen and before the first frontend is served: the
+            moment to give up rights that only the sockets needed. What it raises ends the daemon.
         shutdown_trigger: an async function whose return ends the daemon; without one it runs until
             it is cancelled. Either way everything is closed, which takes far less than a second,
             and all socket files are removed.
@@ -40,11 +43,14 @@ async def serve(
     planned = plan(config)
     if planned.problems:
         raise planned.problems[0]
-    async with open_switch() as switch:
+    admission = trio.Event()
+    async with open_switch(admission=admission) as switch:
         for network in planned.config.networks:
             await switch.add_network(network)
         for nic in planned.config.nics:
             await switch.add_nic(nic)
+        on_listening()
+        admission.set()
         _log.info("serving", networks=len(config.networks), nics=len(config.nics))
         task_status.started(switch)
         await (shutdown_trigger or trio.sleep_forever)()

@@ -1,4 +1,5 @@
-"""Values that every part of the package may use; nothing here does I/O.
+"""Values that every part of the package may use; nothing here does I/O, but for the names of users
+and groups, which are looked up when a value that has one is made.
 
 Directions are the guest's everywhere: **TX** is what the guest sends (queue 1), **RX** what it
 receives (queue 0).
@@ -23,6 +24,7 @@ from typing import Any, Self, TypeVar
 
 import attrs
 
+from .accounts import group_id, user_id
 from .errors import ConfigError
 
 RX_QUEUE = 0
@@ -38,6 +40,7 @@ MAX_MTU = 65535
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
 _MAC_TEXT = re.compile(r"[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}", re.ASCII)
+_MODE_TEXT = re.compile(r"0?[0-7]{3}", re.ASCII)
 
 
 @attrs.frozen(order=True)
@@ -66,6 +69,29 @@ class MacAddress:
     def __str__(self) -> str:
         return self.packed.hex(":")
 
+
+@attrs.frozen
+class FileMode:
+    """The permissions of a file, the last nine bits of its mode (inode(7))."""
+
+    bits: int = attrs.field(validator=attrs.validators.in_(range(0o1000)))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ``0660`` or ``660``: octal, as for chmod(1). Raises ValueError for any other form.
+
+        Numbers are refused, for one would have to guess whether 440 was meant to be octal.
+        """
+        if not isinstance(text, str) or not _MODE_TEXT.fullmatch(text):
+            raise ValueError(f"{text!r} is not a mode like '0660'")
+        return cls(int(text, 8))
+
+    def __str__(self) -> str:
+        return f"{self.bits:04o}"
+
+
+DEFAULT_SOCKET_MODE = FileMode.parse("0660")
+"""Whoever may write to a socket may be the guest: its owner and its group."""
 
 GATEWAY_MAC = MacAddress.parse("02:00:00:00:00:01")
 GATEWAY_IPV4 = IPv4Address("169.254.0.1")
@@ -230,6 +256,8 @@ class NicStats:
     """Dropped TX frames whose sender was told why by ICMP."""
     drops: Mapping[DropReason, int]
     """Only the reasons seen so far."""
+    refused_frontends: int = 0
+    """Those sent away because they are not among those that may connect."""
 
 
 _T = TypeVar("_T")
@@ -329,6 +357,24 @@ def _path(value: Any) -> Path:
     return Path(value)
 
 
+def _mode(value: Any) -> FileMode:
+    return value if isinstance(value, FileMode) else FileMode.parse(value)
+
+
+def _users(values: Iterable[Any]) -> frozenset[int]:
+    return _not_empty(_each(user_id, values))
+
+
+def _groups(values: Iterable[Any]) -> frozenset[int]:
+    return _not_empty(_each(group_id, values))
+
+
+def _not_empty(ids: tuple[int, ...]) -> frozenset[int]:
+    if not ids:
+        raise ValueError("an empty list lets nobody in; leave it out to let in everybody")
+    return frozenset(ids)
+
+
 def _mtu(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not MIN_MTU <= value <= MAX_MTU:
         raise ValueError(f"{value!r} is not an MTU from {MIN_MTU} to {MAX_MTU}")
@@ -388,7 +434,52 @@ class NetworkSpec:
 
 
 @attrs.frozen(kw_only=True, field_transformer=_name_their_field)
-class NicSpec:
+class SocketAccess:
+    """Who may connect to the socket of a NIC: what a NIC may say, and the defaults for it.
+
+    Users and groups are names or numbers; a wrong one raises ConfigError with the field's name
+    as its key.
+    """
+
+    socket_mode: FileMode | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_mode)
+    )
+    """Permissions of the socket file; absent: `DEFAULT_SOCKET_MODE`."""
+    socket_owner: int | None = attrs.field(
+        default=None, converter=attrs.converters.optional(user_id)
+    )
+    """Owner of the socket file; absent: the user that this process runs as."""
+    socket_group: int | None = attrs.field(
+        default=None, converter=attrs.converters.optional(group_id)
+    )
+    """Group of the socket file; absent: the group that this process runs as."""
+    allow_uid: frozenset[int] | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_users)
+    )
+    """Users whose processes may connect, apart from `allow_gid`; with neither, all may."""
+    allow_gid: frozenset[int] | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_groups)
+    )
+    """Groups whose processes may connect, apart from `allow_uid`; supplementary ones count."""
+
+    def with_defaults(self, defaults: SocketAccess) -> Self:
+        """The same, what is absent taken from `defaults`.
+
+        Both lists are one thing: whoever gives one of them does not get the other one as a default,
+        which would let in more than was asked for.
+        """
+        missing = {
+            name: getattr(defaults, name)
+            for name in ("socket_mode", "socket_owner", "socket_group")
+            if getattr(self, name) is None
+        }
+        if self.allow_uid is None and self.allow_gid is None:
+            missing |= {"allow_uid": defaults.allow_uid, "allow_gid": defaults.allow_gid}
+        return attrs.evolve(self, **missing)
+
+
+@attrs.frozen(kw_only=True, field_transformer=_name_their_field)
+class NicSpec(SocketAccess):
     """One virtual NIC, as a user asks for it; a `Switch` fills in what is absent.
 
     Text is converted; a wrong value raises ConfigError with the field's name as its key.

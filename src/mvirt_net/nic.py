@@ -6,7 +6,8 @@ at a time. Another one that connects meanwhile waits `TURN_TIME_LIMIT` for its t
 one that reconnects before we saw it leave needs. Then one of the two is sent away: the newcomer,
 unless the other has not made a single request yet. There is nothing wrong with being silent (QEMU
 connects when its chardev is made, and speaks when its network card is), but whoever is must not
-keep the NIC from all others for ever.
+keep the NIC from all others for ever. A process that is not among those that may connect
+(`SocketAccess.allow_uid`, `allow_gid`) never gets into that line.
 
 This module is also where everything that can go wrong with one connection ends: it is logged, once,
 and costs that connection and nothing else.
@@ -27,6 +28,7 @@ from .errors import ConnectionBroken, GuestMemoryLost
 from .ffi import Network, Port
 from .log import get_logger
 from .model import MacAddress, NetworkSpec, NicSpec, NicStats
+from .peer import PeerCredentials, peer_credentials
 from .unix_listener import UnixListener, open_unix_listener
 
 TURN_TIME_LIMIT = 1.0
@@ -36,6 +38,9 @@ PLACE_INTERVAL = 30.0
 and who finds no socket looks into the log. Cheap enough for hundreds of NICs, one lstat(2) each."""
 ACCEPT_PAUSE = 0.1
 """Seconds before the next attempt when a connection cannot be accepted, as without descriptors."""
+REFUSAL_INTERVAL = 1.0
+"""Seconds between two lines in the log, and two events, about processes that may not connect. They
+can try as fast as they like, and must neither fill the disk nor drown other events."""
 
 
 class NicEventKind(enum.StrEnum):
@@ -47,6 +52,8 @@ class NicEventKind(enum.StrEnum):
     """That frontend is gone, or was sent away; the NIC listens again."""
     FAULTED = "faulted"
     """The guest broke a ring or took its memory back, or there is a bug of ours; see `detail`."""
+    REFUSED = "refused"
+    """A process that may not connect was sent away; one event a second at most, for all of them."""
 
 
 @attrs.frozen
@@ -78,6 +85,7 @@ class Nic:
         network: the one that it is in.
         routes: of that network; this NIC's are in it until it is closed.
         publish: called with each of its events, in their order; must not raise or wait.
+        admission: frontends that come to the NIC's socket wait until it is set; None: they do not.
     """
 
     def __init__(
@@ -86,6 +94,7 @@ class Nic:
         network: NetworkSpec,
         routes: Network,
         publish: Callable[[NicEvent], None] = lambda _event: None,
+        admission: trio.Event | None = None,
     ) -> None:
         if spec.mac_address is None:
             raise ValueError(f"NIC {spec.name!r} has no MAC address yet")
@@ -93,6 +102,7 @@ class Nic:
         self._mac: MacAddress = spec.mac_address
         self._network = network
         self._publish = publish
+        self._admission = admission
         self._log = get_logger(__name__).bind(nic=spec.name)
         self._port = Port(routes, self._mac)
         self._port.set_routes(spec.routes)
@@ -102,6 +112,9 @@ class Nic:
         """Whether the socket file was there at the last look."""
         self._backend: VhostNetBackend | None = None
         self._connected = False
+        self._refused = 0
+        """Processes that were not allowed to connect."""
+        self._refusal_told_at: float | None = None
         self._scopes: set[trio.CancelScope] = set()
         """Of all that uses the port: `serve` and each connection."""
         self._closed = False
@@ -129,7 +142,7 @@ class Nic:
     def stats(self) -> NicStats:
         """The counters since the NIC was made. Raises trio.ClosedResourceError."""
         self._check_open()
-        return self._port.stats()
+        return attrs.evolve(self._port.stats(), refused_frontends=self._refused)
 
     def update(self, spec: NicSpec) -> None:
         """Go on with other routed prefixes, from the next packet on.
@@ -179,7 +192,7 @@ class Nic:
                 task_status.started()
                 await trio.sleep_forever()
             else:
-                with open_unix_listener(self.spec.socket_path) as listener:
+                with open_unix_listener(self.spec.socket_path, self.spec) as listener:
                     task_status.started()
                     await self._serve_listener(listener)
 
@@ -190,7 +203,8 @@ class Nic:
         has made no request yet makes way for another that has waited `TURN_TIME_LIMIT` seconds.
 
         Args:
-            sock: a connected unix stream socket; owned from here on.
+            sock: a connected unix stream socket; owned from here on. It was the caller's decision
+                whether its other end may connect.
 
         Raises:
             trio.ClosedResourceError: the NIC was closed before.
@@ -249,6 +263,8 @@ class Nic:
 
     async def _serve_listener(self, listener: UnixListener) -> None:
         """Serve those who come to the NIC's own socket file."""
+        if self._admission is not None:
+            await self._admission.wait()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_place, listener)
             await self._serve_all(listener, partial(self._look_at_place, listener))
@@ -288,8 +304,24 @@ class Nic:
     ) -> None:
         """Started by `_serve_all`, for each connection; ends with it."""
         with sock:
-            await self._serve_in_turn(sock, settled)
+            peer = peer_credentials(sock)
+            if peer.may_connect(self.spec):
+                await self._serve_in_turn(sock, settled)
+            else:
+                self._refuse(peer)
+                settled.set()
         on_end()
+
+    def _refuse(self, peer: PeerCredentials) -> None:
+        """Count it, and say it if that was not done just now."""
+        self._refused += 1
+        now = trio.current_time()
+        if self._refusal_told_at is None or now - self._refusal_told_at >= REFUSAL_INTERVAL:
+            self._refusal_told_at = now
+            self._log.warning(
+                "frontend sent away: it may not connect", **_named(peer), refused=self._refused
+            )
+            self._event(NicEventKind.REFUSED, f"process {peer.pid} of user {peer.uid}")
 
     async def _watch_place(self, listener: UnixListener) -> None:
         """Started by `_serve_listener`; ends with it."""
@@ -371,21 +403,22 @@ class Nic:
             self._set_disconnected(reason)
 
     def _make_backend(self, sock: trio.socket.SocketType) -> VhostNetBackend:
+        peer = peer_credentials(sock)
         return VhostNetBackend(
             sock,
             self._port,
             mac=self._mac,
             mtu=self._network.mtu,
             services=lambda mtu: services_for(self.spec, self._network, mtu),
-            on_connected=self._set_connected,
+            on_connected=partial(self._set_connected, peer),
             on_fault=partial(self._event, NicEventKind.FAULTED),
             log=self._log,
         )
 
-    def _set_connected(self) -> None:
+    def _set_connected(self, peer: PeerCredentials) -> None:
         self._connected = True
         self._notify()
-        self._log.info("frontend connected")
+        self._log.info("frontend connected", **_named(peer))
         self._event(NicEventKind.CONNECTED)
 
     def _set_disconnected(self, reason: str) -> None:
@@ -393,3 +426,8 @@ class Nic:
             self._connected = False
             self._log.info("frontend disconnected")
             self._event(NicEventKind.DISCONNECTED, reason)
+
+
+def _named(peer: PeerCredentials) -> dict[str, int]:
+    """What the log says of the process at the other end."""
+    return {"pid": peer.pid, "uid": peer.uid, "gid": peer.gid}

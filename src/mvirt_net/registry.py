@@ -139,6 +139,7 @@ class Registry:
             owner = self._macs[spec.mac_address]
             raise DuplicateError("mac_address", f"{spec.mac_address} is taken by NIC {owner!r}")
         socket = _socket_key(spec.socket_path)
+        _check_socket_file(spec)
         if socket in self._sockets:
             owner = self._sockets[socket]
             raise DuplicateError("socket_path", f"{spec.socket_path} is taken by NIC {owner!r}")
@@ -485,6 +486,13 @@ def _socket_key(path: Path | None) -> str | None:
     if (length := len(os.fsencode(path))) > MAX_SOCKET_PATH:
         raise ConfigError("socket_path", f"{path} has {length} bytes, more than {MAX_SOCKET_PATH}")
     return os.path.abspath(path)  # noqa: PTH100  (Path.absolute keeps "..")
+
+
+def _check_socket_file(spec: NicSpec) -> None:
+    """Raise ConfigError when a file is described that there will not be."""
+    for key in ("socket_mode", "socket_owner", "socket_group"):
+        if spec.socket_path is None and getattr(spec, key) is not None:
+            raise ConfigError(key, "there is no socket path whose file could have it")
 
 
 def _without(owners: dict[_K, str], owner: str) -> dict[_K, str]:

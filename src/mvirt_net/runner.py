@@ -4,9 +4,11 @@
 knows nothing of processes. Signals are caught before the first socket exists, or one that comes in
 between would leave a socket file behind. Whatever ends the program (a signal, the last frontend of
 a one-off, a terminal that hangs up) sets the same event, upon which `serve` closes everything in
-order. Closing is shielded from cancellation, so what limits its time is a thread that ends the
-process, even if it is the event loop that hangs. After the first SIGTERM or SIGINT both have their
-default action, so that a second one ends the process at once.
+order. When all sockets listen, and before the first frontend is served, the process gives up what
+rights it needs no more (`privileges`) and shuts itself in (`sandbox`). Closing is shielded from
+cancellation, so what limits its time is a thread that ends the process, even if it is the event
+loop that hangs. After the first SIGTERM or SIGINT both have their default action, so that a second
+one ends the process at once.
 """
 
 from __future__ import annotations
@@ -16,19 +18,22 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
 
+from . import privileges, sandbox
+from .accounts import Account
 from .daemon import serve
+from .ffi.rights import FsAccess
 from .inherited import is_listening
 from .log import get_logger
 from .model import DaemonConfig
 from .nic import Nic, NicEvent, NicEventKind
-from .supervision import announce_ready, pid_file, raise_fd_limit, sd_notify
+from .supervision import ServiceManager, announce_ready, pid_file, raise_fd_limit
 from .switch import Switch
 
 log = get_logger(__name__)
@@ -53,6 +58,10 @@ class RunOptions:
     """End when the first frontend disconnects."""
     sock: socket.socket | None = None
     """A listening or connected socket for the only NIC, which has no path; ours to close."""
+    runas: Account | None = None
+    """Whose rights to go on with when the sockets are there; None: as whoever has started us."""
+    sandboxed: bool = True
+    """Whether to call `sandbox.confine`."""
 
 
 def run(config: DaemonConfig, options: RunOptions) -> None:
@@ -65,6 +74,7 @@ def run(config: DaemonConfig, options: RunOptions) -> None:
     Raises:
         MvirtNetError, OSError: why it could not start or go on; maybe in an ExceptionGroup.
     """
+    privileges.check_may_become(options.runas)
     raise_fd_limit()
     # Python does this too, unless it was embedded by somebody who thinks otherwise.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -83,6 +93,9 @@ class _Process:
     _limit: threading.Timer = attrs.field(init=False)
     """Of the end; started with it."""
     _switch: Switch | None = None
+    _at_end: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)
+    """What is done when everything else has ended, the last first."""
+    _manager: ServiceManager = attrs.field(init=False, factory=ServiceManager)
 
     @_limit.default
     def _make_limit(self) -> threading.Timer:
@@ -93,8 +106,8 @@ class _Process:
     async def main(self) -> None:
         """Everything from the first signal handler to the last closed socket."""
         signals = trio.open_signal_receiver(*_STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1)
-        with signals as received, contextlib.ExitStack() as at_end:
-            at_end.callback(self._limit.cancel)
+        with self._manager, signals as received, self._at_end:
+            self._at_end.callback(self._limit.cancel)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._handle_signals, received)
                 self._switch = await nursery.start(self._serve, nursery.cancel_scope)
@@ -102,10 +115,9 @@ class _Process:
                     # A signal came before the sockets were there, and they may be gone again.
                     self._close_inherited()
                 else:
-                    at_end.enter_context(pid_file(self.options.pid_path))
                     self._follow_frontends(nursery, self._switch)
                     self.options.on_ready()
-                    announce_ready(self.options.ready_fd)
+                    announce_ready(self._manager, self.options.ready_fd)
         log.info("stopped")
 
     def _close_inherited(self) -> None:
@@ -121,15 +133,46 @@ class _Process:
         task_status: trio.TaskStatus[Switch] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve until shutdown; the other tasks have no purpose then."""
-        await serve(self.config, shutdown_trigger=self._shutdown.wait, task_status=task_status)
+        await serve(
+            self.config,
+            on_listening=self._settle,
+            shutdown_trigger=self._shutdown.wait,
+            task_status=task_status,
+        )
         everything.cancel()
+
+    def _settle(self) -> None:
+        """All sockets listen: done with what needs more rights than serving does."""
+        if self._shutdown.is_set():
+            # Nobody will be served, and to remove the sockets we may need what we have.
+            return
+        self._at_end.enter_context(pid_file(self.options.pid_path))
+        privileges.freeze()
+        if self.options.sandboxed:
+            sandbox.confine(self._reach())
+        privileges.become(self.options.runas)
+        for path in self._socket_paths():
+            if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
+                log.warning("socket will be left behind: no right to remove it", path=str(path))
+
+    def _reach(self) -> Iterator[tuple[Path, FsAccess]]:
+        """What we need of the file system while we serve, and for the end."""
+        for path in self._socket_paths():
+            yield path.parent, FsAccess.MAKE_SOCK | FsAccess.REMOVE_FILE
+        pid_path = self.options.pid_path
+        if pid_path is not None:
+            yield pid_path, FsAccess.READ_FILE
+            yield pid_path.parent, FsAccess.REMOVE_FILE
+
+    def _socket_paths(self) -> list[Path]:
+        return [nic.socket_path for nic in self.config.nics if nic.socket_path is not None]
 
     def _stop(self) -> None:
         """Begin the end, once."""
         if not self._shutdown.is_set():
             self._shutdown.set()
             self._limit.start()
-            sd_notify("STOPPING=1")
+            self._manager.tell("STOPPING=1")
 
     async def _handle_signals(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:

@@ -12,37 +12,62 @@ import resource
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Self
 
 from .log import get_logger
 
 log = get_logger(__name__)
 
 
-def sd_notify(state: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Tell the service manager `state`, ``READY=1``; nothing when there is none.
+class ServiceManager:
+    """Whoever wants to hear of us by sd_notify(3), if anybody does.
 
-    A manager that went away is not a reason to stop serving, so failure is only logged. Never
-    blocks: a full datagram queue is a failure too.
+    The connection is made at once and kept: when there is something to tell, the daemon may have
+    given up the rights for it. A manager that went away is not a reason to stop serving, so failure
+    is only logged, when there is something to tell. Use it as a context manager.
     """
-    address = environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):  # the abstract namespace (unix(7))
-        address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as notify:
-            notify.sendto(state.encode(), address)
-    except OSError as error:
-        log.warning("service manager not notified", state=state, error=str(error))
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self._socket: socket.socket | None = None
+        self._failure: OSError | None = None
+        address = environ.get("NOTIFY_SOCKET")
+        if not address:
+            return
+        if address.startswith("@"):  # the abstract namespace (unix(7))
+            address = "\0" + address[1:]
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            self._socket.connect(address)
+        except OSError as error:
+            self._failure = error
+
+    def tell(self, state: str) -> None:
+        """Tell it `state`, ``READY=1``. Never blocks: a full datagram queue is a failure too."""
+        if self._socket is None:
+            return
+        try:
+            if self._failure is not None:
+                raise self._failure
+            self._socket.send(state.encode())
+        except OSError as error:
+            log.warning("service manager not notified", state=state, error=str(error))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        if self._socket is not None:
+            self._socket.close()
 
 
-def announce_ready(fd: int | None) -> None:
+def announce_ready(manager: ServiceManager, fd: int | None) -> None:
     """Tell everybody who asked that frontends can connect now.
 
     Args:
+        manager: hears of it first.
         fd: gets one line and is closed, whatever comes of it; None when nobody gave one.
     """
-    sd_notify("READY=1")
+    manager.tell("READY=1")
     if fd is None:
         return
     try:
@@ -57,7 +82,8 @@ def announce_ready(fd: int | None) -> None:
 def pid_file(path: Path | None) -> Iterator[None]:
     """Keep our process id in `path` for as long as the context lasts.
 
-    At the end the file is left alone if another process has written its own id there meanwhile.
+    At the end the file is left alone if another process has written its own id there meanwhile, or
+    if we have no right to remove it any more, which is logged.
 
     Raises:
         OSError: it cannot be written.
@@ -70,9 +96,13 @@ def pid_file(path: Path | None) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
+        try:
             if path.read_bytes() == ours:
                 path.unlink()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("pid file is left behind", path=str(path), reason=error.strerror)
 
 
 def raise_fd_limit() -> None:

@@ -33,10 +33,12 @@ class Switch:
 
     Args:
         nursery: where NICs run. They never fail in it.
+        admission: as of `open_switch`.
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, admission: trio.Event | None = None) -> None:
         self._nursery = nursery
+        self._admission = admission
         self._registry = Registry()
         self._routes: dict[str, Network] = {}
         """By the name of the network."""
@@ -101,7 +103,13 @@ class Switch:
         nic = None
         try:
             network = complete.network
-            nic = Nic(complete, self.networks[network], self._routes[network], self._publish)
+            nic = Nic(
+                complete,
+                self.networks[network],
+                self._routes[network],
+                self._publish,
+                self._admission,
+            )
             await self._nursery.start(nic.serve)
             self._check_open()
         except BaseException:
@@ -238,15 +246,19 @@ class Switch:
 
 
 @contextlib.asynccontextmanager
-async def open_switch() -> AsyncIterator[Switch]:
+async def open_switch(*, admission: trio.Event | None = None) -> AsyncIterator[Switch]:
     """A switch without networks, for the length of an ``async with`` block.
+
+    Args:
+        admission: frontends can connect to the sockets of NICs at once, but are only served when
+            this is set; by default at once.
 
     At the end of the block its NICs are removed. What the block raises comes out as it is: a switch
     has no exceptions of its own, for the failure of a NIC stays that NIC's.
     """
     raised: BaseException | None = None
     async with trio.open_nursery() as nursery:
-        switch = Switch(nursery)
+        switch = Switch(nursery, admission)
         try:
             yield switch
         except BaseException as error:

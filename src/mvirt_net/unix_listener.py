@@ -7,11 +7,13 @@ that was made is remembered by device and inode, for it may be removed or replac
 somebody else, whose file must not be removed at the end in its place. Between ``bind`` and
 ``listen`` even another process that does the same may think it stale; so once we listen, and nobody
 can think that any more, we look whether it is still there.
+
+Owner, group and mode are set in that time too. Nobody can connect before ``listen``, so there is no
+moment at which the socket is open to more people than it is meant for.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
@@ -22,17 +24,21 @@ from typing import Self
 import trio
 
 from .errors import SocketAccessError, SocketInUseError, SocketPathError
+from .log import get_logger
+from .model import DEFAULT_SOCKET_MODE, SocketAccess
 
-SOCKET_MODE = 0o660
-"""Permissions of the socket file: whoever may write to it may be the guest."""
 BACKLOG = socket.SOMAXCONN
 """Connections that wait to be accepted, of which the kernel allows fewer (``net.core.somaxconn``).
 As many as there may be, for one too many fails at once when it does not block (connect(2), EAGAIN).
 They cost this process no descriptor."""
 
+_UNCHANGED = -1
+"""The owner or group that chown(2) leaves as it is."""
 _NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _TAKE_OVERS = 3
 """Attempts to get a path that another process may be fighting for."""
+
+_log = get_logger(__name__)
 
 
 class UnixListener:
@@ -46,14 +52,14 @@ class UnixListener:
         self._sock = trio.socket.from_stdlib_socket(sock)
         self._identity = _identity(self.path)
 
-    def start(self) -> None:
-        """Let connections in.
+    def start(self, access: SocketAccess) -> None:
+        """Let connections in from those whom `access` says.
 
         Raises:
             SocketInUseError: another process has taken the path since it was bound.
-            OSError: as listen(2).
+            OSError: as listen(2), chown(2) and chmod(2).
         """
-        _give_back_what_umask_took(self.path)
+        self._set_access(access)
         self._sock.listen(BACKLOG)
         if not self.is_in_place:
             raise SocketInUseError(f"{self.path}: another process took it at the same time")
@@ -74,10 +80,51 @@ class UnixListener:
 
     def close(self) -> None:
         """Stop listening and remove the socket file if it is still ours. May be called again."""
-        if self._sock.fileno() >= 0 and self.is_in_place:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+        if self._sock.fileno() >= 0:
+            self._remove_file()
         self._sock.close()
+
+    def _remove_file(self) -> None:
+        """Remove the socket file if it is still ours, or say why it stays."""
+        try:
+            if _identity_or_raise(self.path) == self._identity:
+                self.path.unlink()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            _log.warning("socket is left behind", path=str(self.path), reason=error.strerror)
+
+    def _set_access(self, access: SocketAccess) -> None:
+        """Give the socket file its owner, group and mode, never through a symbolic link."""
+        mode = _mode(access)
+        owner = _UNCHANGED if access.socket_owner is None else access.socket_owner
+        group = _UNCHANGED if access.socket_group is None else access.socket_group
+        fd = os.open(self.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            status = os.fstat(fd)
+            if (status.st_dev, status.st_ino) != self._identity or not stat.S_ISSOCK(
+                status.st_mode
+            ):
+                return  # somebody else's by now, which `start` will find out
+            # fchown and fchmod do not take such a descriptor, but its name does (open(2), O_PATH).
+            name = f"/proc/self/fd/{fd}"
+            if (owner, group) != (_UNCHANGED, _UNCHANGED):
+                self._chown(name, owner, group)
+            if stat.S_IMODE(status.st_mode) != mode:
+                Path(name).chmod(mode)
+        finally:
+            os.close(fd)
+
+    def _chown(self, name: str, owner: int, group: int) -> None:
+        """Say what it was that went wrong: the path itself is one that we could bind to."""
+        try:
+            os.chown(name, owner, group)
+        except PermissionError as error:
+            named = {"user": owner, "group": group}
+            whom = [f"{kind} {number}" for kind, number in named.items() if number != _UNCHANGED]
+            raise SocketAccessError(
+                f"{self.path}: cannot be given to {' and '.join(whom)}: {error.strerror}"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -86,11 +133,13 @@ class UnixListener:
         self.close()
 
 
-def open_unix_listener(path: Path) -> UnixListener:
+def open_unix_listener(path: Path, access: SocketAccess) -> UnixListener:
     """Listen on `path`; never blocks. The listener can be closed only inside trio.
 
     Args:
-        path: of at most 107 bytes; its folder must exist.
+        path: of at most 107 bytes; its folder must exist, and be one in which nobody may make
+            files who may not also have this socket.
+        access: owner, group and mode of the file; its lists of users and groups are not for here.
 
     Raises:
         SocketInUseError: somebody listens there.
@@ -98,9 +147,9 @@ def open_unix_listener(path: Path) -> UnixListener:
         SocketPathError: anything else: no folder, a file that is no socket, a path too long.
     """
     try:
-        listener = UnixListener(_bound_socket(path), path)
+        listener = UnixListener(_bound_socket(path, _mode(access)), path)
         try:
-            listener.start()
+            listener.start(access)
         except BaseException:
             listener.close()
             raise
@@ -110,12 +159,17 @@ def open_unix_listener(path: Path) -> UnixListener:
     return listener
 
 
-def _bound_socket(path: Path) -> socket.socket:
-    """A socket whose file is at `path`, in the place of a stale one if need be."""
+def _bound_socket(path: Path, mode: int) -> socket.socket:
+    """A socket whose file is at `path`, in the place of a stale one if need be.
+
+    Args:
+        path: of the file.
+        mode: its permissions.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # The permissions of the file at its birth, less what the umask takes.
-        os.fchmod(sock.fileno(), SOCKET_MODE)
+        os.fchmod(sock.fileno(), mode)
         for _ in range(_TAKE_OVERS):
             if _bind(sock, path):
                 return sock
@@ -125,6 +179,10 @@ def _bound_socket(path: Path) -> socket.socket:
         raise
     sock.close()
     raise SocketInUseError(f"{path}: another process takes it again and again")
+
+
+def _mode(access: SocketAccess) -> int:
+    return (access.socket_mode or DEFAULT_SOCKET_MODE).bits
 
 
 def _bind(sock: socket.socket, path: Path) -> bool:
@@ -172,22 +230,15 @@ def _is_listened_on(path: Path) -> bool:
         return True
 
 
-def _give_back_what_umask_took(path: Path) -> None:
-    """Set `SOCKET_MODE` on the socket file at `path`, never through a symbolic link."""
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        mode = os.fstat(fd).st_mode
-        if stat.S_ISSOCK(mode) and stat.S_IMODE(mode) != SOCKET_MODE:
-            # fchmod does not take such a descriptor, but its name does (open(2), O_PATH).
-            Path(f"/proc/self/fd/{fd}").chmod(SOCKET_MODE)
-    finally:
-        os.close(fd)
-
-
 def _identity(path: Path) -> tuple[int, int] | None:
     """What tells the file at `path` from another one that takes its place; None: there is none."""
     try:
-        status = path.lstat()
+        return _identity_or_raise(path)
     except OSError:
         return None
+
+
+def _identity_or_raise(path: Path) -> tuple[int, int]:
+    """As `_identity`. Raises OSError."""
+    status = path.lstat()
     return status.st_dev, status.st_ino

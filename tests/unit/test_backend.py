@@ -28,7 +28,7 @@ from mvirt_net.dataplane.limit import COSTS
 from mvirt_net.dataplane.packet import Service
 from mvirt_net.errors import ConnectionBroken, CoreError, GuestMemoryLost
 from mvirt_net.ffi import Network, Port
-from mvirt_net.model import GATEWAY_MAC, DropReason, MacAddress, PuntKind
+from mvirt_net.model import GATEWAY_MAC, DropReason, MacAddress, PuntKind, SocketAccess
 from mvirt_net.unix_listener import open_unix_listener
 from mvirt_net.vhost_user import Session
 from tests.harness.client import RX_QUEUE_IDX, TX_QUEUE_IDX, VhostTestClient
@@ -85,7 +85,7 @@ class Serving:
     """What `serve` raised."""
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
-        with open_unix_listener(self.path) as listener:
+        with open_unix_listener(self.path, SocketAccess()) as listener:
             task_status.started()
             sock = await listener.accept()
         self.backend = VhostNetBackend(

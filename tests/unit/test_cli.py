@@ -20,7 +20,14 @@ from mvirt_net import cli, runner
 from mvirt_net.cli import main
 from mvirt_net.errors import MvirtNetError, SocketAccessError, SocketInUseError, SocketPathError
 from mvirt_net.exits import ExitCode
-from mvirt_net.model import DaemonConfig, MacAddress, Netmask, NetworkSpec, NicSpec
+from mvirt_net.model import (
+    DaemonConfig,
+    MacAddress,
+    Netmask,
+    NetworkSpec,
+    NicSpec,
+    SocketAccess,
+)
 from mvirt_net.runner import RunOptions
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +113,18 @@ class TestUsage:
             (["-F", "9999", "-a", "10.0.0.5"], "--fd: 9999: Bad file descriptor"),
             ([*ONE_NIC, "--ready-fd", "9999"], "--ready-fd: 9999 is not open"),
             ([*ONE_NIC, "--ready-fd", "2"], "Invalid value for '--ready-fd': 2 is not in the"),
+            ([*ONE_NIC, "--runas", "no-such"], "--runas: there is no user 'no-such'"),
+            ([*ONE_NIC, "--runas", "root:no-such"], "--runas: there is no group 'no-such'"),
+            ([*ONE_NIC, "--socket-mode", "rw"], "--socket-mode: 'rw' is not a mode like '0660'"),
+            ([*ONE_NIC, "--socket-mode", ""], "--socket-mode: '' is not a mode like '0660'"),
+            ([*ONE_NIC, "--socket-owner", "x y"], "--socket-owner: there is no user 'x y'"),
+            ([*ONE_NIC, "--socket-group", "-1"], "--socket-group: there is no group '-1'"),
+            ([*ONE_NIC, "--allow-uid", "x y"], "--allow-uid: there is no user 'x y'"),
+            ([*ONE_NIC, "--allow-gid", "x y"], "--allow-gid: there is no group 'x y'"),
+            (
+                ["serve", "-c", str(EXAMPLE), "--socket-mode", "8"],
+                "--socket-mode: '8' is not a mode like '0660' (see 'mvirt-net serve --help')",
+            ),
             ([*ONE_NIC, "-q", "-d"], "--quiet and --debug exclude each other"),
             ([*ONE_NIC, "--bogus"], "No such option"),
             (["bogus"], "No such command 'bogus' (see 'mvirt-net --help')"),
@@ -250,6 +269,52 @@ class TestSingleNic:
         assert capsys.readouterr().out == ""
 
 
+class TestSocketAccess:
+    ACCESS = (
+        *("--socket-mode", "0606", "--socket-owner", "5", "--socket-group", "6"),
+        *("--allow-uid", "7", "--allow-uid", "8", "--allow-gid", "9"),
+    )
+    EXPECTED = SocketAccess(
+        socket_mode="0606", socket_owner=5, socket_group=6, allow_uid=[7, 8], allow_gid=[9]
+    )
+
+    def test_single_nic(self, runs: Runs) -> None:
+        assert main([*ONE_NIC, *self.ACCESS]) == ExitCode.OK
+        [nic] = runs.config.nics
+        assert nic == nic.with_defaults(self.EXPECTED)
+        assert (nic.socket_owner, nic.allow_gid) == (5, frozenset({9}))
+
+    def test_serve(self, runs: Runs, tmp_path: Path) -> None:
+        args = ["serve", "--config", str(EXAMPLE), "--socket-dir", str(tmp_path)]
+        assert main([*args, *self.ACCESS]) == ExitCode.OK
+        for nic in runs.config.nics:
+            assert (nic.socket_owner, nic.allow_gid) == (5, frozenset({9}))
+
+    def test_sockets_belong_to_whom_we_run_as(self, runs: Runs) -> None:
+        assert main([*ONE_NIC, "--runas", "7:8", "--socket-group", "9"]) == ExitCode.OK
+        [nic] = runs.config.nics
+        assert (nic.socket_owner, nic.socket_group) == (7, 9)
+        assert runs.options.runas is not None
+        assert (runs.options.runas.uid, runs.options.runas.gid) == (7, 8)
+        assert runs.options.sandboxed
+
+    @pytest.mark.parametrize("flag", ["--socket-mode", "--socket-owner", "--socket-group"])
+    def test_there_is_no_file(self, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            args = ["--fd", str(theirs.fileno()), "-a", "10.0.0.5", flag, "0660"]
+            assert main(args) == ExitCode.USAGE
+        assert capsys.readouterr().err.startswith(f"mvirt-net: {flag}: there is no socket path")
+
+    def test_inherited_socket_and_runas(self, runs: Runs) -> None:
+        ours, theirs = socket.socketpair()
+        with ours:
+            args = ["--fd", str(theirs.detach()), "-a", "10.0.0.5", "--runas", "7", "--no-sandbox"]
+            assert main(args) == ExitCode.OK
+        assert runs.config.nics[0].socket_owner is None
+        assert not runs.options.sandboxed
+
+
 class TestServe:
     def test_example(self, runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         sockets = tmp_path / "sockets"
@@ -328,7 +393,7 @@ class TestConfigFile:
     def test_may_not_be_read(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def refuse(path: Path, **_: Any) -> None:
+        def refuse(path: Path, *_: Any) -> None:
             raise PermissionError(13, "Permission denied", str(path))
 
         monkeypatch.setattr(cli, "load", refuse)

@@ -11,7 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mvirt_net.config import ConfigFileError, load
-from mvirt_net.model import DaemonConfig, MacAddress, Netmask, NetworkSpec, NicSpec
+from mvirt_net.model import (
+    DaemonConfig,
+    FileMode,
+    MacAddress,
+    Netmask,
+    NetworkSpec,
+    NicSpec,
+    SocketAccess,
+)
 
 SOCKETS = Path("/run/sockets")
 
@@ -34,6 +42,11 @@ ipv6_address = "fd00:0:0:1::5"
 routed_ipv4_prefixes = ["10.0.1.0/24"]
 routed_ipv6_prefixes = ["fd00:0:0:2::/64"]
 socket_path = "/run/mvirt-net/vm1.sock"
+socket_mode = "0666"
+socket_owner = "root"
+socket_group = 107
+allow_uid = ["root", 64055]
+allow_gid = ["107"]
 """
 
 BLUE = '[[network]]\nname = "blue"\nipv4_subnet = "10.0.0.0/24"\n'
@@ -83,6 +96,11 @@ class TestGood:
                     routed_ipv4_prefixes=(IPv4Network("10.0.1.0/24"),),
                     routed_ipv6_prefixes=(IPv6Network("fd00:0:0:2::/64"),),
                     socket_path=Path("/run/mvirt-net/vm1.sock"),
+                    socket_mode=FileMode(0o666),
+                    socket_owner=0,
+                    socket_group=107,
+                    allow_uid=[0, 64055],
+                    allow_gid=[107],
                 ),
             ),
         )
@@ -284,3 +302,66 @@ def test_the_example_is_good() -> None:
     config = load(path, socket_dir=SOCKETS)
     assert config.networks
     assert config.nics
+
+
+class TestSocketAccess:
+    NICS = BLUE + "".join(
+        f'[[nic]]\nname = "{name}"\nnetwork = "blue"\n' for name in ("vm1", "vm2")
+    )
+
+    def access(
+        self, tmp_path: Path, text: str, option: SocketAccess, fallback: SocketAccess
+    ) -> list[tuple[str, int | None, int | None]]:
+        """Mode, owner and group of each NIC."""
+        config = load(write(tmp_path, text), SOCKETS, option, fallback)
+        return [(str(nic.socket_mode), nic.socket_owner, nic.socket_group) for nic in config.nics]
+
+    def test_precedence(self, tmp_path: Path) -> None:
+        """A NIC's own key, then the option, then the file's default, then what is left."""
+        text = '[defaults]\nsocket_mode = "0600"\nsocket_owner = 1\n' + self.NICS
+        option = SocketAccess(socket_owner=2)
+        fallback = SocketAccess(socket_group=3, socket_owner=3)
+        assert self.access(tmp_path, text + "socket_owner = 4\n", option, fallback) == [
+            ("0600", 2, 3),
+            ("0600", 4, 3),
+        ]
+
+    def test_the_lists_go_together(self, tmp_path: Path) -> None:
+        text = "[defaults]\nallow_uid = [1]\nallow_gid = [2]\n" + self.NICS + "allow_gid = [3]\n"
+        first, second = load_text(tmp_path, text).nics
+        assert (first.allow_uid, first.allow_gid) == (frozenset({1}), frozenset({2}))
+        assert (second.allow_uid, second.allow_gid) == (None, frozenset({3}))
+
+    @pytest.mark.parametrize(
+        ("line", "expected"),
+        [
+            ("socket_mode = 660", "socket_mode: 660 is not a mode like '0660'"),
+            ("socket_mode = 0o660", "socket_mode: 432 is not a mode like '0660'"),
+            ('socket_mode = "1660"', "socket_mode: '1660' is not a mode like '0660'"),
+            ('socket_mode = "u=rw"', "socket_mode: 'u=rw' is not a mode like '0660'"),
+            ('socket_group = "none-such"', "socket_group: there is no group 'none-such'"),
+            ("socket_owner = -1", "socket_owner: -1 is not the number of a user"),
+            ("socket_owner = true", "socket_owner: True is neither the name nor the number of a"),
+            ("allow_uid = []", "allow_uid: an empty list lets nobody in"),
+            ('allow_gid = "root"', "allow_gid: 'root' is not a list"),
+            ('allow_gid = ["none-such"]', "allow_gid: there is no group 'none-such'"),
+        ],
+    )
+    @pytest.mark.parametrize("table", ["defaults", "nic[1]"])
+    def test_wrong(self, table: str, line: str, expected: str, tmp_path: Path) -> None:
+        defaults = f"[defaults]\n{line}\n" if table == "defaults" else ""
+        nic = "" if table == "defaults" else line
+        [problem] = problems(tmp_path, defaults + self.NICS + nic)
+        assert problem.startswith(f"{table}.{expected}")
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ('[defaults]\nsocket_path = "x"\n', "defaults.socket_path: unknown key"),
+            ("[[defaults]]\n", "defaults: not a table"),
+            ("defaults = 1\n", "defaults: not a table"),
+        ],
+    )
+    def test_wrong_defaults(self, text: str, expected: str, tmp_path: Path) -> None:
+        [problem] = problems(tmp_path, text)
+        assert problem.startswith(expected)

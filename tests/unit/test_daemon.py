@@ -23,6 +23,7 @@ from mvirt_net import (
 )
 from tests.harness.client import VhostTestClient
 from tests.harness.packets import GATEWAY_IP, arp_request, is_arp_reply
+from tests.harness.vhost_user import Connection
 
 MAC = "52:54:00:12:34:56"
 IP = "10.0.0.5"
@@ -154,3 +155,46 @@ async def test_failure_of_the_trigger_comes_out_as_it_is(tmp_path: Path) -> None
     with pytest.raises(KeyError):
         await mvirt_net.serve(config(tmp_path, {}), shutdown_trigger=fail)
     assert not list(tmp_path.iterdir())
+
+
+async def test_nobody_is_served_before_on_listening_has_returned(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frontend may connect as soon as there is a socket, and even before the others are there."""
+    frontends: list[Connection] = []
+    nics: list[mvirt_net.Nic] = []
+    add_nic = Switch.add_nic
+
+    async def add_nic_and_connect(self: Switch, spec: NicSpec) -> mvirt_net.Nic:
+        nics.append(await add_nic(self, spec))
+        frontends.append(await Connection.open(tmp_path / f"{spec.name}.sock"))
+        nursery.start_soon(frontends[-1].get_features)
+        await trio.testing.wait_all_tasks_blocked()
+        return nics[-1]
+
+    monkeypatch.setattr(Switch, "add_nic", add_nic_and_connect)
+    seen: list[list[bool]] = []
+
+    async def serve(*, task_status: trio.TaskStatus[Switch]) -> None:
+        await mvirt_net.serve(
+            config(tmp_path, {}, {}),
+            on_listening=lambda: seen.append([nic.connected for nic in nics]),
+            task_status=task_status,
+        )
+
+    await nursery.start(serve)
+    assert seen == [[False, False]]
+    for nic, frontend in zip(nics, frontends, strict=True):
+        await nic.wait_connected()
+        await trio.testing.wait_all_tasks_blocked()
+        frontend.close()
+    nursery.cancel_scope.cancel()
+
+
+async def test_failure_when_listening_ends_the_daemon(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise PermissionError("no")
+
+    with pytest.raises(PermissionError):
+        await mvirt_net.serve(config(tmp_path, {}), on_listening=fail)
+    assert not (tmp_path / "vm0.sock").exists()

@@ -20,11 +20,13 @@ from mvirt_net.model import GATEWAY_MAC, DropReason, NetworkSpec, NicSpec
 from mvirt_net.nic import (
     ACCEPT_PAUSE,
     PLACE_INTERVAL,
+    REFUSAL_INTERVAL,
     TURN_TIME_LIMIT,
     Nic,
     NicEvent,
     NicEventKind,
 )
+from mvirt_net.peer import PeerCredentials
 from mvirt_net.unix_listener import UnixListener
 from mvirt_net.vhost_user import Session
 from tests.conftest import open_files
@@ -40,7 +42,7 @@ ARP = arp_request(MAC, IP, GATEWAY_IP)
 FRAME = ethernet_frame(MAC, GATEWAY_MAC.packed, 0x0800, bytes(100))
 """For the guest."""
 
-CONNECTED, DISCONNECTED, FAULTED = NicEventKind
+CONNECTED, DISCONNECTED, FAULTED, REFUSED = NicEventKind
 
 
 @attrs.define(eq=False)
@@ -512,3 +514,75 @@ class TestClose:
 
 def bug(*_args: object) -> None:
     raise RuntimeError("a bug")
+
+
+STRANGER = PeerCredentials(pid=7, uid=4_000_000, gid=4_000_000)
+
+
+class TestAllowed:
+    @pytest.fixture
+    async def guarded(self, tmp_path: Path) -> AsyncIterator[Running]:
+        """A NIC that lets in no process but those of our own user."""
+        path = tmp_path / "nic.sock"
+        events: list[NicEvent] = []
+        spec = attrs.evolve(SPEC, socket_path=path, allow_uid=[os.geteuid()])
+        nic = Nic(spec, NETWORK, Network(), events.append)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(nic.serve)
+            yield Running(nic, path, nursery, events)
+            await nic.aclose()
+            nursery.cancel_scope.cancel()
+
+    async def test_named_in_the_log(
+        self, guarded: Running, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level("INFO"):
+            await exchange(await guarded.connect())
+        [record] = [record for record in caplog.records if record.message == "frontend connected"]
+        expected = {"pid": os.getpid(), "uid": os.geteuid(), "gid": os.getegid()}
+        assert expected.items() <= vars(record).items()
+        assert guarded.nic.stats().refused_frontends == 0
+
+    async def test_others_are_sent_away_at_once(
+        self,
+        guarded: Running,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        autojump_clock: trio.testing.MockClock,
+    ) -> None:
+        """While another one is connected, which does not notice. They cannot flood the log."""
+        client = await guarded.connect()
+        began = trio.current_time()
+        with monkeypatch.context() as patched:
+            patched.setattr("mvirt_net.nic.peer_credentials", lambda _sock: STRANGER)
+            for _ in range(30):
+                with contextlib.closing(await Connection.open(guarded.path)) as connection:
+                    await connection.wait_hung_up()
+            assert trio.current_time() == began
+            await trio.sleep(REFUSAL_INTERVAL)
+            with contextlib.closing(await Connection.open(guarded.path)) as connection:
+                await connection.wait_hung_up()
+        await exchange(client)
+        assert guarded.nic.stats().refused_frontends == 31
+        assert guarded.messages(caplog) == ["frontend sent away: it may not connect"] * 2
+        told = [vars(record) for record in caplog.records if record.levelname == "WARNING"]
+        assert [record["refused"] for record in told] == [1, 31]
+        assert (told[0]["pid"], told[0]["uid"]) == (STRANGER.pid, STRANGER.uid)
+        assert guarded.kinds == [CONNECTED, REFUSED, REFUSED]
+        assert guarded.events[1].detail == "process 7 of user 4000000"
+
+
+async def test_frontends_wait_for_their_admission(tmp_path: Path) -> None:
+    path, admission = tmp_path / "nic.sock", trio.Event()
+    spec = attrs.evolve(SPEC, socket_path=path)
+    nic = Nic(spec, NETWORK, Network(), admission=admission)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(nic.serve)
+        with contextlib.closing(await Connection.open(path)) as connection:
+            nursery.start_soon(connection.get_features)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not nic.connected
+            admission.set()
+            await nic.wait_connected()
+            await trio.testing.wait_all_tasks_blocked()
+        await nic.aclose()

@@ -1,26 +1,18 @@
-"""The daemon as a real process: readiness, signals, sockets and exit codes.
-
-A process is waited for by what it does (its ready line, its log, its end), and each test is under
-the time limit of all tests, so nothing here sleeps.
-"""
+"""The daemon as a real process: readiness, signals, sockets and exit codes."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import pty
 import resource
 import signal
 import socket
-import struct
-import subprocess
-import sys
 import termios
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import pytest
 import trio
@@ -28,95 +20,16 @@ import trio
 from mvirt_net.exits import ExitCode
 from tests.harness import VhostTestClient
 
-STOP_SECONDS = 30
-"""For a stop on a machine that stands still now and then. What the daemon promises, its own limit
-enforces (`STOP_TIME_LIMIT`), and the exit code tells whether it had to."""
-
-GET_FEATURES = 1
-
-CONFIG = """
-[[network]]
-name = "blue"
-ipv4_subnet = "10.0.0.0/24"
-[[nic]]
-name = "vm1"
-network = "blue"
-[[nic]]
-name = "vm2"
-network = "blue"
-"""
-
-
-class Daemon:
-    """A running ``mvirt-net``; `log` reads its stderr, one JSON object a line."""
-
-    def __init__(self, process: subprocess.Popen[str], ready: IO[bytes]) -> None:
-        self.process = process
-        self._ready = ready
-
-    def wait_ready(self) -> None:
-        """Until its ready line; everything after it must be the end of the pipe."""
-        line = self._ready.read()
-        assert line == b"ready\n", self.process.communicate()
-
-    def wait_unready(self) -> None:
-        """Until it has closed the descriptor of its ready line without one."""
-        assert self._ready.read() == b""
-
-    def wait_event(self, event: str) -> dict[str, Any]:
-        """The next line of the log that says `event`."""
-        stderr = cast(IO[str], self.process.stderr)
-        seen = []
-        for line in stderr:
-            record = cast(dict[str, Any], json.loads(line))
-            if record["event"] == event:
-                return record
-            seen.append(line)
-        raise AssertionError(f"no {event!r} in {seen}")
-
-    def send(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def wait(self) -> int:
-        return self.process.wait(STOP_SECONDS)
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.send(number)
-        return self.wait()
-
-
-@contextlib.contextmanager
-def started(
-    *args: str, command: Sequence[str] = ("-m", "mvirt_net"), fd: int | None = None, **options: Any
-) -> Iterator[Daemon]:
-    """A daemon that is killed at the end of the block if it is still there.
-
-    Args:
-        args: its arguments.
-        command: what Python runs.
-        fd: a descriptor to hand down.
-        options: for Popen.
-    """
-    ready, ready_of_daemon = os.pipe()
-    fds = [ready_of_daemon] if fd is None else [ready_of_daemon, fd]
-    reporting = ("--ready-fd", str(ready_of_daemon), "--log-format", "json")
-    with os.fdopen(ready, "rb") as reader:
-        try:
-            process = subprocess.Popen(
-                [sys.executable, *command, *args, *reporting],
-                pass_fds=fds,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                text=True,
-                **{"stderr": subprocess.PIPE, **options},
-            )
-        finally:
-            os.close(ready_of_daemon)
-        with process:
-            try:
-                yield Daemon(process, reader)
-            finally:
-                process.kill()
+from .process import (
+    CONFIG,
+    WITHOUT_RIGHTS,
+    Daemon,
+    ask_features,
+    notified,
+    run_failing,
+    single,
+    started,
+)
 
 
 @pytest.fixture
@@ -125,28 +38,6 @@ def config(tmp_path: Path) -> tuple[str, ...]:
     path = tmp_path / "x.toml"
     path.write_text(CONFIG)
     return ("serve", "--config", str(path), "--socket-dir", str(tmp_path))
-
-
-def single(path: Path) -> tuple[str, ...]:
-    return ("--socket-path", str(path), "--address", "10.0.0.5")
-
-
-@contextlib.contextmanager
-def notified(
-    folder: Path, *, abstract: bool = False
-) -> Iterator[tuple[socket.socket, dict[str, str]]]:
-    """A service manager's socket, and the environment in which the daemon finds it."""
-    name = f"{folder}/notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(f"\0{name}" if abstract else name)
-        yield manager, {**os.environ, "NOTIFY_SOCKET": f"@{name}" if abstract else name}
-
-
-def run_failing(*args: str, **options: Any) -> tuple[int, list[str]]:
-    """Exit code and lines on stderr of a daemon that does not start."""
-    with started(*args, **options) as daemon:
-        _, stderr = daemon.process.communicate()
-        return daemon.process.returncode, stderr.splitlines()
 
 
 class TestLife:
@@ -283,7 +174,7 @@ class TestSockets:
         # Python and its modules may lie where only root may read, so the rights are dropped late.
         folder = tmp_path / "closed"
         folder.mkdir(mode=0o555)
-        code, lines = run_failing(*single(folder / "s"), command=("-c", _WITHOUT_RIGHTS))
+        code, lines = run_failing(*single(folder / "s"), command=("-c", WITHOUT_RIGHTS))
         assert code == ExitCode.NO_PERMISSION
         assert lines == [f"mvirt-net: {folder}/s: Permission denied"]
 
@@ -296,17 +187,6 @@ class TestSockets:
             f"mvirt-net: {path}: nic[1].mac_address:"
             " '52:54:00:12:34' is not a MAC address like 52:54:00:12:34:56"
         ]
-
-
-_WITHOUT_RIGHTS = """
-import os, sys
-from mvirt_net.cli import main
-if os.getuid() == 0:
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
-sys.exit(main())
-"""
 
 
 class TestSignals:
@@ -385,7 +265,7 @@ def _take_terminal() -> None:
 _STUCK = """
 import sys, time
 from mvirt_net import cli, runner
-async def serve(config, *, shutdown_trigger, task_status):
+async def serve(config, *, on_listening, shutdown_trigger, task_status):
     task_status.started(None)
     await shutdown_trigger()
     time.sleep(60)
@@ -407,10 +287,10 @@ _SIGTERM_AT_START = """
 import os, signal, sys
 from mvirt_net import cli, runner
 serve = runner.serve
-async def stopped_serve(config, *, shutdown_trigger, task_status):
+async def stopped_serve(config, *, shutdown_trigger, **others):
     signal.raise_signal(signal.SIGTERM)
     await shutdown_trigger()
-    await serve(config, shutdown_trigger=shutdown_trigger, task_status=task_status)
+    await serve(config, shutdown_trigger=shutdown_trigger, **others)
 runner.serve = stopped_serve
 code = cli.main()
 try:
@@ -440,14 +320,6 @@ class TestServiceManager:
             daemon.wait_ready()
             assert daemon.wait_event("service manager not notified")["state"] == "READY=1"
             assert daemon.stop() == ExitCode.OK
-
-
-def ask_features(frontend: socket.socket) -> None:
-    """One request and its reply, by which the daemon knows a frontend."""
-    frontend.sendall(struct.pack("<III", GET_FEATURES, 1, 0))
-    request, _flags, size = struct.unpack("<III", frontend.recv(12))
-    assert request == GET_FEATURES
-    assert len(frontend.recv(size)) == 8
 
 
 class TestOneFrontend:

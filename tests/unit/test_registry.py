@@ -432,3 +432,14 @@ class TestUpdateNic:
         registry = self.registry()
         prefixes = [f"11.{i >> 8}.{i & 255}.0/24" for i in range(5000)]
         assert len(registry.update_nic("vm1", routed_ipv4_prefixes=prefixes).routes) == 5002
+
+
+@pytest.mark.parametrize(
+    "field", [{"socket_mode": "0600"}, {"socket_owner": 0}, {"socket_group": 0}]
+)
+def test_file_that_there_is_not(field: dict[str, Any]) -> None:
+    registry = registry_with()
+    with pytest.raises(ConfigError, match="there is no socket path") as caught:
+        registry.add_nic(nic("vm1", **field))
+    assert caught.value.key == next(iter(field))
+    registry.add_nic(nic("vm1", socket_path="/run/s", **field))

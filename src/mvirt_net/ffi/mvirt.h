@@ -1,6 +1,6 @@
 /*
  * The C core: guest memory, split virtqueues seen from the device, NIC ports, and the networks in
- * which packets go from one to another.
+ * which packets go from one to another; and the system calls that need C.
  *
  * Everything between the two "cdef" lines is also what CFFI reads (see build.py), so it holds
  * declarations only. No C file of the core includes Python: the same sources build the extension,
@@ -354,6 +354,47 @@ int mv_event_read(int fd);
 
 /* Add 1 without ever blocking: 1 written, 0 the counter is full, negative error. */
 int mv_event_write(int fd);
+
+/* ---- rights.c: system calls by which a process gives up rights, that neither libc nor Python has.
+ *
+ * All of them count for the calling thread, and for the threads that it makes afterwards. ----
+ */
+
+/* Landlock (landlock(7)): which version the kernel has, or -ENOSYS, -EOPNOTSUPP: none. */
+int mv_landlock_abi(void);
+
+/*
+ * A ruleset that denies the actions of three sets, as bits of linux/landlock.h: a descriptor, the
+ * caller's, or a negative error; -EINVAL: a bit that the kernel does not know.
+ */
+int mv_landlock_create(uint64_t fs, uint64_t net, uint64_t scoped);
+
+/* Allow the actions `fs` beneath the open file `parent_fd` (O_PATH will do). */
+int mv_landlock_allow(int ruleset_fd, uint64_t fs, int parent_fd);
+
+/*
+ * Load the library that glibc loads when a thread ends itself for the first time, as Python's daemon
+ * threads do at the end of the process; it aborts when that cannot be had any more.
+ */
+void mv_landlock_preload(void);
+
+/* Put the ruleset in force, for good; needs mv_rights_freeze(). */
+int mv_landlock_enforce(int ruleset_fd);
+
+/* No exec gives rights from here on: set-uid bits and file capabilities count for nothing. */
+int mv_rights_freeze(void);
+
+/*
+ * Empty the set that limits what an exec can give. Without CAP_SETPCAP, which changing user takes away,
+ * nothing is done, and mv_rights_freeze() alone sees to that.
+ */
+int mv_rights_clear_bounding_set(void);
+
+/* Give up all capabilities that are held or can be passed on. */
+int mv_rights_clear_capabilities(void);
+
+/* Neither core dumps nor ptrace, except by those with CAP_SYS_PTRACE. */
+int mv_rights_deny_inspection(void);
 
 /* cdef: end */
 
