@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -23,7 +24,7 @@ import attrs
 import trio
 
 from .dataplane import VhostNetBackend, services_for
-from .errors import ConnectionBroken, GuestMemoryLost
+from .errors import ConnectionBroken, CoreError, GuestMemoryLost, leaves
 from .ffi import Network, Port
 from .log import get_logger
 from .model import MacAddress, NetworkSpec, NicSpec, NicStats
@@ -36,6 +37,9 @@ PLACE_INTERVAL = 30.0
 and who finds no socket looks into the log. Cheap enough for hundreds of NICs, one lstat(2) each."""
 ACCEPT_PAUSE = 0.1
 """Seconds before the next attempt when a connection cannot be accepted, as without descriptors."""
+
+_BUGS = frozenset({errno.EBADF, errno.EINVAL, errno.EFAULT})
+"""Errors that say that the call was wrong; all others, that the system would not carry it out."""
 
 
 class NicEventKind(enum.StrEnum):
@@ -78,6 +82,9 @@ class Nic:
         network: the one that it is in.
         routes: of that network; this NIC's are in it until it is closed.
         publish: called with each of its events, in their order; must not raise or wait.
+
+    Raises:
+        CoreError: out of memory.
     """
 
     def __init__(
@@ -95,7 +102,11 @@ class Nic:
         self._publish = publish
         self._log = get_logger(__name__).bind(nic=spec.name)
         self._port = Port(routes, self._mac)
-        self._port.set_routes(spec.routes)
+        try:
+            self._port.set_routes(spec.routes)
+        except BaseException:
+            self._port.close()
+            raise
         self._line: list[trio.CancelScope] = []
         """Of connections, by arrival: the first one has its turn, which its scope ends."""
         self._in_place = True
@@ -363,12 +374,22 @@ class Nic:
             self._log.warning("guest memory lost", reason=reason)
             self._event(NicEventKind.FAULTED, reason)
         except* Exception as group:
-            reason = "internal error"
-            self._log.error("connection failed", exc_info=group)
-            self._event(NicEventKind.FAULTED, reason)
+            reason = self._say_failure(group)
         finally:
             self._backend = None
             self._set_disconnected(reason)
+
+    def _say_failure(self, group: ExceptionGroup) -> str:
+        """Log what ended a connection through no fault of its frontend; returns one line."""
+        denied, bugs = group.split(_is_denied)
+        if bugs is not None:
+            self._log.error("connection failed", exc_info=bugs)
+            self._event(NicEventKind.FAULTED, "internal error")
+            return "internal error"
+        assert denied is not None
+        reason = _reason(next(leaves(denied)))
+        self._log.error("connection failed", reason=reason)
+        return reason
 
     def _make_backend(self, sock: trio.socket.SocketType) -> VhostNetBackend:
         return VhostNetBackend(
@@ -393,3 +414,13 @@ class Nic:
             self._connected = False
             self._log.info("frontend disconnected")
             self._event(NicEventKind.DISCONNECTED, reason)
+
+
+def _is_denied(error: BaseException) -> bool:
+    """Whether the system had not the descriptors, memory or whatever else for it."""
+    return isinstance(error, OSError | CoreError) and error.errno not in _BUGS
+
+
+def _reason(error: BaseException) -> str:
+    """One line for the log."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
