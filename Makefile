@@ -101,7 +101,7 @@ lint-c: .make/tools
 	@for cc in gcc clang; do command -v $$cc >/dev/null || continue; \
 	flags=$$(cd src/mvirt_net/ffi && $(CURDIR)/$(BIN)/python -c \
 	'import build; print(*build.FLAGS, *build.WARNINGS)') || exit; \
-	for file in $(C_SOURCES) $(wildcard bench/*.c tests/races/*.c); do echo "$$cc -Werror $$file"; \
+	for file in $(C_SOURCES) $(wildcard bench/*.c tests/*/*.c); do echo "$$cc -Werror $$file"; \
 	$$cc $$flags -Isrc/mvirt_net/ffi -Wconversion -Werror -c -o /dev/null $$file || exit; done; done
 
 format: .make/tools

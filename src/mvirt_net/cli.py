@@ -35,6 +35,7 @@ from .inherited import take_socket
 from .logsetup import LogFormat, set_up_logging
 from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec, SocketAccess
 from .registry import plan
+from .stderr import use_lossy_stderr
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -43,6 +44,12 @@ CAPABILITIES = {"type": "net"}
 
 SINGLE_NETWORK = "private"
 """The name of the network of a single NIC."""
+
+
+def run() -> int:
+    """The whole process: `main`, for whom standard error is always there."""
+    use_lossy_stderr()
+    return main()
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 
 class MvirtNetError(Exception):
@@ -67,3 +68,12 @@ class CoreError(MvirtNetError):
     def __init__(self, what: str, errno: int) -> None:
         super().__init__(f"{what}: {os.strerror(errno)}")
         self.errno = errno
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in a tree of groups, or just the one."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error

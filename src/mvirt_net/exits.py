@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import enum
 import errno
-from collections.abc import Iterator
 
 import click
+import trio
 
 from .config import ConfigFileError
-from .errors import ConfigError, MvirtNetError, SocketAccessError, SocketInUseError
+from .errors import ConfigError, MvirtNetError, SocketAccessError, SocketInUseError, leaves
 from .log import get_logger
 
 log = get_logger(__name__)
@@ -51,16 +51,16 @@ def report(error: BaseException) -> ExitCode:
     Returns:
         The code for it, the highest one for a group.
     """
-    return max(_report_one(leaf) for leaf in _leaves(error))
+    return max(_report_one(leaf) for leaf in leaves(_denied_to_trio(error)))
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions in a tree of groups, or just the one."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
+def _denied_to_trio(error: BaseException) -> BaseException:
+    """What the system would not give to trio for itself, which it takes for a bug of its own."""
+    if isinstance(error, trio.TrioInternalError) and error.__cause__ is not None:
+        for leaf in leaves(error.__cause__):
+            if isinstance(leaf, OSError):
+                return leaf
+    return error
 
 
 def _report_one(error: BaseException) -> ExitCode:

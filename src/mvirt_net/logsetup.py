@@ -10,6 +10,8 @@ from typing import TextIO
 import structlog
 from structlog.typing import Processor
 
+from .stderr import LossyStderr
+
 
 class LogFormat(enum.StrEnum):
     """How a line of the log looks."""
@@ -20,6 +22,29 @@ class LogFormat(enum.StrEnum):
     """``timestamp=… level=info event="…" nic=vm1``."""
     JSON = "json"
     """One JSON object a line."""
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Says how many lines were lost before the first one that is not."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(self.stream, LossyStderr) and (lost := self.stream.lost):
+            super().emit(_loss(lost))
+            # That line itself is not counted if it is lost, too.
+            self.stream.lost = 0 if self.stream.lost == lost else lost
+        super().emit(record)
+
+
+def _loss(lines: int) -> logging.LogRecord:
+    return logging.makeLogRecord(
+        {
+            "name": __name__,
+            "levelno": logging.WARNING,
+            "levelname": "WARNING",
+            "msg": "log could not be written",
+            "lost_lines": lines,
+        }
+    )
 
 
 def set_up_logging(level: int, log_format: LogFormat | None, stream: TextIO | None = None) -> None:
@@ -33,7 +58,7 @@ def set_up_logging(level: int, log_format: LogFormat | None, stream: TextIO | No
     stream = stream or sys.stderr
     is_terminal = stream.isatty()
     chosen = log_format or (LogFormat.CONSOLE if is_terminal else LogFormat.LOGFMT)
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -24,7 +25,7 @@ import attrs
 import trio
 
 from .dataplane import VhostNetBackend, services_for
-from .errors import ConnectionBroken, GuestMemoryLost
+from .errors import ConnectionBroken, CoreError, GuestMemoryLost, leaves
 from .ffi import Network, Port
 from .log import get_logger
 from .model import MacAddress, NetworkSpec, NicSpec, NicStats
@@ -41,6 +42,9 @@ ACCEPT_PAUSE = 0.1
 REFUSAL_INTERVAL = 1.0
 """Seconds between two lines in the log, and two events, about processes that may not connect. They
 can try as fast as they like, and must neither fill the disk nor drown other events."""
+
+_BUGS = frozenset({errno.EBADF, errno.EINVAL, errno.EFAULT})
+"""Errors that say that the call was wrong; all others, that the system would not carry it out."""
 
 
 class NicEventKind(enum.StrEnum):
@@ -86,6 +90,9 @@ class Nic:
         routes: of that network; this NIC's are in it until it is closed.
         publish: called with each of its events, in their order; must not raise or wait.
         admission: frontends that come to the NIC's socket wait until it is set; None: they do not.
+
+    Raises:
+        CoreError: out of memory.
     """
 
     def __init__(
@@ -105,7 +112,11 @@ class Nic:
         self._admission = admission
         self._log = get_logger(__name__).bind(nic=spec.name)
         self._port = Port(routes, self._mac)
-        self._port.set_routes(spec.routes)
+        try:
+            self._port.set_routes(spec.routes)
+        except BaseException:
+            self._port.close()
+            raise
         self._line: list[trio.CancelScope] = []
         """Of connections, by arrival: the first one has its turn, which its scope ends."""
         self._in_place = True
@@ -395,12 +406,22 @@ class Nic:
             self._log.warning("guest memory lost", reason=reason)
             self._event(NicEventKind.FAULTED, reason)
         except* Exception as group:
-            reason = "internal error"
-            self._log.error("connection failed", exc_info=group)
-            self._event(NicEventKind.FAULTED, reason)
+            reason = self._say_failure(group)
         finally:
             self._backend = None
             self._set_disconnected(reason)
+
+    def _say_failure(self, group: ExceptionGroup) -> str:
+        """Log what ended a connection through no fault of its frontend; returns one line."""
+        denied, bugs = group.split(_is_denied)
+        if bugs is not None:
+            self._log.error("connection failed", exc_info=bugs)
+            self._event(NicEventKind.FAULTED, "internal error")
+            return "internal error"
+        assert denied is not None
+        reason = _reason(next(leaves(denied)))
+        self._log.error("connection failed", reason=reason)
+        return reason
 
     def _make_backend(self, sock: trio.socket.SocketType) -> VhostNetBackend:
         peer = peer_credentials(sock)
@@ -431,3 +452,13 @@ class Nic:
 def _named(peer: PeerCredentials) -> dict[str, int]:
     """What the log says of the process at the other end."""
     return {"pid": peer.pid, "uid": peer.uid, "gid": peer.gid}
+
+
+def _is_denied(error: BaseException) -> bool:
+    """Whether the system had not the descriptors, memory or whatever else for it."""
+    return isinstance(error, OSError | CoreError) and error.errno not in _BUGS
+
+
+def _reason(error: BaseException) -> str:
+    """One line for the log."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -64,12 +64,17 @@ class Switch:
         Raises:
             DuplicateError: there is one of that name.
             ConfigError: its subnet, prefix or MTU cannot be used.
+            CoreError: out of memory.
             trio.ClosedResourceError: the switch was closed.
         """
         await trio.lowlevel.checkpoint()
         self._check_open()
         kept = self._registry.add_network(spec)
-        self._routes[kept.name] = Network(kept.mtu, kept.subnets)
+        try:
+            self._routes[kept.name] = Network(kept.mtu, kept.subnets)
+        except BaseException:
+            self._registry.remove_network(kept.name)
+            raise
         return kept
 
     async def remove_network(self, name: str) -> None:
@@ -96,6 +101,7 @@ class Switch:
             SocketInUseError: another process listens on the socket path.
             SocketAccessError: there is no permission for the socket path.
             SocketPathError: it cannot be listened on for another reason.
+            CoreError: out of memory.
             trio.ClosedResourceError: the switch was closed.
         """
         self._check_open()

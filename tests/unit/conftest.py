@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .process import NOBODY
+from tests.harness.process import NOBODY
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import attrs
 import click
 import pytest
+import trio
 
 import mvirt_net
 from mvirt_net import cli, runner
@@ -437,6 +439,15 @@ class TestFailures:
         runs.failure = failure
         assert main(ONE_NIC) == code
         assert capsys.readouterr().err.splitlines() == [f"mvirt-net: {line}" for line in expected]
+
+    def test_what_trio_itself_is_denied(
+        self, runs: Runs, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        runs.failure = trio.TrioInternalError("internal error in Trio")
+        denied = OSError(errno.ENOSPC, "No space left on device")
+        runs.failure.__cause__ = ExceptionGroup("", [denied, AssertionError()])
+        assert main(ONE_NIC) == ExitCode.FAILURE
+        assert capsys.readouterr().err == "mvirt-net: No space left on device\n"
 
     def test_a_bug_has_a_traceback(self, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
         runs.failure = ExceptionGroup("", [RuntimeError("never")])

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from mvirt_net.dataplane import VhostNetBackend
-from mvirt_net.errors import SocketInUseError, SocketPathError
+from mvirt_net.errors import CoreError, SocketInUseError, SocketPathError
 from mvirt_net.ffi import Network, Port
 from mvirt_net.model import GATEWAY_MAC, DropReason, NetworkSpec, NicSpec
 from mvirt_net.nic import (
@@ -341,6 +341,58 @@ class TestFailures:
         assert running.events[0] == NicEvent("vm1", FAULTED, "internal error")
         [record] = [record for record in caplog.records if record.exc_info]
         assert record.message == "connection failed"
+
+    @pytest.mark.parametrize(
+        ("failure", "reason"),
+        [
+            (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
+            (CoreError("memory table", errno.ENOMEM), "memory table: Cannot allocate memory"),
+        ],
+    )
+    async def test_what_the_system_denies_is_no_bug(
+        self,
+        running: Running,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        failure: Exception,
+        reason: str,
+    ) -> None:
+        def deny(*_args: object) -> None:
+            raise failure
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Session, "handle", deny)
+            connection = await Connection.open(running.path)
+            with contextlib.closing(connection), pytest.raises(BackendHungUpError):
+                await connection.get_features()
+        await exchange(await running.connect())
+        assert FAULTED not in running.kinds
+        [record] = [record for record in caplog.records if record.levelname != "INFO"]
+        assert (record.message, record.reason, record.exc_info) == (  # type: ignore[attr-defined]
+            "connection failed",
+            reason,
+            None,
+        )
+
+    async def test_bad_descriptor_is_a_bug(
+        self,
+        running: Running,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        def close_too_often(*_args: object) -> None:
+            os.close(-1)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Session, "handle", close_too_often)
+            connection = await Connection.open(running.path)
+            with contextlib.closing(connection), pytest.raises(BackendHungUpError):
+                await connection.get_features()
+        await exchange(await running.connect())
+        assert running.events[0] == NicEvent("vm1", FAULTED, "internal error")
+        assert [record.message for record in caplog.records if record.exc_info] == [
+            "connection failed"
+        ]
 
     async def test_bug_in_the_moment_of_a_cancellation(
         self, running: Running, monkeypatch: pytest.MonkeyPatch

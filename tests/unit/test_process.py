@@ -19,8 +19,7 @@ import trio
 
 from mvirt_net.exits import ExitCode
 from tests.harness import VhostTestClient
-
-from .process import (
+from tests.harness.process import (
     CONFIG,
     WITHOUT_RIGHTS,
     Daemon,
@@ -29,15 +28,14 @@ from .process import (
     run_failing,
     single,
     started,
+    two_nics,
 )
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> tuple[str, ...]:
     """Arguments that serve two NICs in `tmp_path`."""
-    path = tmp_path / "x.toml"
-    path.write_text(CONFIG)
-    return ("serve", "--config", str(path), "--socket-dir", str(tmp_path))
+    return two_nics(tmp_path)
 
 
 class TestLife:

@@ -22,8 +22,7 @@ from mvirt_net.exits import ExitCode
 from mvirt_net.ffi import rights
 from tests.harness import VhostTestClient
 from tests.harness.packets import dhcp_discover
-
-from .process import (
+from tests.harness.process import (
     CONFIG,
     MAC,
     NOBODY,

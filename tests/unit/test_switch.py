@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import types
 import weakref
@@ -31,6 +32,8 @@ from mvirt_net import (
     Switch,
     open_switch,
 )
+from mvirt_net.errors import CoreError
+from mvirt_net.ffi import Port
 from mvirt_net.switch import EVENT_BACKLOG
 from tests.harness.client import VhostTestClient
 from tests.harness.packets import GATEWAY_IP, arp_request, is_arp_reply
@@ -83,8 +86,31 @@ class TestNetworks:
         await switch.remove_nic("vm1")
         await switch.remove_network("blue")
 
+    async def test_out_of_memory_leaves_nothing(
+        self, switch: Switch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        red = NetworkSpec(name="red")
+        with monkeypatch.context() as patched:
+            patched.setattr("mvirt_net.switch.Network", out_of_memory)
+            with pytest.raises(CoreError):
+                await switch.add_network(red)
+        assert await switch.add_network(red) == red
+
 
 class TestNics:
+    async def test_out_of_memory_leaves_nothing(
+        self, switch: Switch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        closed: list[Port] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(Port, "set_routes", out_of_memory)
+            patched.setattr(Port, "close", lambda port: closed.append(port))
+            with pytest.raises(CoreError):
+                await switch.add_nic(nic_spec(tmp_path))
+        [port] = closed
+        port.close()
+        assert (await switch.add_nic(nic_spec(tmp_path))).spec.name == "vm1"
+
     async def test_is_filled_in_and_listens(
         self, switch: Switch, tmp_path: Path, nursery: trio.Nursery
     ) -> None:
@@ -489,3 +515,7 @@ def test_public_api() -> None:
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
     assert public - {"annotations"} == set(mvirt_net.__all__) - {"__version__"}
+
+
+def out_of_memory(*_args: object) -> None:
+    raise CoreError("routes", errno.ENOMEM)

@@ -14,8 +14,7 @@ import trio
 
 from mvirt_net import cli
 from mvirt_net.exits import ExitCode
-
-from .process import MAC, WITHOUT_RIGHTS, serves_a_guest, single, started
+from tests.harness.process import MAC, WITHOUT_RIGHTS, serves_a_guest, single, started
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "contrib" / "systemd" / "mvirt-net.service"

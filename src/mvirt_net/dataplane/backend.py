@@ -138,8 +138,9 @@ class VhostNetBackend:
         Raises:
             ConnectionBroken: the conversation cannot go on.
             GuestMemoryLost: the frontend took its memory back.
-            OSError: no file descriptor is left to begin with.
-            ExceptionGroup: anything else, which is a bug.
+            OSError, CoreError: no descriptor or no memory is left to begin with.
+            ExceptionGroup: of the same kinds, when it happens later; of anything else, which is a
+                bug.
         """
         with self._sock:
             device = VhostDevice(

@@ -54,6 +54,7 @@ class VhostDevice:
 
     Raises:
         OSError: no file descriptor is left for the memory fault event.
+        CoreError: out of memory.
     """
 
     def __init__(
@@ -101,7 +102,8 @@ class VhostDevice:
         self._on_mtu(mtu)
 
     def set_memory_table(self, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> None:
-        memory = GuestMemory.empty(self.fault_fd)
+        with _refusing():
+            memory = GuestMemory.empty(self.fault_fd)
         for region, fd in zip(regions, fds, strict=True):
             # Tables never change, so each step makes the last one superfluous.
             with contextlib.closing(memory), _refusing():

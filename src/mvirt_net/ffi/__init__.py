@@ -82,6 +82,13 @@ def _check(what: str, result: int) -> int:
     return result
 
 
+def _allocated(what: str, handle: Any) -> Any:
+    """What the core has made, unless it had no memory for it."""
+    if handle == ffi.NULL:
+        raise CoreError(what, errno.ENOMEM)
+    return handle
+
+
 def _region_spec(region: MemoryRegion) -> Any:
     return ffi.new(
         "struct mv_region_spec *",
@@ -107,9 +114,7 @@ class GuestMemory:
     """
 
     def __init__(self, handle: Any) -> None:
-        if handle == ffi.NULL:
-            raise MemoryError
-        self._handle = handle
+        self._handle = _allocated("memory table", handle)
 
     @classmethod
     def empty(cls, fault_fd: int) -> Self:
@@ -119,6 +124,9 @@ class GuestMemory:
             fault_fd: an eventfd to which 1 is added when memory vanishes because the frontend
                 shortened its file (zero pages take its place then). It stays the caller's and
                 must stay open until the last table made from this one is closed.
+
+        Raises:
+            CoreError: out of memory, as everything that makes a table.
         """
         return cls(lib.mv_memory_new(fault_fd))
 
@@ -184,16 +192,18 @@ class Network:
             cannot be reached; any other address is no route.
 
     Raises:
-        CoreError: the same subnet twice.
+        CoreError: the same subnet twice, or out of memory.
     """
 
     def __init__(self, mtu: int = 1500, subnets: Iterable[Prefix] = ()) -> None:
-        self._handle = lib.mv_network_new(mtu)
-        if self._handle == ffi.NULL:
-            raise MemoryError
+        self._handle = _allocated("network", lib.mv_network_new(mtu))
         self._tags = itertools.count()
         self._ports: weakref.WeakValueDictionary[int, Port] = weakref.WeakValueDictionary()
-        _check("subnets", lib.mv_network_set_subnets(self._handle, *_prefixes(subnets)))
+        try:
+            _check("subnets", lib.mv_network_set_subnets(self._handle, *_prefixes(subnets)))
+        except CoreError:
+            self.close()
+            raise
 
     def _add(self, port: Port) -> int:
         """The tag by which drains speak of this port."""
@@ -221,9 +231,7 @@ class _DrainRoom(threading.local):
     """
 
     def __init__(self) -> None:
-        self.worker = ffi.gc(lib.mv_worker_new(), lib.mv_worker_free)
-        if self.worker == ffi.NULL:
-            raise MemoryError
+        self.worker = ffi.gc(_allocated("worker", lib.mv_worker_new()), lib.mv_worker_free)
         self.buffer = ffi.new("uint8_t[]", lib.MV_PUNT_BYTES)
         self.view = memoryview(ffi.buffer(self.buffer))
         self.drained = ffi.new("struct mv_drained *")
@@ -264,15 +272,17 @@ class Port:
     Args:
         network: what it is in; open.
         mac: the NIC's MAC address; frames from any other are dropped.
+
+    Raises:
+        CoreError: out of memory.
     """
 
     def __init__(self, network: Network, mac: MacAddress) -> None:
         self.wake: Callable[[], None] = _nobody
         """Called when a drain of another port finds that this one is to be flushed."""
         self._network = network
-        self._handle = lib.mv_port_new(network._handle, mac.packed, network._add(self))
-        if self._handle == ffi.NULL:
-            raise MemoryError
+        tag = network._add(self)
+        self._handle = _allocated("port", lib.mv_port_new(network._handle, mac.packed, tag))
         self._stats = ffi.new("struct mv_stats *")
         # What C points to must not be freed under it.
         self._memory: GuestMemory | None = None

@@ -21,8 +21,8 @@ from typing import IO, Any, cast
 
 import trio
 
-from tests.harness import GATEWAY_IP, VhostTestClient
-from tests.harness.packets import arp_request, dhcp_discover, is_arp_reply, is_dhcp_response
+from .client import VhostTestClient
+from .packets import GATEWAY_IP, arp_request, dhcp_discover, is_arp_reply, is_dhcp_response
 
 STOP_SECONDS = 30
 """For a stop on a machine that stands still now and then. What the daemon promises, its own limit
@@ -141,7 +141,15 @@ def started(
                 process.kill()
 
 
+def two_nics(folder: Path) -> tuple[str, ...]:
+    """Arguments that serve the NICs of `CONFIG`, with all files in `folder`."""
+    path = folder / "x.toml"
+    path.write_text(CONFIG)
+    return ("serve", "--config", str(path), "--socket-dir", str(folder))
+
+
 def single(path: Path) -> tuple[str, ...]:
+    """Arguments that serve one NIC at `path`."""
     return ("--socket-path", str(path), "--address", "10.0.0.5")
 
 
