@@ -1,5 +1,5 @@
 /* What the fuzz targets share; common.h says what each function does. */
-#include "common.h"
+#include "common.h"	/* first: it asks for mremap */
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,11 +52,19 @@ struct image image_new(size_t size)
 	return image;
 }
 
-/* Where something is mapped already that is somebody else's, and touching it proves nothing. */
-static void guard(uint8_t *page)
+/* Move a mapping to where there is nothing on either side of it. */
+static void isolate(struct mv_region *region)
 {
-	(void)mmap(page, MV_PAGE, PROT_NONE,
-		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+	const size_t margin = 1 << 20, room = region->map_size + 2 * margin;
+	uint8_t *wall = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint8_t *map;
+
+	CHECK(wall != MAP_FAILED);
+	map = mremap(region->map, region->map_size, region->map_size, MREMAP_MAYMOVE | MREMAP_FIXED,
+		     wall + margin);
+	CHECK(map == wall + margin);
+	region->host = map + (region->host - region->map);
+	region->map = map;
 }
 
 mv_memory *map_image(const struct image *image, const struct mv_region_spec *specs, unsigned int n)
@@ -66,8 +74,7 @@ mv_memory *map_image(const struct image *image, const struct mv_region_spec *spe
 	CHECK(memory);
 	for (unsigned int i = 0; i < n; i++) {
 		CHECK(mv_memory_add(memory, &specs[i], image->fd) == 0);
-		guard(memory->regions[i]->map - MV_PAGE);
-		guard(memory->regions[i]->map + memory->regions[i]->map_size);
+		isolate(memory->regions[i]);
 	}
 	return memory;
 }

@@ -37,8 +37,8 @@ struct image {
 struct image image_new(size_t size);
 
 /*
- * A table of regions of an image, made once and used for all inputs. Where the pages around a
- * mapping are free they are taken and forbidden, so that one byte too far is a crash.
+ * A table of regions of an image, made once and used for all inputs. On either side of each mapping
+ * there is nothing, so that one byte too far is a crash.
  */
 mv_memory *map_image(const struct image *image, const struct mv_region_spec *specs, unsigned int n);
 

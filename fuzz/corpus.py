@@ -153,6 +153,8 @@ class RingSeed:
     rx_buffers: Sequence[int] = (1526, 1526)
     script: Sequence[tuple[int, int, int, int, int]] = ()
     """Port, queue, operation and its two arguments."""
+    edges: bool = False
+    """With buffers in both rings that reach beyond the end of each region."""
 
     def encode(self) -> bytes:
         with closing(TestGuestMemory(self.regions, data_offset=0)) as memory:
@@ -171,6 +173,10 @@ class RingSeed:
             ),
         )
         rx, tx = (self._queue(memory, queue) for queue in range(2))
+        for region in self.regions if self.edges else ():
+            beyond = [(region.guest_addr + region.size - 80, 160)]
+            rx.add_chain((), beyond)
+            tx.add_chain(beyond, ())
         for length in self.rx_buffers:
             rx.add_rx_buffer(memory.alloc_buffer(length), length, table=self._table(memory))
         sent = [(PLAIN, frames[0]) for frames in questions(mac, *ours).values()]
@@ -233,6 +239,7 @@ def rings() -> Iterator[tuple[str, bytes]]:
     for name, regions in (("whole", WHOLE), ("parts", IN_PARTS)):
         merge = VERSION_1 | MERGEABLE
         yield f"merge-{name}", RingSeed(merge, regions, 4, 0, small, [*inject, *refill]).encode()
+        yield f"edges-{name}", RingSeed(regions=regions, script=inject, edges=True).encode()
         yield f"all-{name}", RingSeed(ALL, regions, 4, 9, small, [*inject, *refill]).encode()
 
 

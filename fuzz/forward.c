@@ -38,7 +38,8 @@ enum {
 	MAX_CUTS = 3,
 	MAX_ARRIVED = 1024,
 	ARENA = 2 << 20,	/* the backlog's bytes and the ring's */
-	MAX_ROUNDS = 600,
+	MAX_TURNS = 600,	/* calls for one packet as long as they say CALL_AGAIN */
+	MAX_REFILLS = 16,
 
 	DESC_F_NEXT = 1,
 	DESC_F_WRITE = 2,
@@ -559,18 +560,30 @@ static void take_arrived(struct guest *guest)
 	guest->n_received++;
 }
 
-static void receive(struct guest *guest)
+static void take_all(struct guest *guest)
 {
-	int next;
+	CHECK(used_count(guest) <= guest->n_buffers);
+	while (used_count(guest) > 0)
+		take_arrived(guest);
+}
 
-	for (unsigned int rounds = 0; rounds < MAX_ROUNDS; rounds++) {
-		CHECK(used_count(guest) <= guest->n_buffers);
-		while (used_count(guest) > 0)
-			take_arrived(guest);
+static void flush(struct guest *guest)
+{
+	int next = MV_NEXT_CALL_AGAIN;
+
+	for (unsigned int n = 0; n < MAX_TURNS && next == MV_NEXT_CALL_AGAIN; n++) {
 		next = mv_port_flush(guest->port);
 		CHECK(next >= MV_NEXT_KICK && next <= MV_NEXT_MORE_BUFFERS);
-		if (next != MV_NEXT_CALL_AGAIN && used_count(guest) == 0)
-			break;
+	}
+}
+
+/* Take everything back and give it anew, until nothing waits; give up on what would wait on. */
+static void receive(struct guest *guest)
+{
+	take_all(guest);
+	for (unsigned int n = 0; n < MAX_REFILLS && mv_port_backlog(guest->port) > 0; n++) {
+		flush(guest);
+		take_all(guest);
 	}
 	while (mv_port_backlog(guest->port) > 0)
 		mv_port_drop_first(guest->port);
@@ -857,7 +870,7 @@ static uint64_t drain(void)
 	int next = MV_NEXT_CALL_AGAIN;
 
 	mv_port_stats(guests[A].port, &before);
-	for (unsigned int n = 0; n < MAX_ROUNDS && next == MV_NEXT_CALL_AGAIN; n++) {
+	for (unsigned int n = 0; n < MAX_TURNS && next == MV_NEXT_CALL_AGAIN; n++) {
 		next = mv_port_drain(guests[A].port, 0, punts, &drained);
 		check_drained(next, &drained, GUESTS);
 	}
