@@ -255,7 +255,7 @@ def forward() -> Iterator[tuple[str, bytes]]:
     receivers = {
         "plain": encode_receiver(0x01, 1500, 1526, 20),
         "offloads": encode_receiver(0xFF, 1500, 1526, 60),
-        "narrow": encode_receiver(0x43, 296, 100, 127, cut=20),
+        "narrow": encode_receiver(0x43, 296, 100, 127, cut=20, faulty=30),
     }
     for number, (name, (header, frame)) in enumerate(sent.items()):
         fixes = FIX_ALL if header.flags else FIX_BUT_OFFLOAD
@@ -270,8 +270,10 @@ def forward() -> Iterator[tuple[str, bytes]]:
             )
 
 
-def encode_receiver(features: int, mtu: int, size: int, count: int, cut: int = 0) -> bytes:
-    return struct.pack("<BHHBB", features, mtu - 68, size - 1, count - 1, cut)
+def encode_receiver(
+    features: int, mtu: int, size: int, count: int, cut: int = 0, faulty: int = 0xFF
+) -> bytes:
+    return struct.pack("<BHHBBB", features, mtu - 68, size - 1, count - 1, cut, faulty)
 
 
 def encode_frame(

@@ -97,6 +97,7 @@ struct guest {
 	unsigned int n_buffers;
 	uint32_t buffer_size;
 	uint32_t cut;			/* where a receive buffer is cut in two; 0: nowhere */
+	unsigned int faulty;		/* which buffer is not for writing; n_buffers or more: none */
 	uint64_t n_received;
 	uint64_t n_expected;
 };
@@ -296,7 +297,7 @@ static uint8_t *buffer(const struct guest *guest, unsigned int i)
 static void offer_buffer(struct guest *guest, unsigned int i)
 {
 	uint64_t addr = DATA + (uint64_t)i * guest->buffer_size;
-	struct desc first = { addr, guest->buffer_size, DESC_F_WRITE, 0 };
+	struct desc first = { addr, guest->buffer_size, i == guest->faulty ? 0 : DESC_F_WRITE, 0 };
 	struct desc second = { addr + guest->cut, guest->buffer_size - guest->cut, DESC_F_WRITE, 0 };
 
 	if (guest->cut) {
@@ -329,6 +330,7 @@ static void take_buffers(struct guest *guest, struct input *input)
 	if (guest->n_buffers > ROOM / guest->buffer_size)
 		guest->n_buffers = ROOM / guest->buffer_size;
 	guest->cut = cut < guest->buffer_size ? cut : 0;
+	guest->faulty = take8(input);
 }
 
 static void start(struct guest *guest, mv_network *network, uint32_t tag, struct input *input)
@@ -512,8 +514,9 @@ static uint32_t take_used(struct guest *guest, unsigned int *i)
 	memcpy(&id, entry, 4);
 	memcpy(&length, entry + 4, 4);
 	*i = guest->seen_used % guest->n_buffers;
-	CHECK(id == 2 * *i && length <= guest->buffer_size);
-	for (uint32_t at = length; at < guest->buffer_size && at < length + MARGIN; at++)
+	CHECK(id == 2 * *i && length <= (*i == guest->faulty ? 0 : guest->buffer_size));
+	/* Of one that was begun in vain, anything may have been written. */
+	for (uint32_t at = length; length > 0 && at < guest->buffer_size && at < length + MARGIN; at++)
 		CHECK(buffer(guest, *i)[at] == UNTOUCHED);
 	guest->seen_used++;
 	return length;
@@ -535,9 +538,9 @@ static void take_arrived(struct guest *guest)
 	unsigned int i, n = 1;
 
 	length = take_used(guest, &i);
-	/* Given back empty: it was too small for the header. */
+	/* Given back empty: too small for the header, no buffer at all, or before such a one. */
 	if (length == 0) {
-		CHECK(guest->buffer_size < header);
+		CHECK(guest->buffer_size < header || guest->faulty < guest->n_buffers);
 		offer_buffer(guest, i);
 		return;
 	}
@@ -794,7 +797,8 @@ static void check_fragment(const struct frame *sent, const struct view *was, str
 	uint8_t filled[2] = { 0 };
 	uint8_t *field = NULL;
 
-	CHECK(!(to & 0xc000) && at < was->end && at + length <= was->end);
+	/* The reserved flag is passed on (RFC 1812, 4.2.2.3). */
+	CHECK((to & 0xc000) == (from & 0x8000) && at < was->end && at + length <= was->end);
 	CHECK(offset % fate->size == 0 && (last || length == fate->size));
 	CHECK(!(to & 0x2000) == (last && !(from & 0x2000)));
 	CHECK((frame->bytes[MV_ETH_SIZE] & 15U) * 4 == fate->payload - MV_ETH_SIZE);
