@@ -1192,6 +1192,17 @@ def test_fragment_is_fragmented_again() -> None:
         ]
 
 
+def test_reserved_flag_is_passed_on_in_each_fragment() -> None:
+    """RFC 1812, 4.2.2.3: routers do not look at it, and keep it."""
+    packet = ETHER / IP(src=A4, dst=B4, id=7, flags="evil") / Raw(bytes(1200))
+    with open_pair() as pair:
+        pair.b.offer(2048, 5)
+        pair.b.port.set_mtu(576)
+        pair.send(packet)
+        pieces = [right_fragment(got.frame) for got in pair.received()]
+    assert [str(piece.flags) for piece in pieces] == ["MF+evil", "MF+evil", "evil"]
+
+
 def test_options_that_are_not_copied_are_blanked_in_later_fragments() -> None:
     options = b"\x1e\x04\xaa\xbb" + b"\x94\x04\x00\x00" + b"\x01\x01\x00\x00"
     packet = ETHER / IP(src=A4, dst=B4, options=options) / UDP() / bytes(1000)
