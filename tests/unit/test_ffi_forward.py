@@ -744,6 +744,15 @@ def test_fragments_after_one_that_finds_no_place_are_not_tried() -> None:
         assert pair.b.drops() == {"RX_BUFFER_TOO_SMALL": 21}
 
 
+def test_last_fragment_may_be_longer_than_those_before_it() -> None:
+    """Only offsets count in eight bytes (RFC 791, 3.2): two fragments, 576 and 578 bytes."""
+    with open_pair(mtu=598) as pair:
+        pair.b.offer(12 + 14 + 20 + 8)
+        pair.send(FROM_A4 / UDP() / bytes(576 + 578 - 8))
+        assert pair.received() == []
+        assert pair.b.drops() == {"RX_BUFFER_TOO_SMALL": 2}
+
+
 # Offloads
 
 
