@@ -12,9 +12,9 @@ export PYTHON
 C_SOURCES := $(filter-out %/_core.c,$(wildcard src/mvirt_net/ffi/*.c))
 C_HEADERS := $(wildcard src/mvirt_net/ffi/*.h)
 BUILD_INPUTS := $(C_SOURCES) $(C_HEADERS) src/mvirt_net/ffi/build.py setup.py
-PY_FILES := src tests bench setup.py
+PY_FILES := src tests bench fuzz setup.py
 
-.PHONY: help run demo test unit format bench sanitize races clean
+.PHONY: help run demo test unit format bench sanitize races fuzz fuzz-coverage clean
 .PHONY: lint lint-format lint-python lint-types lint-imports lint-c
 help:
 	@echo "make run       start the daemon on $(CONFIG) and say how to attach a VM"
@@ -23,7 +23,8 @@ help:
 	@echo "make unit      all but those with real guests"
 	@echo "make lint      formatting, lint, types, import contracts, C warnings"
 	@echo "make sanitize  make unit with the extension under ASan and UBSan"
-	@echo "make races     threads at work on the same ports under the thread sanitizer; SECONDS=10"
+	@echo "make races     threads at work on the same ports under the thread sanitizer; for SECONDS (60)"
+	@echo "make fuzz      each fuzz target for SECONDS (60); only TARGETS if given"
 	@echo "make bench     the figures"
 	@echo "make format    format the Python files"
 	@echo "make clean     remove everything that was built, .venv too"
@@ -40,6 +41,11 @@ help:
 	@scripts/system-packages test
 	@touch $@
 
+.make/system-fuzz: scripts/system-packages
+	@mkdir -p .make
+	@scripts/system-packages fuzz
+	@touch $@
+
 .make/venv: .make/system-build
 	@echo "Making $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
@@ -54,6 +60,11 @@ help:
 .make/tools: .make/venv pyproject.toml
 	@echo "Installing what tests and lint need into $(VENV)"
 	@$(BIN)/pip install -q --group test --group lint
+	@touch $@
+
+.make/fuzz-tools: .make/venv pyproject.toml
+	@echo "Installing what fuzzing needs into $(VENV)"
+	@$(BIN)/pip install -q --group fuzz
 	@touch $@
 
 # Running.
@@ -101,7 +112,7 @@ lint-c: .make/tools
 	@for cc in gcc clang; do command -v $$cc >/dev/null || continue; \
 	flags=$$(cd src/mvirt_net/ffi && $(CURDIR)/$(BIN)/python -c \
 	'import build; print(*build.FLAGS, *build.WARNINGS)') || exit; \
-	for file in $(C_SOURCES) $(wildcard bench/*.c tests/*/*.c); do echo "$$cc -Werror $$file"; \
+	for file in $(C_SOURCES) $(wildcard bench/*.c tests/*/*.c fuzz/*.c); do echo "$$cc -Werror $$file"; \
 	$$cc $$flags -Isrc/mvirt_net/ffi -Wconversion -Werror -c -o /dev/null $$file || exit; done; done
 
 format: .make/tools
@@ -113,7 +124,9 @@ format: .make/tools
 SANITIZED := $(CURDIR)/build/sanitize
 SANITIZER_LIBS = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)
 
-sanitize: .make/package .make/tools
+SANITIZED_STAMP := build/sanitize/.built
+
+$(SANITIZED_STAMP): .make/package .make/tools $(wildcard src/mvirt_net/*.py src/mvirt_net/*/*.py)
 	@echo "Building the extension with ASan and UBSan"
 	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	@cp -r setup.py pyproject.toml README.md src $(SANITIZED)
@@ -121,11 +134,14 @@ sanitize: .make/package .make/tools
 	@cd $(SANITIZED) && MVIRT_SANITIZE=address,undefined \
 	$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	@nm $(SANITIZED)/src/mvirt_net/ffi/_core*.so | grep -q __asan_
+	@touch $@
+
+sanitize: $(SANITIZED_STAMP)
 	LD_PRELOAD="$(SANITIZER_LIBS)" PYTHONPATH=$(SANITIZED)/src \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	$(PYTEST) -m 'not guest' -p no:cacheprovider
 
-SECONDS ?= 10
+SECONDS ?= 60
 RACES := $(CURDIR)/build/races
 
 races: .make/system-build
@@ -133,6 +149,47 @@ races: .make/system-build
 	gcc -std=gnu11 -O1 -g -fno-strict-aliasing -fsanitize=thread -Isrc/mvirt_net/ffi \
 	tests/races/races.c $(C_SOURCES) -o $(RACES) -lpthread -Wno-tsan
 	TSAN_OPTIONS=halt_on_error=1 $(RACES) $(SECONDS)
+
+# Fuzzing: libFuzzer's targets are the sources of the core, built by clang with what guides them.
+
+TARGETS ?=
+FUZZ := build/fuzz
+FUZZ_C_TARGETS := rings forward routes offload
+FUZZ_BINARIES := $(addprefix $(FUZZ)/,$(FUZZ_C_TARGETS))
+FUZZ_FLAGS = $(shell cd src/mvirt_net/ffi && $(CURDIR)/$(BIN)/python -c \
+	'import build; print(*build.FLAGS)') -O1 -g -fno-omit-frame-pointer -I src/mvirt_net/ffi
+FUZZ_INSTRUMENT := -fsanitize=address,undefined -fno-sanitize-recover=all
+FUZZ_OBJECTS := $(patsubst src/mvirt_net/ffi/%.c,$(FUZZ)/core/%.o,$(C_SOURCES)) $(FUZZ)/common.o
+
+$(FUZZ)/core/%.o: src/mvirt_net/ffi/%.c $(C_HEADERS) | .make/system-fuzz .make/tools
+	@mkdir -p $(@D)
+	@clang $(FUZZ_FLAGS) $(FUZZ_INSTRUMENT) -fsanitize=fuzzer-no-link -c -o $@ $<
+
+$(FUZZ)/common.o: fuzz/common.c fuzz/common.h $(C_HEADERS) | .make/system-fuzz .make/tools
+	@mkdir -p $(@D)
+	@clang $(FUZZ_FLAGS) $(FUZZ_INSTRUMENT) -fsanitize=fuzzer-no-link -c -o $@ $<
+
+$(FUZZ_BINARIES): $(FUZZ)/%: fuzz/%.c fuzz/common.h $(FUZZ_OBJECTS)
+	@echo "Building $@"
+	@clang $(FUZZ_FLAGS) $(FUZZ_INSTRUMENT) -fsanitize=fuzzer -o $@ $< $(FUZZ_OBJECTS)
+
+fuzz: .make/fuzz-tools $(SANITIZED_STAMP) $(FUZZ_BINARIES)
+	@FUZZ_PRELOAD="$(SANITIZER_LIBS)" FUZZ_PYTHONPATH=$(SANITIZED)/src \
+	$(BIN)/python -m fuzz $(SECONDS) $(TARGETS)
+
+# Which lines of the core the inputs reach that `make fuzz` has collected, and the seeds.
+fuzz-coverage: .make/tools .make/system-fuzz
+	@mkdir -p $(FUZZ)/coverage
+	@for target in $(FUZZ_C_TARGETS); do \
+	clang $(FUZZ_FLAGS) -fsanitize=fuzzer -fprofile-instr-generate -fcoverage-mapping \
+	-o $(FUZZ)/coverage/$$target fuzz/$$target.c fuzz/common.c $(C_SOURCES) || exit; \
+	mkdir -p $(FUZZ)/corpus/$$target; \
+	LLVM_PROFILE_FILE=$(FUZZ)/coverage/$$target.profraw $(FUZZ)/coverage/$$target -runs=0 \
+	$(FUZZ)/corpus/$$target fuzz/corpus/$$target 2>/dev/null || exit; done
+	@cd $(FUZZ)/coverage && llvm-profdata merge -o all.profdata *.profraw && \
+	llvm-cov report -instr-profile=all.profdata $(firstword $(FUZZ_C_TARGETS)) \
+	$(addprefix -object ,$(wordlist 2,9,$(FUZZ_C_TARGETS))) $(abspath $(C_SOURCES)) \
+	-show-region-summary=false -show-branch-summary=false
 
 clean:
 	rm -rf $(VENV) .make build dist src/*.egg-info src/mvirt_net/ffi/_core.c

@@ -284,6 +284,13 @@ def test_networks_with_the_same_addresses_do_not_meet() -> None:
         (ETHER / IP(src=A4, dst=B4, frag=8191) / Raw(bytes(1000)), "IP_MALFORMED"),
         (FROM_A6 / IPv6ExtHdrFragment(offset=8191) / Raw(bytes(1000)), "IP_MALFORMED"),
         (FROM_A6 / IPv6ExtHdrRouting(type=0) / UDP(), "IP_OPTION"),
+        (
+            ETHER
+            / IPv6(src=A6, dst="fe80::1")
+            / IPv6ExtHdrRouting(type=4, segleft=1, addresses=["fd00::99"])
+            / ICMPv6EchoRequest(),
+            "IP_OPTION",
+        ),
         (FROM_A6 / IPv6ExtHdrDestOpt() / IPv6ExtHdrHopByHop() / UDP(), "IP_MALFORMED"),
         (FROM_A6 / IPv6ExtHdrDestOpt(len=200) / UDP(), "IP_MALFORMED"),
         (ETHER / IPv6(src=A6, dst=B6, plen=9) / UDP(), "IP_MALFORMED"),
@@ -744,6 +751,15 @@ def test_fragments_after_one_that_finds_no_place_are_not_tried() -> None:
         assert pair.b.drops() == {"RX_BUFFER_TOO_SMALL": 21}
 
 
+def test_last_fragment_may_be_longer_than_those_before_it() -> None:
+    """Only offsets count in eight bytes (RFC 791, 3.2): two fragments, 576 and 578 bytes."""
+    with open_pair(mtu=598) as pair:
+        pair.b.offer(12 + 14 + 20 + 8)
+        pair.send(FROM_A4 / UDP() / bytes(576 + 578 - 8))
+        assert pair.received() == []
+        assert pair.b.drops() == {"RX_BUFFER_TOO_SMALL": 2}
+
+
 # Offloads
 
 
@@ -1190,6 +1206,17 @@ def test_fragment_is_fragmented_again() -> None:
             *((100, 1, 800), (200, 1, 400)),
             *((250, 1, 800), (350, 0, 200)),
         ]
+
+
+def test_reserved_flag_is_passed_on_in_each_fragment() -> None:
+    """RFC 1812, 4.2.2.3: routers do not look at it, and keep it."""
+    packet = ETHER / IP(src=A4, dst=B4, id=7, flags="evil") / Raw(bytes(1200))
+    with open_pair() as pair:
+        pair.b.offer(2048, 5)
+        pair.b.port.set_mtu(576)
+        pair.send(packet)
+        pieces = [right_fragment(got.frame) for got in pair.received()]
+    assert [str(piece.flags) for piece in pieces] == ["MF+evil", "MF+evil", "evil"]
 
 
 def test_options_that_are_not_copied_are_blanked_in_later_fragments() -> None:

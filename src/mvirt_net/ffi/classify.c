@@ -286,8 +286,10 @@ static struct mv_verdict classify_ipv6(mv_port *port, struct mv_packet *packet)
 		return classify_group_ipv6(packet);
 	if (packet->head[0] & 1)
 		return drop(MV_DROP_MULTICAST);
+	/* The gateway takes no part in anybody's source routes (RFC 8200, 4.4). */
 	if (same_ipv6(target, gateway_ipv6))
-		return classify_local_ipv6(port, packet);
+		return packet->rerouted ? drop(MV_DROP_IP_OPTION) :
+					  classify_local_ipv6(port, packet);
 	if (is_link_local(target)) {
 		if (!is_link_local(source) && source_is_spoofed(port, packet))
 			return drop(MV_DROP_SOURCE_ADDRESS);

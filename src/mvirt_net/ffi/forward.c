@@ -121,13 +121,15 @@ struct piece {
 };
 
 /*
- * A packet of `total` bytes of payload in pieces of `room` was lost from `offset` on. Where one piece
- * finds no place the next one would not either, and trying would let two guests make any amount of
- * work of one packet.
+ * A packet was lost but for the pieces that went before: `left` bytes of payload, in pieces of `room`,
+ * the last of them of up to `last`. Where one piece finds no place the next one would not either, and
+ * trying would let two guests make any amount of work of one packet.
  */
-static void drop_rest(struct mv_rx *to, int r, uint32_t total, uint32_t offset, uint32_t room)
+static void drop_rest(struct mv_rx *to, int r, uint32_t left, uint32_t room, uint32_t last)
 {
-	mv_count_shared(&to->port->stats.drops[-r], (total - offset + room - 1) / room);
+	uint32_t before_last = left > last ? (left - last + room - 1) / room : 0;
+
+	mv_count_shared(&to->port->stats.drops[-r], before_last + 1);
 }
 
 /* ---- segments ---- */
@@ -202,7 +204,7 @@ static void forward_segments(struct mv_rx *to, const struct mv_packet *packet)
 		piece.last = piece.offset + piece.length == total;
 		r = push_segment(to, packet, &piece, number, &payload);
 		if (r < 0) {
-			drop_rest(to, r, total, piece.offset, size);
+			drop_rest(to, r, total - piece.offset, size, size);
 			return;
 		}
 		mv_reader_skip(&payload, piece.length);
@@ -288,7 +290,7 @@ static void forward_fragments(struct mv_rx *to, struct mv_packet *packet, uint32
 		piece.length = piece.last ? left : room;
 		r = push_fragment(to, packet, header, &piece, &payload);
 		if (r < 0) {
-			drop_rest(to, r, total, piece.offset, room);
+			drop_rest(to, r, left, room, most - header);
 			return;
 		}
 		mv_reader_skip(&payload, piece.length);

@@ -1,0 +1,1 @@
+"""Fuzzing of what guests and frontends can reach; docs/development.md says how to run it."""
