@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import attrs
@@ -66,13 +66,6 @@ REGION = Region(0, 512 * PAGE, user_offset=USER)
 
 Bad: TypeAlias = tuple[int, bytes, int]
 """Request, payload, number of eventfds."""
-
-
-@pytest.fixture
-async def scene(nursery: trio.Nursery) -> AsyncIterator[Scene]:
-    scene = await Scene.start(nursery)
-    yield scene
-    await scene.assert_unharmed()
 
 
 async def half_way(

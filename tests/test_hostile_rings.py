@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -61,13 +61,6 @@ MAX_FRAME = 14 + 65535
 
 ARP = arp_request(MAC, IP, GATEWAY_IP)
 PACKET = bytes(12) + ARP
-
-
-@pytest.fixture
-async def scene(nursery: trio.Nursery) -> AsyncIterator[Scene]:
-    scene = await Scene.start(nursery)
-    yield scene
-    await scene.assert_unharmed()
 
 
 async def attack(scene: Scene, **options: Any) -> VhostTestClient:
