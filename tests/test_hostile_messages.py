@@ -14,11 +14,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-import attrs
 import pytest
 import trio
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from tests.harness import GATEWAY_IP, VhostTestClient
@@ -450,87 +447,3 @@ async def test_m54_reconnects_while_frames_flow(scene: Scene) -> None:
         client = await scene.connect()
         await client.send_burst([arp_request(MAC, IP, GATEWAY_IP)] * 30)
         client.disconnect()
-
-
-# Any order of requests while rings run
-
-
-@attrs.frozen
-class Step:
-    """One thing that a frontend does."""
-
-    what: str
-    index: int
-    value: int
-
-
-STEPS = st.builds(
-    Step,
-    what=st.sampled_from(
-        [
-            *("enable", "disable", "stop", "num", "addr", "null", "base", "kick", "poll", "call"),
-            *("no call", "err", "memory", "features", "reset", "owner", "mtu", "config", "frame"),
-            *("frame", "start"),
-        ]
-    ),
-    index=st.integers(0, 1),
-    value=st.sampled_from([0, 1, 2, 16, 256, 1500, 65535, 65536]),
-)
-
-
-async def take(client: VhostTestClient, step: Step) -> None:
-    """Do one step; what it needs of the client is there in every state."""
-    connection, vring = client.connection, client.vrings[step.index]
-    index, value, memory = step.index, step.value, client.memory.get_region_info()
-    match step.what:
-        case "enable" | "disable":
-            await connection.set_vring_enable(index, step.what == "enable")
-        case "stop":
-            await connection.get_vring_base(index)
-        case "num":
-            await connection.set_vring_num(index, value)
-        case "addr":
-            await client.set_vring_addr(index)
-        case "null":
-            await connection.set_vring_addr(index, 0, 0, 0)
-        case "base":
-            await connection.set_vring_base(index, value)
-        case "kick" | "poll":
-            await connection.set_vring_kick(index, vring.kick if step.what == "kick" else None)
-        case "call" | "no call":
-            await connection.set_vring_call(index, vring.call if step.what == "call" else None)
-        case "err":
-            await connection.set_vring_err(index, vring.err)
-        case "memory":
-            await connection.set_mem_table(memory)
-        case "features":
-            await connection.set_features(client.features)
-        case "reset":
-            await connection.reset_device()
-        case "owner":
-            await connection.command(Request.RESET_OWNER)
-        case "mtu":
-            await connection.set_mtu(value)
-        case "config":
-            await connection.get_config(0, min(value or 1, 256))
-        case "start":
-            await client.start_vring(index, vring.queue.used_idx())
-        case "frame":
-            client.queue_tx(arp_request(MAC, IP, GATEWAY_IP))
-            client.kick(TX_QUEUE_IDX, force=True)
-
-
-@given(steps=st.lists(STEPS, min_size=1, max_size=40))
-@settings(max_examples=60, deadline=None)
-async def test_any_order_of_requests(steps: list[Step]) -> None:
-    """Each is carried out or refused; no order harms anybody, and none ends the conversation."""
-    async with trio.open_nursery() as nursery:
-        scene = await Scene.start(nursery)
-        client = await scene.connect(
-            protocol_features=EVERY_PROTOCOL_FEATURE, err=True, driver=False
-        )
-        for step in steps:
-            with contextlib.suppress(BackendRefusedError):
-                await take(client, step)
-        await scene.assert_unharmed()
-        nursery.cancel_scope.cancel()
