@@ -14,7 +14,7 @@ C_HEADERS := $(wildcard src/mvirt_net/ffi/*.h)
 BUILD_INPUTS := $(C_SOURCES) $(C_HEADERS) src/mvirt_net/ffi/build.py setup.py
 PY_FILES := src tests bench setup.py
 
-.PHONY: help run demo test unit format bench sanitize clean
+.PHONY: help run demo test unit format bench sanitize mutants clean
 .PHONY: lint lint-format lint-python lint-types lint-imports lint-c
 help:
 	@echo "make run       start the daemon on $(CONFIG) and say how to attach a VM"
@@ -23,6 +23,7 @@ help:
 	@echo "make unit      all but those with real guests"
 	@echo "make lint      formatting, lint, types, import contracts, C warnings"
 	@echo "make sanitize  make unit with the extension under ASan and UBSan"
+	@echo "make mutants   take each check of hostile input away and see its tests fail"
 	@echo "make bench     the figures"
 	@echo "make format    format the Python files"
 	@echo "make clean     remove everything that was built, .venv too"
@@ -79,6 +80,10 @@ test: .make/package .make/tools .make/system-test
 
 unit: .make/package .make/tools
 	$(PYTEST) -m 'not guest'
+
+# Some minutes: each check in C is a build of its own.
+mutants: .make/package .make/tools
+	@$(BIN)/python -m tests.mutate $(ROWS)
 
 # Parts of their own, so that `make -k lint` goes through all of them.
 lint: lint-format lint-python lint-types lint-imports lint-c
