@@ -106,7 +106,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _CHANNEL_PY,
         "with trio.fail_after(MESSAGE_TIME_LIMIT):",
         "with trio.fail_after(100 * MESSAGE_TIME_LIMIT):",
-        (_BROKEN,),
+        (_M + "test_m04_message_that_never_ends",),
     ),
     Mutant("m05", _MESSAGES_PY, "if size > MAX_PAYLOAD:", "if size > 2 * MAX_PAYLOAD:", (_BROKEN,)),
     Mutant(
@@ -299,6 +299,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "if (info->si_code <= 0 || !handle((uintptr_t)info->si_addr))",
         "if (1)",
         (_R + "test_m29_file_that_shrinks_costs_its_connection_only",),
+    ),
+    Mutant(
+        "m31",
+        _MEMORY_C,
+        "	    spec->size % page)",
+        "	    0)",
+        (_M + "test_m26_to_m31_memory_that_cannot_be_had",),
     ),
     Mutant(
         "m30",

@@ -21,7 +21,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from mvirt_net.dataplane.channel import REPLY_TIME_LIMIT
+from mvirt_net.dataplane.channel import MESSAGE_TIME_LIMIT, REPLY_TIME_LIMIT
 from tests.harness import GATEWAY_IP, VhostTestClient
 from tests.harness.client import (
     DEFAULT_FEATURES,
@@ -251,9 +251,33 @@ async def test_refused_where_no_answer_was_asked_for(
     await client.connection.wait_hung_up()
 
 
+UNFINISHED: dict[str, bytes] = {
+    "m04 a byte": b"\1",
+    "m04 half a header": HEADER.pack(Request.SET_OWNER, VERSION, 0)[:7],
+    "m04 no payload": HEADER.pack(Request.SET_FEATURES, VERSION, 8),
+}
+
+
+@pytest.mark.parametrize("part", UNFINISHED.values(), ids=UNFINISHED.keys())
+async def test_m04_message_that_never_ends(scene: Scene, part: bytes) -> None:
+    """It gets some seconds to be finished, in which others are served."""
+    client = await half_way(scene)
+    await client.connection.send_raw(part)
+    await scene.ask_bystander()
+    await client.connection.wait_hung_up(timeout=MESSAGE_TIME_LIMIT + 1)
+
+
+@pytest.mark.parametrize("part", UNFINISHED.values(), ids=UNFINISHED.keys())
+async def test_m03_end_inside_a_message(scene: Scene, part: bytes) -> None:
+    """The next frontend has its turn at once."""
+    client = await half_way(scene)
+    await client.connection.send_raw(part)
+    client.disconnect()
+    with trio.fail_after(0.1):
+        await arp_gateway(await scene.connect(), MAC, IP)
+
+
 BROKEN: dict[str, list[bytes]] = {
-    "m03 half a header": [HEADER.pack(Request.SET_OWNER, VERSION, 0)[:7]],
-    "m03 no payload": [HEADER.pack(Request.SET_FEATURES, VERSION, 8)],
     "m05 longest payload": [HEADER.pack(Request.SET_FEATURES, VERSION, 0xFFFF_FFFF)],
     "m05 payload past every maximum": [HEADER.pack(Request.SET_FEATURES, VERSION, 0x1001)],
     "m07 version 0": [encode(Request.GET_FEATURES, b"", 0)],
@@ -272,11 +296,11 @@ BROKEN: dict[str, list[bytes]] = {
 
 @pytest.mark.parametrize("parts", BROKEN.values(), ids=BROKEN.keys())
 async def test_broken_conversation(scene: Scene, parts: list[bytes]) -> None:
-    """An unfinished message gets some seconds to be finished; for the rest there is no hope."""
+    """There is no hope for it, so nothing more is waited for."""
     client = await half_way(scene)
     for part in parts:
         await client.connection.send_raw(part)
-    await client.connection.wait_hung_up(timeout=10)
+    await client.connection.wait_hung_up(timeout=MESSAGE_TIME_LIMIT / 2)
 
 
 async def test_m01_connections_that_say_nothing(scene: Scene) -> None:
