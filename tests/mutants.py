@@ -423,7 +423,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _SESSION_PY,
         "if vring.running or not vring.kicked or not self._regions:",
         "if vring.running or not vring.kicked:",
-        (_SESSION + "test_m39_kick_before_everything_is_held",),
+        (_M + "test_m39_kick_and_enable_before_everything",),
     ),
     Mutant(
         "m39",

@@ -781,9 +781,8 @@ async def test_m39_kick_and_enable_before_everything(scene: Scene) -> None:
     await client.negotiate()
     for index in (RX_QUEUE_IDX, TX_QUEUE_IDX):
         await client.connection.set_vring_num(index, 256)
-    await client.share_memory()
-    for index in (RX_QUEUE_IDX, TX_QUEUE_IDX):
         await client.set_vring_addr(index)
+    await client.share_memory()
     client.fill_rx_queue()
     assert is_arp_reply(await client.recv_packet())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 import pytest
@@ -663,19 +663,16 @@ async def test_p10_datagrams_between_guests_are_the_receivers_to_judge(
 NS = bytes(4) + GATEWAY_IPV6
 
 
-def nd(kind: int, body: bytes, **how: object) -> bytes:
-    fields: dict[str, object] = {
-        "hop_limit": 255,
-        "code": 0,
-        "src": LINK_LOCAL,
-        "dst": "ff02::1:ff00:1" if kind == 135 else "ff02::2",
-        **how,
-    }
-    src, dst, code, hop_limit = (fields[name] for name in ("src", "dst", "code", "hop_limit"))
-    assert isinstance(src, str | bytes)
-    assert isinstance(dst, str | bytes)
-    assert isinstance(code, int)
-    assert isinstance(hop_limit, int)
+def nd(
+    kind: int,
+    body: bytes,
+    *,
+    src: str | bytes = LINK_LOCAL,
+    code: int = 0,
+    hop_limit: int = 255,
+) -> bytes:
+    """A solicitation to the group that it is for."""
+    dst = "ff02::1:ff00:1" if kind == 135 else "ff02::2"
     return icmpv6_frame(MAC, group_mac(dst), src, dst, kind, code, body, hop_limit=hop_limit)
 
 
@@ -858,11 +855,11 @@ async def test_p15_errors_are_limited(place: Place) -> None:
     ],
     ids=lambda fields: next(iter(fields)),
 )
-async def test_p16_second_nic_with_an_address(place: Place, fields: dict[str, object]) -> None:
+async def test_p16_second_nic_with_an_address(place: Place, fields: dict[str, Any]) -> None:
     """It cannot be added, and the first one goes on."""
-    spec: dict[str, object] = {"name": "thief", "network": NETWORK_NAME, **fields}
+    spec = NicSpec(name="thief", network=NETWORK_NAME, **fields)
     with pytest.raises(ConfigError):
-        await place.scene.backend.switch.add_nic(NicSpec(**spec))
+        await place.scene.backend.switch.add_nic(spec)
     assert "thief" not in place.scene.backend.switch.nics
     await place.send(to_gateway(datagram()))
     assert len(place.take_from_bystander()) == 1

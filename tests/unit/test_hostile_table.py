@@ -68,16 +68,16 @@ def texts_of_tests() -> dict[str, str]:
     tests: dict[str, str] = {}
     for path in (ROOT / "tests").rglob("test_*.py"):
         tree = ast.parse(path.read_text())
-        strings = {node.value for node in ast.walk(tree) if is_string(node)}
-        ids = " ".join(text for text in strings if re.match(r"[mrpMRP]\d+\b", text))
+        ids = " ".join(text for text in strings_in(tree) if re.match(r"[mrpMRP]\d+\b", text))
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 tests[node.name] = f"{tests.get(node.name, '')} {node.name.replace('_', ' ')} {ids}"
     return tests
 
 
-def is_string(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def strings_in(tree: ast.AST) -> set[str]:
+    constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    return {value for value in constants if isinstance(value, str)}
 
 
 def test_every_row_is_there_once() -> None:
