@@ -505,7 +505,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _in("unix_listener.py"),
         "if self._sock.fileno() >= 0 and self.is_in_place:",
         "if self._sock.fileno() >= 0:",
-        (_M + "test_m55_socket_path_taken_by_another_file",),
+        ("tests/unit/test_unix_listener.py::test_m55_file_of_somebody_else_is_not_removed",),
     ),
     Mutant(
         "m55",
@@ -787,7 +787,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _in("dataplane/packet.py"),
         "if not UDP_HEADER_SIZE <= udp.ulen <= len(packet.payload):",
         "if False:",
-        ("tests/unit/test_packet.py",),
+        (_P + "test_p10_p11_not_answered",),
     ),
     Mutant(
         "p10",

@@ -594,6 +594,7 @@ NOT_ANSWERED: dict[str, bytes] = {
     "p10 length 7": udp_field(4, b"\0\7"),
     "p10 length 0": udp_field(4, b"\0\0"),
     "p10 longer than the packet": udp_field(4, b"\xff\xff"),
+    "p10 longer than the packet, and no checksum": udp_field(4, b"\xff\xff\0\0"),
     "p10 checksum": udp_field(6, b"\x12\x34"),
     "p11 short fixed part": dhcp(discover()[:239]),
     "p11 nothing": dhcp(b""),
