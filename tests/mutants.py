@@ -222,10 +222,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _EVENT_C,
         "if (poll(&p, 1, 0) != 1 || !(p.revents & POLLOUT))",
         "if (0 && poll(&p, 1, 0) != 1)",
-        (
-            "tests/unit/test_device.py::TestDescriptors::test_m21_blocking_call_that_is_full",
-            _M + "test_m21_call_that_is_full_and_blocks",
-        ),
+        (_M + "test_m21_call_that_is_made_to_block_afterwards",),
     ),
     Mutant(
         "m24",

@@ -443,6 +443,20 @@ async def test_m21_call_that_is_full_and_blocks(scene: Scene) -> None:
         os.close(full)
 
 
+async def test_m21_call_that_is_made_to_block_afterwards(scene: Scene) -> None:
+    """Both ends share its flags, so that the device has made it non-blocking is no protection."""
+    client = await scene.connect()
+    full = os.eventfd(0)
+    try:
+        await client.connection.set_vring_call(TX_QUEUE_IDX, full)
+        os.eventfd_write(full, 2**64 - 2)
+        os.set_blocking(full, True)
+        client.send_packet_nowait(arp_request(MAC, IP, GATEWAY_IP))
+        await client.recv_packet()
+    finally:
+        os.close(full)
+
+
 async def test_m22_one_eventfd_for_everything(scene: Scene) -> None:
     client = await scene.connect(driver=False)
     with eventfds(1) as (fd,):
