@@ -843,13 +843,6 @@ MUTANTS: tuple[Mutant, ...] = (
         (_P + "test_p13_neighbour_discovery",),
     ),
     Mutant(
-        "p13",
-        _in("dataplane/ndp.py"),
-        '        if units == 0:\n            raise Malformed("an option of length 0")\n',
-        "",
-        (_P + "test_p13_neighbour_discovery", "tests/unit/test_ndp.py::test_malformed"),
-    ),
-    Mutant(
         "p14",
         _in("dataplane/dhcpv6_messages.py"),
         "if len(found) > 1 or not 2 < len(found[0]) <= MAX_DUID:",
