@@ -520,13 +520,6 @@ MUTANTS: tuple[Mutant, ...] = (
         (_CORE + "test_r01_available_index_that_jumps",),
     ),
     Mutant(
-        "r02",
-        _VRING_C,
-        "chain->head < ring->size && walk(",
-        "walk(",
-        (_CORE + "test_r02_head_outside_the_table",),
-    ),
-    Mutant(
         "r03",
         _VRING_C,
         "if (index >= table->size || !load_desc(table, index, last))",
