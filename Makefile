@@ -14,7 +14,7 @@ C_HEADERS := $(wildcard src/mvirt_net/ffi/*.h)
 BUILD_INPUTS := $(C_SOURCES) $(C_HEADERS) src/mvirt_net/ffi/build.py setup.py
 PY_FILES := src tests bench fuzz setup.py
 
-.PHONY: help run demo test unit format bench sanitize races fuzz fuzz-coverage clean
+.PHONY: help run demo test unit format bench sanitize races fuzz fuzz-coverage mutants clean
 .PHONY: lint lint-format lint-python lint-types lint-imports lint-c
 help:
 	@echo "make run       start the daemon on $(CONFIG) and say how to attach a VM"
@@ -25,6 +25,7 @@ help:
 	@echo "make sanitize  make unit with the extension under ASan and UBSan"
 	@echo "make races     threads at work on the same ports under the thread sanitizer; for SECONDS (60)"
 	@echo "make fuzz      each fuzz target for SECONDS (60); only TARGETS if given"
+	@echo "make mutants   take each check of hostile input away and see its tests fail"
 	@echo "make bench     the figures"
 	@echo "make format    format the Python files"
 	@echo "make clean     remove everything that was built, .venv too"
@@ -91,6 +92,10 @@ test: .make/package .make/tools .make/system-test
 
 unit: .make/package .make/tools
 	$(PYTEST) -m 'not guest'
+
+# Some minutes: each check in C is a build of its own.
+mutants: .make/package .make/tools
+	@$(BIN)/python -m tests.mutate $(ROWS)
 
 # Parts of their own, so that `make -k lint` goes through all of them.
 lint: lint-format lint-python lint-types lint-imports lint-c

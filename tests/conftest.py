@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import collections
-import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+import trio
+
+from tests.harness.footprint import open_files
+from tests.harness.scene import Scene
 
 # The same examples each time, and no limit but that of every test: machines stand still at times.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
@@ -29,16 +31,12 @@ def no_fd_leaks() -> Iterator[None]:
     assert not leaked, f"file descriptors left open: {dict(leaked)}"
 
 
-def open_files() -> collections.Counter[str]:
-    """What the open descriptors of this process lead to, and how many lead there."""
-    files: collections.Counter[str] = collections.Counter()
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  (Path.iterdir keeps the folder open)
-        try:
-            files[str(Path("/proc/self/fd", name).readlink())] += 1
-        except FileNotFoundError:
-            # The descriptor by which the folder itself was read.
-            continue
-    return files
+@pytest.fixture
+async def scene(nursery: trio.Nursery) -> AsyncIterator[Scene]:
+    """Where a hostile test takes place; after each of them everybody else must be unharmed."""
+    scene = await Scene.start(nursery)
+    yield scene
+    await scene.assert_unharmed()
 
 
 @pytest.fixture

@@ -7,20 +7,21 @@ must serve the same frontend where it has refused a request, and others in any c
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import select
 import socket
 import struct
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import attrs
 import pytest
 import trio
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
+from mvirt_net.dataplane.channel import MESSAGE_TIME_LIMIT, REPLY_TIME_LIMIT
 from tests.harness import GATEWAY_IP, VhostTestClient
 from tests.harness.client import (
     DEFAULT_FEATURES,
@@ -31,11 +32,12 @@ from tests.harness.client import (
 from tests.harness.clock import virtual_time
 from tests.harness.exchanges import arp_gateway
 from tests.harness.memory import Region, RegionInfo
-from tests.harness.packets import arp_request
+from tests.harness.packets import arp_request, is_arp_reply
 from tests.harness.scene import IP, MAC, Scene
 from tests.harness.vhost_user import (
     HEADER,
     NEED_REPLY_FLAG,
+    OWN_REPLY,
     VERSION,
     BackendHungUpError,
     BackendRefusedError,
@@ -66,13 +68,6 @@ REGION = Region(0, 512 * PAGE, user_offset=USER)
 
 Bad: TypeAlias = tuple[int, bytes, int]
 """Request, payload, number of eventfds."""
-
-
-@pytest.fixture
-async def scene(nursery: trio.Nursery) -> AsyncIterator[Scene]:
-    scene = await Scene.start(nursery)
-    yield scene
-    await scene.assert_unharmed()
 
 
 async def half_way(
@@ -203,6 +198,25 @@ REFUSED: dict[str, Bad] = {
     "m47 MTU 0": (Request.NET_SET_MTU, encode_u64(0), 0),
     "m47 MTU 67": (Request.NET_SET_MTU, encode_u64(67), 0),
     "m47 MTU 65536": (Request.NET_SET_MTU, encode_u64(65536), 0),
+    "m36 before the size": (
+        Request.SET_VRING_ADDR,
+        encode_vring_addr(0, USER, USER + 0x2000, USER + 0x1000),
+        0,
+    ),
+    "m36 one byte over the end": (Request.SET_VRING_ADDR, addr(used=REGION.size - 0x804), 0),
+    "m36 avail on desc": (Request.SET_VRING_ADDR, addr(avail=0xFFE), 0),
+    "m36 null beside others": (
+        Request.SET_VRING_ADDR,
+        encode_vring_addr(1, USER, USER + 0x2000, 0),
+        0,
+    ),
+    "m36 log without LOG_ALL": (
+        Request.SET_VRING_ADDR,
+        encode_vring_addr(1, USER, USER + 0x2000, USER + 0x1000, flags=1, log=USER),
+        0,
+    ),
+    "m44 log": (Request.SET_LOG_BASE, struct.pack("<QQ", 0, 0), 1),
+    "m44 log whose offset overflows": (Request.SET_LOG_BASE, struct.pack("<QQ", 4096, BIG), 1),
     "m48 backend channel": (21, b"", 1),
     "m49 inflight": (32, bytes(20), 1),
     "m50 postcopy": (29, b"", 1),
@@ -237,9 +251,33 @@ async def test_refused_where_no_answer_was_asked_for(
     await client.connection.wait_hung_up()
 
 
+UNFINISHED: dict[str, bytes] = {
+    "m04 a byte": b"\1",
+    "m04 half a header": HEADER.pack(Request.SET_OWNER, VERSION, 0)[:7],
+    "m04 no payload": HEADER.pack(Request.SET_FEATURES, VERSION, 8),
+}
+
+
+@pytest.mark.parametrize("part", UNFINISHED.values(), ids=UNFINISHED.keys())
+async def test_m04_message_that_never_ends(scene: Scene, part: bytes) -> None:
+    """It gets some seconds to be finished, in which others are served."""
+    client = await half_way(scene)
+    await client.connection.send_raw(part)
+    await scene.ask_bystander()
+    await client.connection.wait_hung_up(timeout=MESSAGE_TIME_LIMIT + 1)
+
+
+@pytest.mark.parametrize("part", UNFINISHED.values(), ids=UNFINISHED.keys())
+async def test_m03_end_inside_a_message(scene: Scene, part: bytes) -> None:
+    """The next frontend has its turn at once."""
+    client = await half_way(scene)
+    await client.connection.send_raw(part)
+    client.disconnect()
+    with trio.fail_after(0.1):
+        await arp_gateway(await scene.connect(), MAC, IP)
+
+
 BROKEN: dict[str, list[bytes]] = {
-    "m03 half a header": [HEADER.pack(Request.SET_OWNER, VERSION, 0)[:7]],
-    "m03 no payload": [HEADER.pack(Request.SET_FEATURES, VERSION, 8)],
     "m05 longest payload": [HEADER.pack(Request.SET_FEATURES, VERSION, 0xFFFF_FFFF)],
     "m05 payload past every maximum": [HEADER.pack(Request.SET_FEATURES, VERSION, 0x1001)],
     "m07 version 0": [encode(Request.GET_FEATURES, b"", 0)],
@@ -247,6 +285,10 @@ BROKEN: dict[str, list[bytes]] = {
     "m07 version 3": [encode(Request.GET_FEATURES, b"", 3)],
     "m08 a reply": [encode(Request.GET_FEATURES, b"", VERSION | 4)],
     "m08 reserved flag": [encode(Request.GET_FEATURES, b"", VERSION | 1 << 31)],
+    "m49 inflight, which has a reply of its own": [
+        encode(31, struct.pack("<QQHH", 0, 0, queues, size), VERSION | NEED_REPLY_FLAG)
+        for queues, size in ((0, 0), (65535, 65535))
+    ],
     "m50 postcopy, which has a reply of its own": [encode(28, b"", VERSION | NEED_REPLY_FLAG)],
     "m50 crypto, which has a reply of its own": [encode(26, bytes(8), VERSION | NEED_REPLY_FLAG)],
 }
@@ -254,11 +296,11 @@ BROKEN: dict[str, list[bytes]] = {
 
 @pytest.mark.parametrize("parts", BROKEN.values(), ids=BROKEN.keys())
 async def test_broken_conversation(scene: Scene, parts: list[bytes]) -> None:
-    """An unfinished message gets some seconds to be finished; for the rest there is no hope."""
+    """There is no hope for it, so nothing more is waited for."""
     client = await half_way(scene)
     for part in parts:
         await client.connection.send_raw(part)
-    await client.connection.wait_hung_up(timeout=10)
+    await client.connection.wait_hung_up(timeout=MESSAGE_TIME_LIMIT / 2)
 
 
 async def test_m01_connections_that_say_nothing(scene: Scene) -> None:
@@ -347,12 +389,25 @@ def a_socket() -> int:
     return socket.socket(socket.AF_INET, socket.SOCK_DGRAM).detach()
 
 
+def a_connected_socket() -> int:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    return ours.detach()
+
+
+def an_epoll() -> int:
+    with select.epoll() as epoll:
+        return os.dup(epoll.fileno())
+
+
 NO_EVENTFDS: dict[str, NoEventfd] = {
     "directory": lambda: os.open("/", os.O_RDONLY),
     "file": a_file,
     "pipe": a_closed_pipe,
     "zero": lambda: os.open("/dev/zero", os.O_RDWR),
     "socket": a_socket,
+    "connected socket": a_connected_socket,
+    "epoll": an_epoll,
     "memfd": lambda: os.memfd_create("m"),
 }
 
@@ -382,6 +437,20 @@ async def test_m21_call_that_is_full_and_blocks(scene: Scene) -> None:
     os.eventfd_write(full, 2**64 - 2)
     try:
         await client.connection.set_vring_call(TX_QUEUE_IDX, full)
+        client.send_packet_nowait(arp_request(MAC, IP, GATEWAY_IP))
+        await client.recv_packet()
+    finally:
+        os.close(full)
+
+
+async def test_m21_call_that_is_made_to_block_afterwards(scene: Scene) -> None:
+    """Both ends share its flags, so that the device has made it non-blocking is no protection."""
+    client = await scene.connect()
+    full = os.eventfd(0)
+    try:
+        await client.connection.set_vring_call(TX_QUEUE_IDX, full)
+        os.eventfd_write(full, 2**64 - 2)
+        os.set_blocking(full, True)
         client.send_packet_nowait(arp_request(MAC, IP, GATEWAY_IP))
         await client.recv_packet()
     finally:
@@ -459,85 +528,350 @@ async def test_m54_reconnects_while_frames_flow(scene: Scene) -> None:
         client.disconnect()
 
 
-# Any order of requests while rings run
+# Each message id
+
+
+SIZES: dict[int, int] = {
+    **dict.fromkeys((2, 7, 8, 10, 11, 12, 13, 14, 16, 18, 19, 20), 8),
+    **dict.fromkeys((5, 9, 37, 38), 40),
+    **dict.fromkeys((24, 25), 13),
+    7: 0,
+}
+"""Bytes of a payload that fits; 0 for all the others."""
+WITH_VALUE = OWN_REPLY - {Request.GET_CONFIG}
+"""Requests whose replies cannot express an error."""
+ONE_FD = {Request.SET_LOG_FD, Request.REM_MEM_REG, Request.SET_MEM_TABLE, Request.ADD_MEM_REG}
+TAKES_FDS = ONE_FD | {Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR}
+
+
+async def assert_refused(client: VhostTestClient, request: int, body: bytes, fds: int) -> None:
+    """In the way that the request has: an answer that is not zero, an empty one, or the end."""
+    with eventfds(fds) as attached:
+        await client.connection.send_raw(encode(request, body, VERSION | NEED_REPLY_FLAG), attached)
+    if request in WITH_VALUE or request in NEVER_WITH_VALUE:
+        await client.connection.wait_hung_up()
+        return
+    reply = await client.connection.receive()
+    expected = b"" if request == Request.GET_CONFIG else encode_u64(1)
+    assert (reply.request, reply.payload) == (request, expected)
+
+
+NEVER_WITH_VALUE = {22, 26, 28, 30, 31, 40, 41, 42, 43, 44}
+"""Requests that are not supported, and whose replies cannot say so."""
+
+
+@pytest.mark.parametrize("request_", Request)
+async def test_m06_payload_of_another_size(scene: Scene, request_: Request) -> None:
+    """Each request one byte shorter, one longer, and empty, with the descriptors that it takes."""
+    size = SIZES.get(request_, 0)
+    fds = int(request_ in TAKES_FDS and request_ != Request.REM_MEM_REG)
+    for wrong in {size - 1, size + 1, 0} - {-1, size}:
+        client = await half_way(scene)
+        await assert_refused(client, request_, bytes(wrong), fds)
+        await scene.send_attackers_away()
+
+
+@pytest.mark.parametrize("request_", range(1, 45))
+@pytest.mark.parametrize("fds", [1, 15])
+async def test_m15_descriptors_with_any_request(scene: Scene, request_: int, fds: int) -> None:
+    """One too many of them: they are closed, which the scene sees, and the request is refused."""
+    client = await half_way(scene)
+    await client.connection.set_vring_num(TX_QUEUE_IDX, 256)
+    body = bytes(SIZES.get(request_, 0))
+    if request_ in (Request.GET_CONFIG, Request.SET_CONFIG):
+        body = config(0, 1) + b"\0"
+    await assert_refused(client, request_, body, fds + (request_ in TAKES_FDS))
+
+
+@pytest.mark.parametrize("fds", [17, 253])
+async def test_m16_more_descriptors_than_any_request_takes(scene: Scene, fds: int) -> None:
+    """The kernel has cut them off (MSG_CTRUNC), so nobody knows what was meant."""
+    client = await half_way(scene)
+    with eventfds(fds) as attached:
+        message = encode(Request.SET_VRING_KICK, encode_u64(1), VERSION | NEED_REPLY_FLAG)
+        await client.connection.send_raw(message, attached)
+    await client.connection.wait_hung_up()
+
+
+@pytest.mark.parametrize("at", [1, 6, 11])
+async def test_m18_descriptors_with_the_second_half_of_a_header(scene: Scene, at: int) -> None:
+    client = await half_way(scene)
+    message = encode(Request.SET_VRING_KICK, encode_u64(1))
+    with eventfds(2) as (first, second):
+        await client.connection.send_raw(message[:at], [first])
+        await client.connection.send_raw(message[at:], [second])
+    await client.connection.wait_hung_up()
+
+
+async def test_m19_credentials_are_ignored(scene: Scene) -> None:
+    """So is a byte out of band, and the message itself is served."""
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        await sock.connect(os.fspath(scene.backend.socket_path))
+        credentials = struct.pack("=iii", os.getpid(), os.getuid(), os.getgid())
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)]
+        await sock.sendmsg([encode(Request.GET_FEATURES)], ancillary)
+        assert len(await sock.recv(100)) == HEADER.size + 8
+        await sock.send(b"!", socket.MSG_OOB)
+        await sock.send(encode(Request.GET_FEATURES))
+        assert len(await sock.recv(100)) == HEADER.size + 8
+
+
+async def test_m23_kick_that_is_always_readable(scene: Scene) -> None:
+    """It keeps its own task busy, for one bounded turn after another, and nobody else's."""
+    scene.keeps_busy = True
+    client = await scene.connect()
+    endless = os.eventfd(0, os.EFD_SEMAPHORE)
+    os.eventfd_write(endless, 2**64 - 2)
+    try:
+        for index in (RX_QUEUE_IDX, TX_QUEUE_IDX):
+            await client.connection.set_vring_kick(index, endless)
+        for _ in range(20):
+            await scene.ask_bystander()
+        await arp_gateway(client, MAC, IP)
+    finally:
+        os.close(endless)
+
+
+# Memory that cannot be had
 
 
 @attrs.frozen
-class Step:
-    """One thing that a frontend does."""
+class BadMemory:
+    """A file, and a region of it."""
 
-    what: str
-    index: int
-    value: int
+    make: NoEventfd
+    size: int = PAGE
+    offset: int = 0
 
 
-STEPS = st.builds(
-    Step,
-    what=st.sampled_from(
-        [
-            *("enable", "disable", "stop", "num", "addr", "null", "base", "kick", "poll", "call"),
-            *("no call", "err", "memory", "features", "reset", "owner", "mtu", "config", "frame"),
-            *("frame", "start"),
-        ]
+def a_memfd(size: int, flags: int = 0) -> int:
+    fd = os.memfd_create("hostile", os.MFD_CLOEXEC | flags)
+    os.ftruncate(fd, size)
+    return fd
+
+
+def read_only() -> int:
+    fd = a_memfd(PAGE)
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+    finally:
+        os.close(fd)
+
+
+def sealed() -> int:
+    fd = a_memfd(PAGE, os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    return fd
+
+
+def large_file() -> int:
+    """On the disk, of the right size."""
+    fd = a_file()
+    os.ftruncate(fd, PAGE)
+    return fd
+
+
+HUGE_PAGE = 2 << 20
+
+BAD_MEMORY: dict[str, BadMemory] = {
+    "m27 offset beyond the file": BadMemory(lambda: a_memfd(PAGE), offset=PAGE),
+    "m27 offset not on a page": BadMemory(lambda: a_memfd(2 * PAGE), offset=512),
+    "m27 size beyond the file": BadMemory(lambda: a_memfd(PAGE), size=2 * PAGE),
+    "m27 empty file": BadMemory(lambda: a_memfd(0)),
+    "m28 a closed pipe": BadMemory(a_closed_pipe),
+    "m28 /dev/zero": BadMemory(lambda: os.open("/dev/zero", os.O_RDWR)),
+    "m28 a directory": BadMemory(lambda: os.open("/", os.O_RDONLY)),
+    "m28 a socket": BadMemory(a_socket),
+    "m28 a file of /proc": BadMemory(lambda: os.open("/proc/self/mem", os.O_RDWR)),
+    "m28 read-only": BadMemory(read_only),
+    "m28 sealed against writing": BadMemory(sealed),
+    "m30 2^46 bytes": BadMemory(lambda: a_memfd(1 << 46), size=1 << 46),
+    "m30 2^62 bytes": BadMemory(lambda: a_memfd(1 << 62), size=1 << 62),
+    "m31 half a huge page": BadMemory(
+        lambda: a_memfd(HUGE_PAGE, os.MFD_HUGETLB | os.MFD_HUGE_2MB), size=HUGE_PAGE // 2
     ),
-    index=st.integers(0, 1),
-    value=st.sampled_from([0, 1, 2, 16, 256, 1500, 65535, 65536]),
-)
+}
 
 
-async def take(client: VhostTestClient, step: Step) -> None:
-    """Do one step; what it needs of the client is there in every state."""
-    connection, vring = client.connection, client.vrings[step.index]
-    index, value, memory = step.index, step.value, client.memory.get_region_info()
-    match step.what:
-        case "enable" | "disable":
-            await connection.set_vring_enable(index, step.what == "enable")
-        case "stop":
-            await connection.get_vring_base(index)
-        case "num":
-            await connection.set_vring_num(index, value)
-        case "addr":
-            await client.set_vring_addr(index)
-        case "null":
-            await connection.set_vring_addr(index, 0, 0, 0)
-        case "base":
-            await connection.set_vring_base(index, value)
-        case "kick" | "poll":
-            await connection.set_vring_kick(index, vring.kick if step.what == "kick" else None)
-        case "call" | "no call":
-            await connection.set_vring_call(index, vring.call if step.what == "call" else None)
-        case "err":
-            await connection.set_vring_err(index, vring.err)
-        case "memory":
-            await connection.set_mem_table(memory)
-        case "features":
-            await connection.set_features(client.features)
-        case "reset":
-            await connection.reset_device()
-        case "owner":
-            await connection.command(Request.RESET_OWNER)
-        case "mtu":
-            await connection.set_mtu(value)
-        case "config":
-            await connection.get_config(0, min(value or 1, 256))
-        case "start":
-            await client.start_vring(index, vring.queue.used_idx())
-        case "frame":
+@pytest.mark.parametrize("bad", BAD_MEMORY.values(), ids=BAD_MEMORY.keys())
+async def test_m26_to_m31_memory_that_cannot_be_had(scene: Scene, bad: BadMemory) -> None:
+    """In a table, which stays as it was, and as a region to be added to it."""
+    client = await half_way(scene)
+    region = RegionInfo(1 << 40, bad.size, 1 << 50, bad.offset, fd=bad.make())
+    try:
+        with pytest.raises(BackendRefusedError):
+            await client.connection.set_mem_table([*client.memory.get_region_info(), region])
+        with pytest.raises(BackendRefusedError):
+            await client.connection.add_mem_region(region)
+    finally:
+        os.close(region.fd)
+    for index in (RX_QUEUE_IDX, TX_QUEUE_IDX):
+        await client.start_vring(index, 0)
+    client.fill_rx_queue()
+    await arp_gateway(client, MAC, IP)
+
+
+async def test_m26_same_file_twice_is_an_alias(scene: Scene) -> None:
+    client = await half_way(scene)
+    (region,) = client.memory.get_region_info()
+    alias = attrs.evolve(region, guest_addr=1 << 40, user_addr=1 << 50)
+    await client.connection.set_mem_table([region, alias])
+    for index in (RX_QUEUE_IDX, TX_QUEUE_IDX):
+        await client.start_vring(index, 0)
+    client.fill_rx_queue()
+    await arp_gateway(client, MAC, IP)
+
+
+async def test_m30_regions_that_are_too_large_together(scene: Scene) -> None:
+    client = await half_way(scene)
+    fd = a_memfd(1 << 42)
+    try:
+        table = [RegionInfo(n << 45, 1 << 42, n << 46, 0, fd) for n in range(1, 9)]
+        with pytest.raises(BackendRefusedError):
+            await client.connection.set_mem_table(table)
+    finally:
+        os.close(fd)
+    await client.start_device()
+    await arp_gateway(client, MAC, IP)
+
+
+async def test_m33_more_regions_than_slots(scene: Scene) -> None:
+    client = await half_way(scene)
+    slots = await client.connection.get_max_mem_slots()
+    fd = a_memfd(PAGE)
+    try:
+        for number in range(1, slots + 1):
+            region = RegionInfo(number << 32, PAGE, 1 << 50 | number << 32, 0, fd)
+            if number < slots:
+                await client.connection.add_mem_region(region)
+                continue
+            with pytest.raises(BackendRefusedError):
+                await client.connection.add_mem_region(region)
+    finally:
+        os.close(fd)
+    (own,) = client.memory.get_region_info()
+    with pytest.raises(BackendRefusedError):
+        await client.connection.add_mem_region(own)
+    await client.start_vring(TX_QUEUE_IDX, 0)
+    with pytest.raises(BackendRefusedError):
+        await client.connection.remove_mem_region(own)
+
+
+async def test_m32_table_that_drops_running_rings(scene: Scene) -> None:
+    """It is refused, and the rings go on."""
+    client = await scene.connect()
+    fd = a_memfd(PAGE)
+    try:
+        with pytest.raises(BackendRefusedError):
+            await client.connection.set_mem_table([RegionInfo(0, PAGE, USER, 0, fd)])
+    finally:
+        os.close(fd)
+    await arp_gateway(client, MAC, IP)
+
+
+async def test_m36_ring_over_two_regions(scene: Scene) -> None:
+    """Adjacent in the frontend's addresses, they may lie anywhere in ours."""
+    halves = [Region(0, PAGE, user_offset=USER), Region(PAGE, 511 * PAGE, user_offset=USER, file=1)]
+    client = await scene.connect(regions=halves, handshake=False)
+    await client.negotiate()
+    await client.share_memory()
+    await client.connection.set_vring_num(TX_QUEUE_IDX, 256)
+    for bad in (addr(desc=16), addr(avail=PAGE - 2, desc=2 * PAGE, used=4 * PAGE)):
+        with pytest.raises(BackendRefusedError):
+            await client.connection.command(Request.SET_VRING_ADDR, bad)
+
+
+async def test_m39_kick_and_enable_before_everything(scene: Scene) -> None:
+    """They are remembered: with the last thing that it needs a ring starts."""
+    client = await scene.connect(regions=[REGION], handshake=False)
+    for index, vring in enumerate(client.vrings):
+        await client.connection.set_vring_kick(index, vring.kick)
+        await client.connection.set_vring_call(index, vring.call)
+        for _ in range(3):
+            await client.connection.set_vring_enable(index, True)
+    client.queue_tx(arp_request(MAC, IP, GATEWAY_IP))
+    client.kick(TX_QUEUE_IDX, force=True)
+    await wait_all_tasks_blocked()
+    await client.negotiate()
+    for index in (RX_QUEUE_IDX, TX_QUEUE_IDX):
+        await client.connection.set_vring_num(index, 256)
+        await client.set_vring_addr(index)
+    await client.share_memory()
+    client.fill_rx_queue()
+    assert is_arp_reply(await client.recv_packet())
+
+
+# Replies that nobody reads, ends in the middle of things, files that change
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+async def test_m48_backend_channel_is_refused_and_closed(scene: Scene, kind: int) -> None:
+    """Nothing is ever written there, so nobody has to read it."""
+    client = await half_way(scene)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    with ours, theirs, pytest.raises(BackendRefusedError):
+        await client.connection.command(21, b"", [theirs.fileno()])
+    await client.start_device()
+    await arp_gateway(client, MAC, IP)
+
+
+async def test_m51_peer_that_stops_reading(scene: Scene) -> None:
+    """It is left alone for some seconds, and then for good."""
+    client = await half_way(scene)
+    with trio.move_on_after(1):
+        while True:
+            await client.connection.send_raw(encode(Request.GET_FEATURES) * 100)
+    await scene.ask_bystander()
+    await trio.sleep(REPLY_TIME_LIMIT + 1)
+    with trio.fail_after(0.1), pytest.raises(BackendHungUpError):
+        await client.connection.send_raw(encode(Request.GET_FEATURES))
+
+
+@pytest.mark.parametrize("rx_buffers", [0, 16])
+async def test_m53_frontend_that_goes_in_the_middle_of_things(
+    scene: Scene, rx_buffers: int
+) -> None:
+    """With frames in both rings, and half a message on its way."""
+    for part in (0, 5, HEADER.size):
+        client = await scene.connect(rx_buffers=rx_buffers)
+        for _ in range(100):
             client.queue_tx(arp_request(MAC, IP, GATEWAY_IP))
-            client.kick(TX_QUEUE_IDX, force=True)
+        client.kick(TX_QUEUE_IDX, force=True)
+        await client.connection.send_raw(encode(Request.GET_FEATURES))
+        await client.connection.send_raw(encode(Request.SET_FEATURES, bytes(8))[:part])
+        await scene.send_attackers_away()
 
 
-@given(steps=st.lists(STEPS, min_size=1, max_size=40))
-@settings(max_examples=60, deadline=None)
-async def test_any_order_of_requests(steps: list[Step]) -> None:
-    """Each is carried out or refused; no order harms anybody, and none ends the conversation."""
-    async with trio.open_nursery() as nursery:
-        scene = await Scene.start(nursery)
-        client = await scene.connect(
-            protocol_features=EVERY_PROTOCOL_FEATURE, err=True, driver=False
-        )
-        for step in steps:
-            with contextlib.suppress(BackendRefusedError):
-                await take(client, step)
-        await scene.assert_unharmed()
-        nursery.cancel_scope.cancel()
+@pytest.mark.parametrize("replacement", ["nothing", "folder", "link", "file"])
+async def test_m55_socket_path_taken_by_another_file(
+    scene: Scene, caplog: pytest.LogCaptureFixture, replacement: str
+) -> None:
+    """The frontend that is there goes on, the log says it, and what took the place stays."""
+    client, path = await scene.connect(), scene.backend.socket_path
+    aside = path.with_name("aside")
+    path.rename(aside)
+    match replacement:
+        case "folder":
+            path.mkdir()
+        case "link":
+            path.symlink_to("/dev/null")
+        case "file":
+            path.touch()
+    await arp_gateway(client, MAC, IP)
+    await scene.send_attackers_away()
+    said = [record for record in caplog.records if "removed or replaced" in record.getMessage()]
+    assert len(said) == 1
+    assert os.path.lexists(path) is (replacement != "nothing")
+    if replacement == "folder":
+        path.rmdir()
+    elif replacement != "nothing":
+        path.unlink()
+    aside.rename(path)
+
+
+async def test_m56_memory_file_that_grows(scene: Scene) -> None:
+    """What is mapped is what the table said."""
+    client = await scene.connect()
+    (region,) = client.memory.get_region_info()
+    os.ftruncate(region.fd, 4 * region.size)
+    await arp_gateway(client, MAC, IP)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -35,13 +35,17 @@ from tests.harness.packets import (
     ethernet_frame,
     icmp_echo_request,
     is_arp_reply,
+    parse_tcp,
+    tcp_frame,
 )
-from tests.harness.scene import IP, MAC, Scene
+from tests.harness.scene import BYSTANDER_IP, IP, MAC, Scene
 from tests.harness.vhost_user import BackendRefusedError, Feature, ProtocolFeature
 from tests.harness.virtio import (
+    VIRTIO_NET_HDR_GSO_TCPV4,
     VRING_DESC_F_INDIRECT,
     VRING_DESC_F_NEXT,
     VRING_DESC_F_WRITE,
+    VirtioNetHdr,
     VirtioQueue,
     VringDesc,
 )
@@ -61,13 +65,6 @@ MAX_FRAME = 14 + 65535
 
 ARP = arp_request(MAC, IP, GATEWAY_IP)
 PACKET = bytes(12) + ARP
-
-
-@pytest.fixture
-async def scene(nursery: trio.Nursery) -> AsyncIterator[Scene]:
-    scene = await Scene.start(nursery)
-    yield scene
-    await scene.assert_unharmed()
 
 
 async def attack(scene: Scene, **options: Any) -> VhostTestClient:
@@ -329,8 +326,13 @@ BAD_TX: dict[str, tuple[Chain, DropReason]] = {
     "r11 eleven bytes": (lambda a: [(a, 11, 0)], DropReason.TX_TOO_SHORT),
     "r11 the header": (lambda a: [(a, 12, 0)], DropReason.TX_TOO_SHORT),
     "r11 the header in pieces": (lambda a: [(a, 1, 0)] * 12, DropReason.TX_TOO_SHORT),
-    "r13 frame of 1": (lambda a: [(a, 13, 0)], DropReason.TX_TOO_SHORT),
-    "r13 frame of 13": (lambda a: [(a, 25, 0)], DropReason.TX_TOO_SHORT),
+    **{
+        f"r13 frame of {size}": (
+            lambda a, size=size: [(a, 12 + size, 0)],  # type: ignore[misc]
+            DropReason.TX_TOO_SHORT,
+        )
+        for size in range(1, 14)
+    },
     "r13 frame of 65550": (lambda _: [(START, 12 + 65550, 0)], DropReason.TX_TOO_LONG),
     "r13 frame of 65551": (lambda _: [(START, 12 + 65551, 0)], DropReason.TX_TOO_LONG),
     "r23 big-endian": (
@@ -495,6 +497,22 @@ async def test_r13_frames_of_every_size(scene: Scene, size: int) -> None:
     assert not scene.drops().keys() & {DropReason.TX_TOO_SHORT, DropReason.TX_TOO_LONG}
     assert sum(scene.drops().values()) == 1
     assert scene.backend.nic.stats().tx_bytes == size
+
+
+@pytest.mark.parametrize("size", [1515, 9014, 65535, MAX_FRAME])
+async def test_r13_frames_to_be_cut_into_segments(scene: Scene, size: int) -> None:
+    """The bystander takes no large ones, so it gets them piece by piece, up to its backlog."""
+    offloads = Feature.CSUM | Feature.HOST_TSO4
+    client = await attack(scene, features=DEFAULT_FEATURES | offloads)
+    payload = bytes(size - 54)
+    frame = tcp_frame(MAC, GATEWAY_MAC, IP, BYSTANDER_IP, payload, partial=True)
+    header = VirtioNetHdr(1, VIRTIO_NET_HDR_GSO_TCPV4, 54, 1460, 34, 16)
+    await client.send_packet(frame, header=header)
+    await wait_all_tasks_blocked()
+    got = [parse_tcp(received.frame).payload for received in scene.bystander.received]
+    scene.bystander.received.clear()
+    assert b"".join(got) == payload
+    assert not scene.drops()
 
 
 @pytest.mark.parametrize("mergeable", [False, True], ids=["plain", "mergeable"])

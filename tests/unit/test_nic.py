@@ -29,8 +29,8 @@ from mvirt_net.nic import (
 from mvirt_net.peer import PeerCredentials
 from mvirt_net.unix_listener import UnixListener
 from mvirt_net.vhost_user import Session
-from tests.conftest import open_files
 from tests.harness.client import TX_QUEUE_IDX, VhostTestClient
+from tests.harness.footprint import open_files
 from tests.harness.packets import GATEWAY_IP, arp_request, ethernet_frame, is_arp_reply
 from tests.harness.vhost_user import BackendHungUpError, Connection
 
