@@ -154,6 +154,14 @@ class Guest:
             await self._qmp.execute("system_reset")
             await self.wait_booted()
 
+    async def pause(self) -> None:
+        """Stop the guest's processors and devices; commands wait until `resume`."""
+        await self._qmp.execute("stop")
+
+    async def resume(self) -> None:
+        """Go on after `pause`."""
+        await self._qmp.execute("cont")
+
     async def set_link(self, number: int, *, up: bool) -> None:
         """Plug the cable of NIC `number` in or out."""
         await self._qmp.execute("set_link", name=f"net{number}", up=up)
