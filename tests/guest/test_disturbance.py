@@ -12,6 +12,7 @@ import trio
 from .fabric import (
     Fabric,
     GuestSpec,
+    Place,
     configure,
     finish_transfer,
     open_fabric,
@@ -20,7 +21,8 @@ from .fabric import (
     wait_received,
 )
 from .image import Image
-from .qemu import GuestNic
+from .network import GATEWAY
+from .qemu import Guest, GuestNic
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 
@@ -29,9 +31,15 @@ SENT = 64
 """MiB of a transfer."""
 
 
-async def configure_all(fabric: Fabric) -> None:
+async def connect(guest: Guest, place: Place) -> None:
+    """Addresses, and a route for whoever does not choose between them."""
+    await configure(guest, place)
+    await guest.run(f"ip route replace default via {GATEWAY} dev {place.device} onlink")
+
+
+async def connect_all(fabric: Fabric) -> None:
     for guest, (place,) in zip(fabric.guests, fabric.places, strict=True):
-        await configure(guest, place)
+        await connect(guest, place)
 
 
 @pytest.mark.parametrize("without", [(), ("mrg_rxbuf", "event_idx", "indirect_desc")])
@@ -46,7 +54,7 @@ async def test_tcp_outlives_a_killed_daemon(
         (pa,), (pb,) = fabric.places
         await a.run("udhcpc -i eth0 -f -p /run/udhcpc.pid > /run/log 2>&1 &")
         await a.wait_until(f"grep -q 'lease of {pa.ipv4} obtained' /run/log")
-        await configure_all(fabric)
+        await connect_all(fabric)
 
         transfer = await start_transfer(a, b, pb.ipv4, SENT)
         for part in (1, 2, 3):
@@ -67,7 +75,7 @@ async def test_a_guest_is_paused_and_another_reset_and_killed(image: Image, fold
     async with open_fabric(image, folder, specs) as fabric:
         a, b, c = fabric.guests
         (pa,), (pb,), (pc,) = fabric.places
-        await configure_all(fabric)
+        await connect_all(fabric)
         flood = f"ping -f -n -I {pc.ipv4} {pa.ipv4} > /dev/null 2>&1 &"
 
         transfer = await start_transfer(a, b, pb.ipv4, SENT)
@@ -75,7 +83,7 @@ async def test_a_guest_is_paused_and_another_reset_and_killed(image: Image, fold
         await wait_received(b, SENT // 4)
         await b.pause()
         await c.reset()
-        await configure(c, pc)
+        await connect(c, pc)
         # vm1's rings are stopped: nothing moves there, and nobody else is held up.
         assert await ping(c, pc.ipv4, pa.ipv4) == 3
         await b.resume()
