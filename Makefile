@@ -14,7 +14,7 @@ C_HEADERS := $(wildcard src/mvirt_net/ffi/*.h)
 BUILD_INPUTS := $(C_SOURCES) $(C_HEADERS) src/mvirt_net/ffi/build.py setup.py
 PY_FILES := src tests bench setup.py
 
-.PHONY: help run demo test unit format bench sanitize clean
+.PHONY: help run demo test unit format bench soak sanitize clean
 .PHONY: lint lint-format lint-python lint-types lint-imports lint-c
 help:
 	@echo "make run       start the daemon on $(CONFIG) and say how to attach a VM"
@@ -24,6 +24,7 @@ help:
 	@echo "make lint      formatting, lint, types, import contracts, C warnings"
 	@echo "make sanitize  make unit with the extension under ASan and UBSan"
 	@echo "make bench     the figures"
+	@echo "make soak      see whether it leaks, loses or spins; MINUTES=10 of traffic"
 	@echo "make format    format the Python files"
 	@echo "make clean     remove everything that was built, .venv too"
 
@@ -71,6 +72,10 @@ demo: .make/package .make/tools .make/system-test
 
 bench: .make/package .make/tools
 	@$(BIN)/python -m bench
+
+MINUTES ?= 10
+soak: .make/package .make/tools
+	@$(BIN)/python -m bench.soak --minutes $(MINUTES)
 
 # Checking.
 

@@ -1,14 +1,16 @@
 """Rings of numbered frames: what is sent says who sent it and when, and all of it is checked.
 
-The payload of each frame is `NUMBERS` and then noise that depends on the number, as is the length,
-so a frame that is lost, doubled, overtaken, cut, or made of parts of others is noticed. Buffers are
-laid out once, as in `bench.guest`: on these rings every descriptor is a whole chain.
+The payload of each frame is `NUMBERS`, their checksum, and then noise that depends on them, of a
+length that depends on the frame's number. So a frame that is lost, doubled, overtaken, cut, or made
+of parts of others is noticed. Buffers are laid out once, as in `bench.guest`: on these rings every
+descriptor is a whole chain.
 """
 
 from __future__ import annotations
 
 import random
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 
@@ -38,8 +40,9 @@ NUMBERS = struct.Struct("<QQQ")
 _HEAD_SIZE = 14 + 20 + 8
 _USED = struct.Struct("<II")
 _ETHERTYPE_IPV4, _UDP, _PORT = 0x0800, 17, 4000
+_LEAST = NUMBERS.size + 4
 _NOISE = random.Random(1).randbytes(4096)
-_LENGTHS = [1472, *(random.Random(2).randrange(NUMBERS.size, 400) for _ in range(62)), NUMBERS.size]
+_LENGTHS = [1472, *(random.Random(2).randrange(_LEAST, 400) for _ in range(62)), _LEAST]
 """Of UDP payloads, by the number: mostly small, with the longest and the shortest among them."""
 
 
@@ -58,9 +61,11 @@ def _head(source: Place, target: Place, length: int, *, routed: bool) -> bytes:
 
 
 def _payload(life: int, number: int, awaited: int) -> bytes:
-    noise = number & 1023
-    length = _LENGTHS[number % len(_LENGTHS)] - NUMBERS.size
-    return NUMBERS.pack(life, number, awaited) + _NOISE[noise : noise + length]
+    numbers = NUMBERS.pack(life, number, awaited)
+    checksum = zlib.crc32(numbers)
+    noise = checksum & 1023
+    length = _LENGTHS[number % len(_LENGTHS)] - _LEAST
+    return numbers + checksum.to_bytes(4, "little") + _NOISE[noise : noise + length]
 
 
 class _Buffers:
@@ -189,7 +194,7 @@ class NumberedRx:
 
     def _take(self, slot: int) -> None:
         head, length = _USED.unpack_from(self._used, _USED.size * slot)
-        if head != slot or not VIRTIO_NET_HDR_SIZE + _HEAD_SIZE + NUMBERS.size <= length:
+        if head != slot or length < VIRTIO_NET_HDR_SIZE + _HEAD_SIZE + _LEAST:
             raise FrameError(f"buffer {head} with {length} bytes in place of buffer {slot}")
         data = bytes(self._buffers.bytes[slot * BUFFER_SIZE : slot * BUFFER_SIZE + length])
         if data[:VIRTIO_NET_HDR_SIZE] != _PLAIN_HEADER:
