@@ -121,6 +121,8 @@ async def run_soaked(folder: Path, nics: int) -> AsyncIterator[SoakedDaemon]:
             daemon = SoakedDaemon(process, places, [], receive)
             async with trio.open_nursery() as nursery, receive:
                 nursery.start_soon(_read_log, stream, send, daemon.problems)
+                # It says that it is ready before it has closed the descriptor for that.
+                await daemon.stats()
                 yield daemon
                 nursery.cancel_scope.cancel()
 

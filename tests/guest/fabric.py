@@ -292,10 +292,11 @@ async def start_transfer(
     sender: Guest, receiver: Guest, target: str, megabytes: int
 ) -> FileTransfer:
     """Begin to send so many MiB of noise to `target`, an IPv4 address of `receiver`."""
+    # Each nc ends when the other one's stdin does, so the receiver's never ends.
     await receiver.run(
-        "rm -f /run/sum\n"
-        f"(nc -l -p {TRANSFER_PORT} | md5sum > /run/sum.part; mv /run/sum.part /run/sum)"
-        " > /dev/null 2>&1 &"
+        "rm -f /run/sum /run/open; mkfifo /run/open\n"
+        f"(nc -l -p {TRANSFER_PORT} 0<> /run/open | md5sum > /run/sum.part\n"
+        "mv /run/sum.part /run/sum) > /dev/null 2>&1 &"
     )
     await receiver.wait_until(f"netstat -ltn | grep -q ':{TRANSFER_PORT} '")
     # The same noise again and again, for there is no room for more, of a length such that no other
