@@ -6,7 +6,8 @@ lines:
 
     peer      connected
     parent    go
-    parent    stop              (or FRAMES have been sent, if that is not 0)
+    peer      enough            FRAMES have been sent; it goes on
+    parent    stop
     peer      sent N            all of them have been taken by the device
     parent    (end of file)
     peer      {…}               a `PeerReport`
@@ -72,7 +73,8 @@ class Peer:
     """The guest.
 
     Args:
-        frames: how many to send; 0: until told to stop.
+        frames: after how many to say so. Nobody stops by itself, or the other one would wait for
+            news in vain.
     """
 
     def __init__(self, wires: Wires, own: Place, other: Place, visitor: Place, frames: int) -> None:
@@ -102,7 +104,7 @@ class Peer:
         return PeerReport(self._tx.sent, self._received, self._other, self._visitor)
 
     async def _talk(self, orders: _Orders, calls: select.epoll) -> None:
-        while not self._has_sent_all(orders):
+        while not orders.stop:
             for _ in range(ROUNDS):
                 received, sent = self._receive(), self._send()
                 if not received and not sent:
@@ -114,9 +116,6 @@ class Peer:
                 self._tell()
         while self._tx.room() < self._wires.client.tx_queue.size:
             await self._receive_and_wait(calls)
-
-    def _has_sent_all(self, orders: _Orders) -> bool:
-        return orders.stop or self._tx.sent == self._frames > 0
 
     async def _receive_and_wait(self, calls: select.epoll) -> None:
         if not self._receive():
@@ -136,20 +135,20 @@ class Peer:
             # Both wait for each other's news.
             window = 1
         count = min(window, self._tx.room(), BATCH)
-        if self._frames:
-            count = min(count, self._frames - self._tx.sent)
         if count > 0:
             self._give(count)
         return count > 0
 
     def _tell(self) -> None:
         """Send one frame although the other has not seen the last ones."""
-        if self._tx.room() > 0 and self._tx.sent != self._frames:
+        if self._tx.room() > 0:
             self._give(1)
 
     def _give(self, count: int) -> None:
         self._told = self._other.next_number
         self._tx.send(count, awaited=self._told)
+        if self._tx.sent - count < self._frames <= self._tx.sent:
+            say("enough")
         client = self._wires.client
         client.kick(client.tx_queue.queue_idx)
 

@@ -33,7 +33,7 @@ IDLE_PERCENT = 2.0
 
 @attrs.frozen
 class Length:
-    """How long: until both have sent `frames`, or for `seconds` if that is not 0."""
+    """How long: until both have sent so many `frames`, or, if that is 0, for `seconds`."""
 
     frames: int = 0
     seconds: float = 0.0
@@ -129,9 +129,13 @@ class _Conversation:
         for peer in self.peers:
             await peer.say("go")
         private = await self._talk(length)
-        seconds, cpu = trio.current_time() - begin, process.cpu_seconds() - cpu
         await self.visitor.end()
         lives, connections = map(int, (await self.visitor.hear()).split())
+        for peer in self.peers:
+            await peer.say("stop")
+        for peer in self.peers:
+            await peer.hear()
+        seconds, cpu = trio.current_time() - begin, process.cpu_seconds() - cpu
         await until(lambda: process.guests_mapped() == 2, "the visitor's memory is unmapped")
         stats = await self.daemon.settled()
         idle = await _busy_percent(process) if length.watch_idle else 0.0
@@ -167,17 +171,15 @@ class _Conversation:
         return Report("Two guests that talk, and a third that comes and goes", figures, checks)
 
     async def _talk(self, length: Length) -> int:
-        """Until all is sent; the daemon's private bytes after the first tenth."""
+        """Until enough is sent; the daemon's private bytes after the first tenth."""
         if length.frames:
             private = self.daemon.process.private_bytes()
+            for peer in self.peers:
+                assert await peer.hear() == "enough"
         else:
             await trio.sleep(length.seconds / 10)
             private = self.daemon.process.private_bytes()
             await trio.sleep(length.seconds * 9 / 10)
-            for peer in self.peers:
-                await peer.say("stop")
-        for peer in self.peers:
-            await peer.hear()
         return private
 
 

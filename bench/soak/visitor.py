@@ -3,16 +3,18 @@
 Each life is a process of its own, forked from this one. It connects, asks for the gateway, connects
 again and floods A and B with numbered frames; it hangs up in the middle of that, and begins again,
 until it is killed (SIGKILL) in the middle of whatever it does then. Goes on until the end of file
-on stdin, and then says how often: ``LIVES CONNECTIONS``.
+on stdin, but for `LEAST` connections, and then says how often: ``LIVES CONNECTIONS``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import select
 import signal
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from tests.harness.exchanges import arp_gateway
 from .daemon import Place
 from .numbered import NumberedTx
 
+LEAST = 10
 LONGEST_LIFE = 1.0
 """Seconds."""
 LONGEST_FLOOD = 4000
@@ -64,18 +67,20 @@ def visit(own: Place, targets: list[Place], seed: str) -> tuple[int, int]:
     counter = os.eventfd(0, os.EFD_NONBLOCK)
     over = select.poll()
     over.register(sys.stdin, select.POLLIN | select.POLLHUP)
-    lives = 0
-    while not over.poll(0):
+    lives = connections = 0
+    while connections < LEAST or not over.poll(0):
         pid = os.fork()
         if pid == 0:
             trio.run(live, own, targets, lives, f"{seed} {lives}", counter)
         lives += 1
-        over.poll(1000 * chance.random() * LONGEST_LIFE)
+        time.sleep(chance.random() * LONGEST_LIFE)
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         if not os.WIFSIGNALED(status):
             raise SystemExit(f"life {lives} ended by itself")
-    return lives, os.eventfd_read(counter)
+        with contextlib.suppress(BlockingIOError):
+            connections += os.eventfd_read(counter)
+    return lives, connections
 
 
 if __name__ == "__main__":
