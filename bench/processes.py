@@ -45,6 +45,11 @@ class Process:
 
     pid: int
 
+    def is_gone(self) -> bool:
+        """Whether it has ended, if its parent knows or not."""
+        state = Path("/proc", str(self.pid), "stat").read_text().rpartition(") ")[2]
+        return state[0] in "ZX"
+
     def cpu_seconds(self) -> float:
         """Processor time that it has used, all threads, user and kernel."""
         # The clock that clock_getcpuclockid(3) returns; /proc/PID/stat counts in ticks of 10 ms.

@@ -7,6 +7,7 @@ import pytest
 from bench.soak.crowd import crowd
 from bench.soak.cycles import cycles
 from bench.soak.report import Report
+from bench.soak.restarts import restarts
 from bench.soak.traffic import Length, traffic
 
 pytestmark = pytest.mark.timeout(300)
@@ -23,6 +24,10 @@ async def test_200_guests_at_once() -> None:
 
 async def test_100_frontends_one_after_another() -> None:
     check(await cycles(100))
+
+
+async def test_10_daemons_killed_with_frames_in_their_hands() -> None:
+    check(await restarts(10))
 
 
 async def test_100_000_frames_while_a_third_guest_comes_and_goes() -> None:

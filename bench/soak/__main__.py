@@ -13,11 +13,13 @@ from bench.report import machine
 from .crowd import crowd
 from .cycles import cycles
 from .report import Report
+from .restarts import restarts
 from .traffic import Length, traffic
 
 SCENARIOS: dict[str, Callable[[float], Awaitable[Report]]] = {
     "crowd": lambda _minutes: crowd(200),
     "cycles": lambda _minutes: cycles(1000),
+    "restarts": lambda _minutes: restarts(100),
     "traffic": lambda minutes: traffic(Length(seconds=60 * minutes)),
 }
 

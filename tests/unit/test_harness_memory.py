@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -252,3 +253,14 @@ def test_close_leaves_no_descriptor() -> None:
     memory.close()
     memory.close()
     assert open_fds() == before
+
+
+def test_view_shows_what_is_written_and_writes_what_is_read() -> None:
+    with closing(TestGuestMemory((Region(0x1000, 4096), Region(0x2000, 4096, file=1)))) as memory:
+        with memory.view(0x1010, 4) as view:
+            memory.write(0x1010, b"abcd")
+            assert bytes(view) == b"abcd"
+            view[1:3] = b"xy"
+        assert memory.read(0x1010, 4) == b"axyd"
+        with pytest.raises(ValueError, match="within one region"):
+            memory.view(0x1FFE, 4)
