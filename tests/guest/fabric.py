@@ -300,12 +300,12 @@ async def start_transfer(
     )
     await receiver.wait_until(f"netstat -ltn | grep -q ':{TRANSFER_PORT} '")
     # The same noise again and again, for there is no room for more, of a length such that no other
-    # piece of it fits in a gap.
+    # piece of it fits in a gap. With pauses, so that there is time for something to happen.
     await sender.run(
         "head -c 997k /dev/urandom > /tmp/noise\n"
-        "echo 'for _ in $(seq 1000); do cat /tmp/noise || exit; done 2> /dev/null"
+        "echo 'for _ in $(seq 1000); do cat /tmp/noise || exit; sleep $1; done 2> /dev/null"
         f" | head -c {megabytes}m' > /tmp/sent\n"
-        f"dash /tmp/sent | nc {target} {TRANSFER_PORT} > /dev/null 2>&1 &"
+        f"dash /tmp/sent 0.2 | nc {target} {TRANSFER_PORT} > /dev/null 2>&1 &"
     )
     return FileTransfer(sender, receiver)
 
@@ -317,6 +317,11 @@ async def wait_received(guest: Guest, megabytes: int) -> None:
     )
 
 
+async def is_under_way(transfer: FileTransfer) -> bool:
+    """Whether the receiver has not seen the end yet."""
+    return (await transfer.receiver.try_run("[ -e /run/sum ]")).status != 0
+
+
 async def finish_transfer(transfer: FileTransfer, *, timeout: float = 120) -> None:
     """Wait until the receiver has it all.
 
@@ -325,6 +330,6 @@ async def finish_transfer(transfer: FileTransfer, *, timeout: float = 120) -> No
     """
     await transfer.receiver.wait_until("[ -e /run/sum ]", timeout=timeout)
     received = await transfer.receiver.run("cat /run/sum")
-    sent = await transfer.sender.run("dash /tmp/sent | md5sum")
+    sent = await transfer.sender.run("dash /tmp/sent 0 | md5sum", timeout=timeout)
     if received != sent:
         raise GuestError(f"received {received!r} in place of {sent!r}")

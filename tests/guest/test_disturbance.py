@@ -15,6 +15,7 @@ from .fabric import (
     Place,
     configure,
     finish_transfer,
+    is_under_way,
     open_fabric,
     ping,
     start_transfer,
@@ -27,7 +28,7 @@ from .qemu import Guest, GuestNic
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 
 PLAIN = GuestNic(mac="", socket_path=Path())
-SENT = 64
+SENT = 24
 """MiB of a transfer."""
 
 
@@ -57,9 +58,11 @@ async def test_tcp_outlives_a_killed_daemon(
         await connect_all(fabric)
 
         transfer = await start_transfer(a, b, pb.ipv4, SENT)
+        await a.run(f"ping -f -n -I {pa.ipv4} {pb.ipv4} > /dev/null 2>&1 &")
         for part in (1, 2, 3):
             await wait_received(b, part * SENT // 4)
             await fabric.daemon.kill()
+            assert await is_under_way(transfer)
             await fabric.daemon.start()
         await finish_transfer(transfer)
 
@@ -92,6 +95,7 @@ async def test_a_guest_is_paused_and_another_reset_and_killed(image: Image, fold
 
         assert fabric.daemon.mapped_memfds() == 3
         os.kill(c.pid, signal.SIGKILL)
+        assert await is_under_way(transfer)
         await finish_transfer(transfer)
         with trio.fail_after(30):
             while fabric.daemon.mapped_memfds() != 2:  # noqa: ASYNC110 — no event comes from there

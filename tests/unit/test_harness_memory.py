@@ -256,7 +256,8 @@ def test_close_leaves_no_descriptor() -> None:
 
 
 def test_view_shows_what_is_written_and_writes_what_is_read() -> None:
-    with closing(TestGuestMemory((Region(0x1000, 4096), Region(0x2000, 4096, file=1)))) as memory:
+    regions = (Region(0x1000, PAGE), Region(0x2000, PAGE, file=1))
+    with closing(TestGuestMemory(regions, data_offset=0)) as memory:
         with memory.view(0x1010, 4) as view:
             memory.write(0x1010, b"abcd")
             assert bytes(view) == b"abcd"
