@@ -14,7 +14,7 @@ C_HEADERS := $(wildcard src/mvirt_net/ffi/*.h)
 BUILD_INPUTS := $(C_SOURCES) $(C_HEADERS) src/mvirt_net/ffi/build.py setup.py
 PY_FILES := src tests bench fuzz setup.py
 
-.PHONY: help run demo test unit format bench sanitize races fuzz fuzz-coverage mutants clean
+.PHONY: help run demo test unit format bench soak sanitize races fuzz fuzz-coverage mutants clean
 .PHONY: lint lint-format lint-python lint-types lint-imports lint-c
 help:
 	@echo "make run       start the daemon on $(CONFIG) and say how to attach a VM"
@@ -27,6 +27,7 @@ help:
 	@echo "make fuzz      each fuzz target for SECONDS (60); only TARGETS if given"
 	@echo "make mutants   take each check of hostile input away and see its tests fail"
 	@echo "make bench     the figures"
+	@echo "make soak      see whether it leaks, loses or spins; MINUTES=10 of traffic"
 	@echo "make format    format the Python files"
 	@echo "make clean     remove everything that was built, .venv too"
 
@@ -84,6 +85,10 @@ demo: .make/package .make/tools .make/system-test
 
 bench: .make/package .make/tools
 	@$(BIN)/python -m bench
+
+MINUTES ?= 10
+soak: .make/package .make/tools
+	@$(BIN)/python -m bench.soak --minutes $(MINUTES)
 
 # Checking.
 

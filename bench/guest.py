@@ -136,12 +136,23 @@ class Guest:
     tx_call: int
 
 
-@asynccontextmanager
-async def connected_guest(path: Path) -> AsyncIterator[Guest]:
-    """Connect to a NIC. The RX ring has room to be given, the TX ring wants a frame (`Ring.load`).
+@attrs.frozen
+class Wires:
+    """A frontend without driver: nobody looks at its rings, nor gives it buffers.
 
-    No task looks at the rings: whoever uses the guest does.
+    Args:
+        kick: of the TX ring.
     """
+
+    client: VhostTestClient
+    kick: int
+    rx_call: int
+    tx_call: int
+
+
+@asynccontextmanager
+async def connected_wires(path: Path) -> AsyncIterator[Wires]:
+    """Connect to a NIC; whoever uses the rings fills them."""
     async with trio.open_nursery() as nursery:
         client = await VhostTestClient.connect(nursery, path, rx_buffers=0, poll_call=True)
         with ExitStack() as stack:
@@ -150,16 +161,26 @@ async def connected_guest(path: Path) -> AsyncIterator[Guest]:
                 await client.connection.set_vring_call(index, call)
             kick = client.vrings[TX_QUEUE_IDX].kick
             assert kick is not None
-            guest = Guest(
-                rx=Ring(client.rx_queue),
-                tx=Ring(client.tx_queue),
-                kick=kick,
-                rx_call=calls[RX_QUEUE_IDX],
-                tx_call=calls[TX_QUEUE_IDX],
-            )
-            guest.rx.make_room()
-            yield guest
+            yield Wires(client, kick, calls[RX_QUEUE_IDX], calls[TX_QUEUE_IDX])
         await client.aclose()
+
+
+@asynccontextmanager
+async def connected_guest(path: Path) -> AsyncIterator[Guest]:
+    """Connect to a NIC. The RX ring has room to be given, the TX ring wants a frame (`Ring.load`).
+
+    No task looks at the rings: whoever uses the guest does.
+    """
+    async with connected_wires(path) as wires:
+        guest = Guest(
+            rx=Ring(wires.client.rx_queue),
+            tx=Ring(wires.client.tx_queue),
+            kick=wires.kick,
+            rx_call=wires.rx_call,
+            tx_call=wires.tx_call,
+        )
+        guest.rx.make_room()
+        yield guest
 
 
 def eventfd(stack: ExitStack) -> int:

@@ -45,6 +45,11 @@ class Process:
 
     pid: int
 
+    def is_gone(self) -> bool:
+        """Whether it has ended, if its parent knows or not."""
+        state = Path("/proc", str(self.pid), "stat").read_text().rpartition(") ")[2]
+        return state[0] in "ZX"
+
     def cpu_seconds(self) -> float:
         """Processor time that it has used, all threads, user and kernel."""
         # The clock that clock_getcpuclockid(3) returns; /proc/PID/stat counts in ticks of 10 ms.
@@ -61,6 +66,10 @@ class Process:
         """Its own memory: neither files nor what it shares with guests."""
         return 1024 * _number(Path("/proc", str(self.pid), "smaps_rollup"), "Anonymous")
 
+    def guests_mapped(self) -> int:
+        """How many mappings of the harness's guest memory it has."""
+        return Path("/proc", str(self.pid), "maps").read_text().count("memfd:vhost-test-mem")
+
     def open_files(self) -> int:
         """How many file descriptors it has."""
         return len(list(Path("/proc", str(self.pid), "fd").iterdir()))
@@ -75,15 +84,23 @@ def _number(path: Path, key: str) -> int:
 
 @contextmanager
 def run_python(
-    *args: str, pass_fds: Sequence[int] = (), processors: Set[int] = frozenset()
+    *args: str,
+    pass_fds: Sequence[int] = (),
+    processors: Set[int] = frozenset(),
+    stderr: int | None = None,
 ) -> Iterator[Process]:
     """Run ``python ARGS`` from the root of the project; it is killed at the end.
 
     Args:
         processors: where it may run; none: where this process may.
+        stderr: the descriptor for it; by default ours.
     """
     process = subprocess.Popen(
-        [sys.executable, *args], cwd=ROOT, stdin=subprocess.DEVNULL, pass_fds=pass_fds
+        [sys.executable, *args],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stderr=stderr,
+        pass_fds=pass_fds,
     )
     try:
         if processors:
@@ -147,17 +164,32 @@ def run_daemon(
         text += _NIC.format(index=index, path=socket_path(folder, index))
         text += _FIRST_NIC_KEYS.format(mac=mac, ipv4=ipv4) if index == 0 else ""
     config.write_text(text)
-    command = ("-m", "mvirt_net", "serve", "--quiet", "--config", str(config), "--ready-fd")
+    with serve_config(config, "--quiet", processors=processors) as process:
+        yield process
+
+
+@contextmanager
+def serve_config(
+    config: Path,
+    *options: str,
+    processors: Set[int] = frozenset(),
+    stderr: int | None = None,
+) -> Iterator[Process]:
+    """``mvirt-net serve --config CONFIG OPTIONS``, ready; the rest as for `run_python`."""
     ready, ready_of_daemon = os.pipe()
+    command = ("serve", "--config", str(config), *options, "--ready-fd", str(ready_of_daemon))
     with (
         os.fdopen(ready, "rb") as readable,
         os.fdopen(ready_of_daemon, "wb") as writable,
         run_python(
-            *command, str(ready_of_daemon), pass_fds=[ready_of_daemon], processors=processors
+            *("-m", "mvirt_net", *command),
+            pass_fds=[ready_of_daemon],
+            processors=processors,
+            stderr=stderr,
         ) as process,
     ):
         # Now only the daemon has the other end: if it dies there is an end of file.
         writable.close()
         if not select.select([readable], [], [], START_SECONDS)[0] or not readable.read(1):
-            raise BenchError("the daemon did not start, its log is above")
+            raise BenchError("the daemon did not start; see its log")
         yield process

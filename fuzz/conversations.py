@@ -23,9 +23,9 @@ import trio
 import trio.testing
 
 from mvirt_net.ffi import _core
-from tests.conftest import open_files
 from tests.harness import TestBackend
 from tests.harness.exchanges import arp_gateway
+from tests.harness.footprint import open_files
 from tests.harness.hostility import IP, MAC, converse
 
 BYSTANDER_MAC = "52:54:00:00:00:99"

@@ -5,6 +5,7 @@ The hostile half of this is `test_hostile_rings`.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -450,6 +451,37 @@ async def test_buffers_that_never_came_back_are_used_again(backend: TestBackend)
     await client.reconnect(bases=[client.rx_queue.next_avail, client.tx_queue.next_avail])
     for _ in range(20):
         await ping(client)
+
+
+@pytest.mark.parametrize("features", [PLAIN, DEFAULT_FEATURES], ids=["flags", "event_idx"])
+async def test_interrupt_that_a_killed_backend_owed_comes_from_the_next(
+    backend: TestBackend, features: int
+) -> None:
+    """Killed after it published all buffers and before it interrupted; the driver would wait for
+    an interrupt, and the new backend for buffers.
+    """
+    client = await backend.connect(features=features, driver=False, rx_buffers=2)
+    for _ in range(2):
+        client.send_packet_nowait(arp_request(MAC, IP, GATEWAY_IP))
+    await wait_all_tasks_blocked()
+    calls = [vring.call for vring in client.vrings if vring.call is not None]
+    for vring, call in zip(client.vrings, calls, strict=True):
+        assert vring.queue.used_count() == 2
+        os.eventfd_read(call)
+    client.disconnect()
+    await client.reconnect()
+    assert [os.eventfd_read(call) for call in calls] == [1, 1]
+
+
+async def test_no_interrupt_for_a_ring_in_which_nothing_is_new(backend: TestBackend) -> None:
+    client = await backend.connect()
+    await ping(client)
+    await wait_all_tasks_blocked()
+    calls = [vring.calls for vring in client.vrings]
+    client.disconnect()
+    await client.reconnect()
+    await wait_all_tasks_blocked()
+    assert [vring.calls for vring in client.vrings] == calls
 
 
 async def test_frontends_one_after_another(backend: TestBackend) -> None:

@@ -13,8 +13,8 @@ import trio
 import trio.testing
 
 from mvirt_net.vhost_user import Outcome
-from tests.conftest import open_files
 from tests.harness.exchanges import arp_gateway
+from tests.harness.footprint import open_files
 from tests.harness.scene import IP, MAC, Scene
 from tests.harness.vhost_user import HEADER
 from tests.unit.vhost_user_frontends import CloudHypervisor, Qemu, VirtioUser

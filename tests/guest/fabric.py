@@ -275,3 +275,61 @@ async def checksum_errors(guest: Guest) -> dict[str, int]:
 async def received_packets(guest: Guest, device: str = "eth0") -> int:
     """How many frames the driver of a NIC has received."""
     return int(await guest.run(f"cat /sys/class/net/{device}/statistics/rx_packets"))
+
+
+TRANSFER_PORT = 7000
+
+
+@attrs.frozen
+class FileTransfer:
+    """A file on its way from one guest to another over one TCP connection."""
+
+    sender: Guest
+    receiver: Guest
+
+
+async def start_transfer(
+    sender: Guest, receiver: Guest, target: str, megabytes: int
+) -> FileTransfer:
+    """Begin to send so many MiB of noise to `target`, an IPv4 address of `receiver`."""
+    # Each nc ends when the other one's stdin does, so the receiver's never ends.
+    await receiver.run(
+        "rm -f /run/sum /run/open; mkfifo /run/open\n"
+        f"(nc -l -p {TRANSFER_PORT} 0<> /run/open | md5sum > /run/sum.part\n"
+        "mv /run/sum.part /run/sum) > /dev/null 2>&1 &"
+    )
+    await receiver.wait_until(f"netstat -ltn | grep -q ':{TRANSFER_PORT} '")
+    # The same noise again and again, for there is no room for more, of a length such that no other
+    # piece of it fits in a gap. With pauses, so that there is time for something to happen.
+    await sender.run(
+        "head -c 997k /dev/urandom > /tmp/noise\n"
+        "echo 'for _ in $(seq 1000); do cat /tmp/noise || exit; sleep $1; done 2> /dev/null"
+        f" | head -c {megabytes}m' > /tmp/sent\n"
+        f"dash /tmp/sent 0.2 | nc {target} {TRANSFER_PORT} > /dev/null 2>&1 &"
+    )
+    return FileTransfer(sender, receiver)
+
+
+async def wait_received(guest: Guest, megabytes: int) -> None:
+    """Wait until so many MiB have come to eth0 since the guest's boot."""
+    await guest.wait_until(
+        f"[ $(cat /sys/class/net/eth0/statistics/rx_bytes) -ge {megabytes << 20} ]"
+    )
+
+
+async def is_under_way(transfer: FileTransfer) -> bool:
+    """Whether the receiver has not seen the end yet."""
+    return (await transfer.receiver.try_run("[ -e /run/sum ]")).status != 0
+
+
+async def finish_transfer(transfer: FileTransfer, *, timeout: float = 120) -> None:
+    """Wait until the receiver has it all.
+
+    Raises:
+        GuestError: it is not what was sent, or does not come within `timeout` seconds.
+    """
+    await transfer.receiver.wait_until("[ -e /run/sum ]", timeout=timeout)
+    received = await transfer.receiver.run("cat /run/sum")
+    sent = await transfer.sender.run("dash /tmp/sent 0 | md5sum", timeout=timeout)
+    if received != sent:
+        raise GuestError(f"received {received!r} in place of {sent!r}")

@@ -269,6 +269,15 @@ class TestGuestMemory:
         """Copy `size` bytes out of guest memory. ValueError: outside of every region."""
         return b"".join(bytes(window) for window in self._windows(addr, size))
 
+    def view(self, addr: int, size: int) -> memoryview:
+        """`size` bytes as the device sees them, for whoever comes back often; released before
+        `close`. ValueError: not within one region.
+        """
+        window, *others = self._windows(addr, size)
+        if others:
+            raise ValueError(f"{size} bytes at {addr:#x} are not within one region")
+        return window
+
     def load16(self, addr: int) -> int:
         """A 16-bit number, read in one access. `addr` is even."""
         mapped, first, _ = next(self._parts(addr, 2))

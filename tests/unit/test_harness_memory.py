@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -252,3 +253,15 @@ def test_close_leaves_no_descriptor() -> None:
     memory.close()
     memory.close()
     assert open_fds() == before
+
+
+def test_view_shows_what_is_written_and_writes_what_is_read() -> None:
+    regions = (Region(0x1000, PAGE), Region(0x2000, PAGE, file=1))
+    with closing(TestGuestMemory(regions, data_offset=0)) as memory:
+        with memory.view(0x1010, 4) as view:
+            memory.write(0x1010, b"abcd")
+            assert bytes(view) == b"abcd"
+            view[1:3] = b"xy"
+        assert memory.read(0x1010, 4) == b"axyd"
+        with pytest.raises(ValueError, match="within one region"):
+            memory.view(0x1FFE, 4)

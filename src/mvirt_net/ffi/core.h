@@ -153,6 +153,13 @@ void mv_ring_void(struct mv_ring *ring, unsigned int n);
 /* Make the used entries visible and interrupt the driver if it wants that: true if it was. */
 bool mv_ring_publish(struct mv_ring *ring, struct mv_ring_features features);
 
+/*
+ * Whether the driver may still wait for an interrupt about what is published: with EVENT_IDX, the
+ * used index has passed used_event within the last round; without, there are used entries, and the
+ * driver wants interrupts.
+ */
+bool mv_ring_owes_call(const struct mv_ring *ring, struct mv_ring_features features);
+
 /* Tell the driver that no kick is needed until mv_ring_ask_for_kick(). */
 void mv_ring_refuse_kicks(struct mv_ring *ring, struct mv_ring_features features);
 

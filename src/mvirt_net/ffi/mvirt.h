@@ -279,7 +279,7 @@ int mv_ring_check(const mv_port *port, unsigned int size, const struct mv_ring_a
  * Where the used index and the base differ and both are possible, the used index counts: this
  * device completes in order and keeps nothing, so a base ahead of it would lose buffers for ever
  * (frontends that reconnect with the available index do this) and one behind would return some
- * twice.
+ * twice. A driver that may wait for an interrupt about what is used already gets one.
  */
 int mv_ring_start(mv_port *port, unsigned int queue, unsigned int size,
 		  const struct mv_ring_addr *addr, int base);

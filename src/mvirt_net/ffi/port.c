@@ -161,6 +161,18 @@ static void rx_changed(mv_port *port)
 	note_up(port);
 }
 
+/*
+ * Give the driver an interrupt that it may have missed: the former device was killed after it had
+ * published and before it called, or called by a descriptor that is closed by now (QEMU replaces it
+ * late). If all RX buffers are used, the driver would wait for the call and the device for buffers.
+ */
+static void make_up_for_call(const mv_port *port, const struct mv_ring *ring)
+{
+	if (ring->call_fd >= 0 && ring->running &&
+	    mv_ring_owes_call(ring, mv_port_ring_features(port)))
+		(void)mv_event_write(ring->call_fd);
+}
+
 int mv_ring_start(mv_port *port, unsigned int queue, unsigned int size,
 		  const struct mv_ring_addr *addr, int base)
 {
@@ -176,6 +188,7 @@ int mv_ring_start(mv_port *port, unsigned int queue, unsigned int size,
 	r = mv_ring_translate(ring, port->memory, size, addr);
 	if (r == 0) {
 		mv_ring_begin(ring, base);
+		make_up_for_call(port, ring);
 		if (queue == MV_RX)
 			rx_changed(port);
 	}
@@ -261,9 +274,9 @@ int mv_ring_set_call(mv_port *port, unsigned int queue, int fd)
 		return r;
 	mv_lock(port, queue);
 	port->rings[queue].call_fd = fd;
-	/* What the former descriptor was told may never reach the driver (QEMU replaces it late). */
-	if (fd >= 0 && port->rings[queue].running && port->rings[queue].signalled_valid)
-		(void)mv_event_write(fd);
+	mv_lock(port, queue);
+	port->rings[queue].call_fd = fd;
+	make_up_for_call(port, &port->rings[queue]);
 	mv_unlock(port, queue);
 	return 0;
 }

@@ -373,6 +373,15 @@ bool mv_ring_publish(struct mv_ring *ring, struct mv_ring_features features)
 	       mv_event_write(ring->call_fd) == 1;
 }
 
+bool mv_ring_owes_call(const struct mv_ring *ring, struct mv_ring_features features)
+{
+	if (!features.event_idx)
+		return (ring->published > 0 || ring->signalled_valid) &&
+		       !(load16(ring->avail + RING_FLAGS) & AVAIL_F_NO_INTERRUPT);
+	return passes_event(load16(used_event(ring)), ring->published,
+			    (uint16_t)(ring->published - ring->size));
+}
+
 void mv_ring_refuse_kicks(struct mv_ring *ring, struct mv_ring_features features)
 {
 	ring->armed = false;
