@@ -399,6 +399,7 @@ async def test_frame_that_needs_more_buffers_waits_for_them_but_not_for_ever(
     assert backend.nic_b.stats().drops == {DropReason.RX_BUFFER_TOO_SMALL: 1}
 
 
+@pytest.mark.timeout(180)
 async def test_ordering_and_no_duplicates_over_100_000_packets(nursery: trio.Nursery) -> None:
     backend, a, b = await start(nursery)
     total, burst = 100_000, 250

@@ -274,8 +274,6 @@ int mv_ring_set_call(mv_port *port, unsigned int queue, int fd)
 		return r;
 	mv_lock(port, queue);
 	port->rings[queue].call_fd = fd;
-	mv_lock(port, queue);
-	port->rings[queue].call_fd = fd;
 	make_up_for_call(port, &port->rings[queue]);
 	mv_unlock(port, queue);
 	return 0;
