@@ -115,8 +115,10 @@ async def test_what_was_lost_is_said(tmp_path: Path) -> None:
     records = [json.loads(line) for line in text.replace(b"\0", b"").splitlines()]
     lost = [record["lost_lines"] for record in records if "lost_lines" in record]
     # Connected, and refused five times.
-    assert (records[0]["event"], lost) == ("serving", [6])
-    assert records[-1]["event"] == "stopped"
+    assert lost == [6]
+    events = [record["event"] for record in records]
+    assert "serving" in events
+    assert events[-1] == "stopped"
 
 
 async def test_each_line_that_fails(shim: FaultShim, tmp_path: Path, survived: Survived) -> None:
