@@ -220,9 +220,16 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "m21",
         _EVENT_C,
+        "if (!mv_event_never_blocks())",
+        "if (mv_event_never_blocks())",
+        ("tests/unit/test_ffi_event.py::test_m21_counter_that_fills_up_in_between",),
+    ),
+    Mutant(
+        "m21",
+        _EVENT_C,
         "if (poll(&p, 1, 0) != 1 || !(p.revents & POLLOUT))",
         "if (0 && poll(&p, 1, 0) != 1)",
-        (_M + "test_m21_call_that_is_made_to_block_afterwards",),
+        ("tests/unit/test_ffi_event.py::test_m21_full_counter_without_asynchronous_io",),
     ),
     Mutant(
         "m24",

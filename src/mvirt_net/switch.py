@@ -16,7 +16,7 @@ from types import MappingProxyType
 import trio
 
 from .errors import NotFoundError
-from .ffi import Network
+from .ffi import Network, events_never_block
 from .log import get_logger
 from .model import NetworkSpec, NicSpec
 from .nic import Nic, NicEvent
@@ -262,6 +262,8 @@ async def open_switch(*, admission: trio.Event | None = None) -> AsyncIterator[S
     At the end of the block its NICs are removed. What the block raises comes out as it is: a switch
     has no exceptions of its own, for the failure of a NIC stays that NIC's.
     """
+    if not events_never_block():
+        _log.warning("no asynchronous I/O (io_setup): a hostile frontend could stop this process")
     raised: BaseException | None = None
     async with trio.open_nursery() as nursery:
         switch = Switch(nursery, admission)

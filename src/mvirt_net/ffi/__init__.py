@@ -39,6 +39,7 @@ __all__ = [
     "NextStep",
     "Port",
     "Punt",
+    "events_never_block",
     "is_eventfd",
     "read_event",
     "write_event",
@@ -460,5 +461,14 @@ def read_event(fd: int) -> bool:
 
 
 def write_event(fd: int) -> bool:
-    """Add 1 to an eventfd without ever blocking; False: it is full. Raises OSError."""
+    """Add 1 to an eventfd without ever blocking. Raises OSError.
+
+    Returns:
+        Unless `events_never_block`, False for one whose counter is full.
+    """
     return _event_result(lib.mv_event_write(fd))
+
+
+def events_never_block() -> bool:
+    """Whether this kernel lets `write_event` keep its word whatever a frontend does meanwhile."""
+    return bool(lib.mv_event_never_blocks())

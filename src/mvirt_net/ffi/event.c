@@ -5,9 +5,12 @@
 #include "core.h"
 
 #include <errno.h>
+#include <linux/aio_abi.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -37,7 +40,53 @@ int mv_event_read(int fd)
 	return errno == EAGAIN ? 0 : -errno;
 }
 
-int mv_event_write(int fd)
+/*
+ * Writing is another matter: between a poll() that says "writable" and the write() the frontend can
+ * make the descriptor blocking and its counter full, and then this thread sleeps until it likes. The
+ * kernel itself never waits when it signals an eventfd. Asynchronous I/O lets us have that done: the
+ * request (to poll the eventfd, which is always ready for something) is complete when it has been
+ * submitted, and its completion is signalled to the eventfd.
+ */
+enum {
+	AIO_EVENTS = 128,
+	REAP_EVERY = 64,	/* completions, before they are taken out of the kernel's ring */
+};
+
+static pthread_once_t aio_once = PTHREAD_ONCE_INIT;
+static aio_context_t aio;	/* 0: there is none */
+static atomic_uint aio_completed;
+
+static void aio_begin(void)
+{
+	if (syscall(SYS_io_setup, AIO_EVENTS, &aio) < 0)
+		aio = 0;
+}
+
+static void aio_reap(void)
+{
+	struct io_event events[AIO_EVENTS];
+
+	syscall(SYS_io_getevents, aio, 0L, (long)AIO_EVENTS, events, NULL);
+}
+
+/* 1: signalled; negative error. */
+static int signal_by_aio(int fd)
+{
+	struct iocb request = {
+		.aio_lio_opcode = IOCB_CMD_POLL,
+		.aio_fildes = (uint32_t)fd,
+		.aio_buf = POLLIN | POLLOUT,
+		.aio_flags = IOCB_FLAG_RESFD,
+		.aio_resfd = (uint32_t)fd,
+	};
+	struct iocb *requests[] = { &request };
+
+	if (atomic_fetch_add_explicit(&aio_completed, 1, memory_order_relaxed) % REAP_EVERY == 0)
+		aio_reap();
+	return syscall(SYS_io_submit, aio, 1L, requests) == 1 ? 1 : -errno;
+}
+
+static int write_if_writable(int fd)
 {
 	static const uint64_t one = 1;
 	struct pollfd p = { .fd = fd, .events = POLLOUT };
@@ -47,4 +96,25 @@ int mv_event_write(int fd)
 	if (write(fd, &one, sizeof(one)) == (ssize_t)sizeof(one))
 		return 1;
 	return errno == EAGAIN ? 0 : -errno;
+}
+
+bool mv_event_never_blocks(void)
+{
+	pthread_once(&aio_once, aio_begin);
+	return aio != 0;
+}
+
+int mv_event_write(int fd)
+{
+	int r;
+
+	if (!mv_event_never_blocks())
+		return write_if_writable(fd);
+	r = signal_by_aio(fd);
+	/* Several threads may have filled the ring at once. */
+	if (r == -EAGAIN) {
+		aio_reap();
+		r = signal_by_aio(fd);
+	}
+	return r;
 }

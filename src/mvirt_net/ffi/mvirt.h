@@ -352,8 +352,17 @@ int mv_event_check(int fd);
 /* Read the counter without ever blocking: 1 read, 0 it was zero, negative error. */
 int mv_event_read(int fd);
 
-/* Add 1 without ever blocking: 1 written, 0 the counter is full, negative error. */
+/*
+ * Add 1 without ever blocking: 1 added (a full counter stays full), negative error. Without
+ * mv_event_never_blocks() also 0: the counter is full.
+ */
 int mv_event_write(int fd);
+
+/*
+ * Whether the kernel has what mv_event_write() needs (Linux-native asynchronous I/O). If not, a
+ * frontend that fills its call eventfd at the right moment can block the thread.
+ */
+bool mv_event_never_blocks(void);
 
 /* ---- rights.c: system calls by which a process gives up rights, that neither libc nor Python has.
  *
