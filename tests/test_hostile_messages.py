@@ -304,8 +304,10 @@ async def test_broken_conversation(scene: Scene, parts: list[bytes]) -> None:
 
 
 async def test_m01_connections_that_say_nothing(scene: Scene) -> None:
-    for _ in range(300):
+    for number in range(2_000):
         (await Connection.open(scene.backend.socket_path)).close()
+        if number % 100 == 0:
+            await wait_all_tasks_blocked()
 
 
 async def test_m02_second_frontend_has_to_wait(scene: Scene) -> None:
