@@ -26,7 +26,8 @@ async def serve(
     Args:
         config: what to run; addresses that are absent are given by the rules of `NicSpec`.
         on_listening: called when all sockets listen and before the first frontend is served: the
-            moment to give up rights that only the sockets needed. What it raises ends the daemon.
+            moment to give up rights that only the sockets needed. When it returns False, nobody is
+            served; what it raises ends the daemon.
         shutdown_trigger: an async function whose return ends the daemon; without one it runs until
             it is cancelled. Either way everything is closed, which takes far less than a second,
             and all socket files are removed.
@@ -49,8 +50,8 @@ async def serve(
             await switch.add_network(network)
         for nic in planned.config.nics:
             await switch.add_nic(nic)
-        on_listening()
-        admission.set()
+        if on_listening() is not False:
+            admission.set()
         _log.info("serving", networks=len(config.networks), nics=len(config.nics))
         task_status.started(switch)
         await (shutdown_trigger or trio.sleep_forever)()

@@ -214,14 +214,14 @@ class Nic:
         has made no request yet makes way for another that has waited `TURN_TIME_LIMIT` seconds.
 
         Args:
-            sock: a connected unix stream socket; owned from here on. It was the caller's decision
-                whether its other end may connect.
+            sock: a connected unix stream socket; owned from here on. If the NIC's `allow_uid` and
+                `allow_gid` do not let its other end in, it is sent away.
 
         Raises:
             trio.ClosedResourceError: the NIC was closed before.
         """
         with sock, self._using_port():
-            await self._serve_in_turn(sock, settled=trio.Event())
+            await self._admit(sock, settled=trio.Event())
 
     async def serve_listener(self, sock: trio.socket.SocketType) -> None:
         """Serve the frontends that come to `sock`, until cancelled or closed.
@@ -315,13 +315,17 @@ class Nic:
     ) -> None:
         """Started by `_serve_all`, for each connection; ends with it."""
         with sock:
-            peer = peer_credentials(sock)
-            if peer.may_connect(self.spec):
-                await self._serve_in_turn(sock, settled)
-            else:
-                self._refuse(peer)
-                settled.set()
+            await self._admit(sock, settled)
         on_end()
+
+    async def _admit(self, sock: trio.socket.SocketType, settled: trio.Event) -> None:
+        """Serve a frontend in its turn, if it may connect."""
+        peer = peer_credentials(sock)
+        if peer.may_connect(self.spec):
+            await self._serve_in_turn(sock, settled)
+        else:
+            self._refuse(peer)
+            settled.set()
 
     def _refuse(self, peer: PeerCredentials) -> None:
         """Count it, and say it if that was not done just now."""

@@ -141,11 +141,15 @@ class _Process:
         )
         everything.cancel()
 
-    def _settle(self) -> None:
-        """All sockets listen: done with what needs more rights than serving does."""
+    def _settle(self) -> bool:
+        """All sockets listen: done with what needs more rights than serving does.
+
+        Returns:
+            Whether anybody is to be served. If not, nothing is given up: to remove the sockets we may
+            need what we have.
+        """
         if self._shutdown.is_set():
-            # Nobody will be served, and to remove the sockets we may need what we have.
-            return
+            return False
         self._at_end.enter_context(pid_file(self.options.pid_path))
         privileges.freeze()
         if self.options.sandboxed:
@@ -154,11 +158,12 @@ class _Process:
         for path in self._socket_paths():
             if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
                 log.warning("socket will be left behind: no right to remove it", path=str(path))
+        return True
 
     def _reach(self) -> Iterator[tuple[Path, FsAccess]]:
         """What we need of the file system while we serve, and for the end."""
         for path in self._socket_paths():
-            yield path.parent, FsAccess.MAKE_SOCK | FsAccess.REMOVE_FILE
+            yield path.parent, FsAccess.REMOVE_FILE
         pid_path = self.options.pid_path
         if pid_path is not None:
             yield pid_path, FsAccess.READ_FILE

@@ -1,11 +1,12 @@
 """What the daemon may still reach once it serves: Landlock (landlock(7)).
 
 A bug in the daemon that a guest or frontend can use should be worth little to them. From `confine`
-on, this process opens no file and reads no folder; makes and removes files only where it was told;
-neither binds to a TCP port nor connects to one; sends no signal to another process, and reaches no
-abstract unix socket but those that it is connected to. Descriptors that are open already keep
-working, and so does what comes over the socket of a frontend. Nothing is imported after that
-either: all modules must be loaded by then.
+on, this process opens no file and reads no folder; makes and removes files only beneath where it
+was told; neither binds to a TCP port nor connects to one; sends no signal to another process, and
+reaches no abstract unix socket but those that it is connected to. Descriptors that are open already
+keep working, and so does what comes over the socket of a frontend. Nothing is imported after that
+either: all modules must be loaded by then. What Landlock does not know: UDP, sockets with a path, and
+changes of mode, times and attributes of files that belong to the process's user.
 
 Kernels have this in versions. Each version that the kernel has is used up to the newest known here;
 a kernel without any gets a line in the log and the daemon runs all the same.

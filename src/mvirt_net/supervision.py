@@ -92,7 +92,10 @@ def pid_file(path: Path | None) -> Iterator[None]:
         yield
         return
     ours = f"{os.getpid()}\n".encode()
-    path.write_bytes(ours)
+    try:
+        _replace(path, ours)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         yield
     finally:
@@ -103,6 +106,25 @@ def pid_file(path: Path | None) -> Iterator[None]:
             pass
         except OSError as error:
             log.warning("pid file is left behind", path=str(path), reason=error.strerror)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file beside and put it in the place of what is there, be it a link or whatever else.
+
+    We may be root, and the folder somebody's who would have us write to a file of root's.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(beside, flags, 0o644)
+    try:
+        os.write(fd, content)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
 
 
 def raise_fd_limit() -> None:

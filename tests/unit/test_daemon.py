@@ -198,3 +198,31 @@ async def test_failure_when_listening_ends_the_daemon(tmp_path: Path) -> None:
     with pytest.raises(PermissionError):
         await mvirt_net.serve(config(tmp_path, {}), on_listening=fail)
     assert not (tmp_path / "vm0.sock").exists()
+
+
+async def test_nobody_is_served_when_on_listening_says_so(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """As when a signal has come meanwhile; the sockets are there, and are removed at the end."""
+    frontends: list[Connection] = []
+    shutdown = trio.Event()
+
+    async def serve(*, task_status: trio.TaskStatus[Switch]) -> None:
+        await mvirt_net.serve(
+            config(tmp_path, {}, {}),
+            on_listening=lambda: False,
+            shutdown_trigger=shutdown.wait,
+            task_status=task_status,
+        )
+
+    switch = await nursery.start(serve)
+    for nic in switch.nics.values():
+        frontends.append(await Connection.open(nic.spec.socket_path))
+        nursery.start_soon(frontends[-1].send_raw, bytes(12))
+    await trio.testing.wait_all_tasks_blocked()
+    shutdown.set()
+    for frontend in frontends:
+        await frontend.wait_hung_up()
+        frontend.close()
+    assert not any(nic.connected for nic in switch.nics.values())
+    assert not list(tmp_path.glob("*.sock"))

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import resource
+import select
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from mvirt_net.ffi import events_never_block, write_event
+from mvirt_net.model import TX_QUEUE
+
+from .rig import open_rig
 
 FULL = 2**64 - 2
 """The most that can be written to the counter of an eventfd."""
@@ -142,3 +149,45 @@ print(write_event(fd))
 """
     ended = run(tmp_path, NO_ASYNCHRONOUS_IO, program)
     assert (ended.returncode, ended.stdout) == (0, "True\nFalse\n"), ended.stderr
+
+
+def test_each_counts_in_a_child_too() -> None:
+    """Asynchronous I/O is the parent's; a program may fork after its switch has begun."""
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    write_event(fd)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if write_event(fd) and events_never_block() else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert os.eventfd_read(fd) == 2
+    os.close(fd)
+
+
+@contextmanager
+def watched(fd: int, times: int) -> Iterator[None]:
+    """The square of so many wait for the eventfd."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2 * times + 1000), hard))
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        copies = [os.dup(fd) for _ in range(times)]
+        for copy in copies:
+            stack.callback(os.close, copy)
+        for _ in range(times):
+            epoll = stack.enter_context(select.epoll())
+            for copy in copies:
+                epoll.register(copy, select.EPOLLIN | select.EPOLLET)
+        yield
+
+
+def test_m21_call_that_wakes_a_multitude() -> None:
+    """The kernel goes through all of them, and no other guest is served meanwhile."""
+    with open_rig() as rig:
+        rig.start()
+        with watched(rig.calls[TX_QUEUE], 500):
+            for _ in range(3):
+                assert not rig.port.ring_broken(TX_QUEUE)
+                rig.send(bytes(60))
+                rig.drain()
+            assert rig.port.ring_broken(TX_QUEUE)

@@ -595,6 +595,16 @@ class TestAllowed:
         assert expected.items() <= vars(record).items()
         assert guarded.nic.stats().refused_frontends == 0
 
+    async def test_connected_socket_is_judged_too(
+        self, guarded: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ours, theirs = trio.socket.socketpair()
+        with theirs, monkeypatch.context() as patched:
+            patched.setattr("mvirt_net.nic.peer_credentials", lambda _sock: STRANGER)
+            await guarded.nic.serve_connection(ours)
+            assert await theirs.recv(1) == b""
+        assert guarded.nic.stats().refused_frontends == 1
+
     async def test_others_are_sent_away_at_once(
         self,
         guarded: Running,

@@ -63,6 +63,19 @@ class TestLife:
             assert daemon.stop() == ExitCode.OK
         assert not pid_path.exists()
 
+    def test_pid_file_in_the_place_of_a_link(self, tmp_path: Path) -> None:
+        """The folder may be somebody's who would have root write to a file of root's."""
+        victim, pid_path = tmp_path / "victim", tmp_path / "pid"
+        victim.write_text("precious")
+        pid_path.symlink_to(victim)
+        with started(*single(tmp_path / "s"), "--pid", str(pid_path)) as daemon:
+            daemon.wait_ready()
+            assert not pid_path.is_symlink()
+            assert pid_path.read_text() == f"{daemon.process.pid}\n"
+            daemon.stop()
+        assert victim.read_text() == "precious"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["victim"]
+
     def test_pid_file_of_a_running_daemon_is_left_alone(self, tmp_path: Path) -> None:
         args = (*single(tmp_path / "s"), "--pid", str(tmp_path / "pid"))
         with started(*args) as daemon:

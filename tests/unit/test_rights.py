@@ -245,6 +245,7 @@ class TestSandbox:
         elsewhere.mkdir()
         folder = tmp_path / "sockets"
         folder.mkdir()
+        (folder / "old").touch()
         (elsewhere / "file").touch()
         attempts = {
             "open('/etc/passwd')": "PermissionError",
@@ -255,8 +256,8 @@ class TestSandbox:
             f"os.remove('{elsewhere}/file')": "PermissionError",
             f"os.rename('{elsewhere}/file', '{folder}/file')": "PermissionError",
             "os.execv('/bin/true', ['true'])": "PermissionError",
-            f"socket.socket(socket.AF_UNIX).bind('{folder}/x')": "",
-            f"os.remove('{folder}/x')": "",
+            f"socket.socket(socket.AF_UNIX).bind('{folder}/x')": "PermissionError",
+            f"os.remove('{folder}/old')": "",
         }
         assert outcomes(folder, attempts) == attempts
 

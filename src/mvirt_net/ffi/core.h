@@ -31,6 +31,15 @@ static inline void mv_count_shared(uint64_t *counter, uint64_t n)
 	__atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
 }
 
+/* Nanoseconds of CLOCK_MONOTONIC. */
+uint64_t mv_now_ns(void);
+
+/*
+ * Signalling an eventfd takes a microsecond; this leaves room for a thread that was interrupted. Who
+ * makes it take longer does so to all others too.
+ */
+enum { MV_SLOW_EVENT_NS = 5 * 1000 * 1000 };
+
 /* A page of the host, and what sizes and offsets of regions must be a multiple of. */
 enum { MV_PAGE = 4096 };
 
@@ -96,6 +105,7 @@ struct mv_ring {
 	uint16_t starved_at;		/* ... up to here */
 	int call_fd;
 	int err_fd;
+	unsigned int slow_calls;	/* in a row */
 };
 
 /* What the driver accepted, as the ring code needs it. */
@@ -159,6 +169,9 @@ bool mv_ring_publish(struct mv_ring *ring, struct mv_ring_features features);
  * driver wants interrupts.
  */
 bool mv_ring_owes_call(const struct mv_ring *ring, struct mv_ring_features features);
+
+/* Interrupt the driver: whether there is a call descriptor. Breaks the ring if it takes too long. */
+bool mv_ring_call(struct mv_ring *ring);
 
 /* Tell the driver that no kick is needed until mv_ring_ask_for_kick(). */
 void mv_ring_refuse_kicks(struct mv_ring *ring, struct mv_ring_features features);

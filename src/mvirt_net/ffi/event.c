@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -55,11 +56,36 @@ enum {
 static pthread_once_t aio_once = PTHREAD_ONCE_INIT;
 static aio_context_t aio;	/* 0: there is none */
 static atomic_uint aio_completed;
+static bool handles_fork;
 
+static void aio_after_fork(void)
+{
+	static const pthread_once_t anew = PTHREAD_ONCE_INIT;
+
+	/* The context is the parent's. */
+	aio = 0;
+	aio_once = anew;
+}
+
+static int signal_by_aio(int fd);
+
+/* Have a context, and see that it does what it is for. */
 static void aio_begin(void)
 {
+	int probe = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+
 	if (syscall(SYS_io_setup, AIO_EVENTS, &aio) < 0)
 		aio = 0;
+	if (aio && (probe < 0 || signal_by_aio(probe) != 1 || mv_event_read(probe) != 1)) {
+		syscall(SYS_io_destroy, aio);
+		aio = 0;
+	}
+	if (probe >= 0)
+		close(probe);
+	if (!handles_fork) {
+		handles_fork = true;
+		pthread_atfork(NULL, NULL, aio_after_fork);
+	}
 }
 
 static void aio_reap(void)
@@ -104,7 +130,7 @@ bool mv_event_never_blocks(void)
 	return aio != 0;
 }
 
-int mv_event_write(int fd)
+static int signal_event(int fd)
 {
 	int r;
 
@@ -116,5 +142,16 @@ int mv_event_write(int fd)
 		aio_reap();
 		r = signal_by_aio(fd);
 	}
+	return r;
+}
+
+int mv_event_write(int fd)
+{
+	uint64_t begin = mv_now_ns();
+	int r = signal_event(fd);
+
+	/* The kernel goes through all who wait for it, and the other end may have any number wait. */
+	if (r == 1 && mv_now_ns() - begin > MV_SLOW_EVENT_NS)
+		return -ETIME;
 	return r;
 }

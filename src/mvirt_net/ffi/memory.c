@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,6 +22,9 @@
  * bound one of them could use up the process's 128 TiB and leave nothing for the other NICs.
  */
 static const uint64_t MAX_TOTAL = UINT64_C(4) << 40;
+
+/* Bytes of a mapping whose pages take some milliseconds to free. */
+enum { UNMAP_ASIDE = 32 << 20 };
 
 mv_memory *mv_memory_new(int fault_fd)
 {
@@ -43,14 +47,45 @@ mv_memory *mv_memory_copy(const mv_memory *memory)
 	return copy;
 }
 
+/* Nobody uses it any more, and its addresses may be mapped anew once they are free. */
+static void *region_unmap(void *argument)
+{
+	struct mv_region *region = argument;
+
+	mv_sigbus_unwatch(region->watch);
+	munmap(region->map, region->map_size);
+	free(region);
+	return NULL;
+}
+
+/*
+ * Where this is the last mapping of a file, its pages are freed with it: 0.1 s and more for each GiB,
+ * for which nobody else should have to wait.
+ */
+static bool unmap_aside(struct mv_region *region)
+{
+	pthread_attr_t attributes;
+	sigset_t all, before;
+	pthread_t thread;
+	bool started;
+
+	/* Signals are for the threads that know of them. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	pthread_attr_init(&attributes);
+	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+	started = pthread_create(&thread, &attributes, region_unmap, region) == 0;
+	pthread_attr_destroy(&attributes);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return started;
+}
+
 static void region_release(struct mv_region *region)
 {
 	if (--region->tables > 0)
 		return;
-	/* Nobody uses it any more, and its addresses may be mapped anew once they are free. */
-	mv_sigbus_unwatch(region->watch);
-	munmap(region->map, region->map_size);
-	free(region);
+	if (region->map_size < UNMAP_ASIDE || !unmap_aside(region))
+		region_unmap(region);
 }
 
 void mv_memory_free(mv_memory *memory)
@@ -130,8 +165,10 @@ static int region_map(struct mv_region *region, const struct mv_region_spec *spe
 
 	if (r < 0)
 		return r;
-	/* A file that cannot shrink cannot take memory away under us; it need not allow this. */
-	(void)fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
+	/*
+	 * The file is not sealed against shrinking: for that the kernel waits for whoever is at work on
+	 * the file, as long as that takes. Who shrinks it loses the memory (sigbus.c).
+	 */
 	region->page = page;
 	region->map_size = (lead + spec->size + page - 1) / page * page;
 	region->map = mmap(NULL, region->map_size, PROT_READ | PROT_WRITE,

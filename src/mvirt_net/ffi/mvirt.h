@@ -353,8 +353,9 @@ int mv_event_check(int fd);
 int mv_event_read(int fd);
 
 /*
- * Add 1 without ever blocking: 1 added (a full counter stays full), negative error. Without
- * mv_event_never_blocks() also 0: the counter is full.
+ * Add 1 without ever blocking: 1 added (a full counter stays full), negative error; -ETIME: added,
+ * but it took so long that it is better not done again. Without mv_event_never_blocks() also 0: the
+ * counter is full.
  */
 int mv_event_write(int fd);
 

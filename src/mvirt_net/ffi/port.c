@@ -166,11 +166,10 @@ static void rx_changed(mv_port *port)
  * published and before it called, or called by a descriptor that is closed by now (QEMU replaces it
  * late). If all RX buffers are used, the driver would wait for the call and the device for buffers.
  */
-static void make_up_for_call(const mv_port *port, const struct mv_ring *ring)
+static void make_up_for_call(const mv_port *port, struct mv_ring *ring)
 {
-	if (ring->call_fd >= 0 && ring->running &&
-	    mv_ring_owes_call(ring, mv_port_ring_features(port)))
-		(void)mv_event_write(ring->call_fd);
+	if (ring->running && mv_ring_owes_call(ring, mv_port_ring_features(port)))
+		(void)mv_ring_call(ring);
 }
 
 int mv_ring_start(mv_port *port, unsigned int queue, unsigned int size,
@@ -303,7 +302,7 @@ enum {
 	CLOCK_EVERY = 32,	/* descriptors and frames between looks at the clock: 25 ns each */
 };
 
-static uint64_t now_ns(void)
+uint64_t mv_now_ns(void)
 {
 	struct timespec t;
 
@@ -316,7 +315,7 @@ bool mv_turn_is_over(struct mv_turn *turn, uint64_t bytes)
 	turn->bytes += bytes;
 	turn->work++;
 	if (turn->work >= CLOCK_EVERY) {
-		uint64_t now = now_ns();
+		uint64_t now = mv_now_ns();
 
 		turn->work = 0;
 		turn->over = now >= turn->deadline;
@@ -327,7 +326,7 @@ bool mv_turn_is_over(struct mv_turn *turn, uint64_t bytes)
 
 struct mv_turn mv_turn_begin(void)
 {
-	return (struct mv_turn){ .deadline = now_ns() + TURN_NS };
+	return (struct mv_turn){ .deadline = mv_now_ns() + TURN_NS };
 }
 
 void mv_port_publish(mv_port *port, unsigned int queue)

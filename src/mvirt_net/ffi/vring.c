@@ -32,6 +32,8 @@ enum {
 	AVAIL_F_NO_INTERRUPT = 1,
 	USED_F_NO_NOTIFY = 1,
 
+	MAX_SLOW_CALLS = 3,	/* in a row */
+
 	DESC_ALIGN = 16,
 	AVAIL_ALIGN = 2,
 	USED_ALIGN = 4,
@@ -172,6 +174,7 @@ void mv_ring_begin(struct mv_ring *ring, int base)
 	ring->armed = false;
 	ring->most = 0;
 	ring->starved = false;
+	ring->slow_calls = 0;
 	ring->broken = false;
 	ring->running = true;
 }
@@ -363,14 +366,32 @@ static bool wants_call(struct mv_ring *ring, struct mv_ring_features features)
 	return first || passes_event(load16(used_event(ring)), ring->published, before);
 }
 
+bool mv_ring_call(struct mv_ring *ring)
+{
+	int r;
+
+	if (ring->call_fd < 0)
+		return false;
+	r = mv_event_write(ring->call_fd);
+	if (r != -ETIME) {
+		ring->slow_calls = 0;
+		return r == 1;
+	}
+	/* Once this thread may have been interrupted just there, but not again and again. */
+	if (++ring->slow_calls == MAX_SLOW_CALLS) {
+		ring->call_fd = -1;
+		mv_ring_break(ring);
+	}
+	return true;
+}
+
 bool mv_ring_publish(struct mv_ring *ring, struct mv_ring_features features)
 {
 	if (ring->published == ring->used_idx)
 		return false;
 	store16_release(ring->used + RING_IDX, ring->used_idx); /* B */
 	ring->published = ring->used_idx;
-	return wants_call(ring, features) && ring->call_fd >= 0 &&
-	       mv_event_write(ring->call_fd) == 1;
+	return wants_call(ring, features) && mv_ring_call(ring);
 }
 
 bool mv_ring_owes_call(const struct mv_ring *ring, struct mv_ring_features features)
