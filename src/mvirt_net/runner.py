@@ -145,8 +145,8 @@ class _Process:
         """All sockets listen: done with what needs more rights than serving does.
 
         Returns:
-            Whether anybody is to be served. If not, nothing is given up: to remove the sockets we may
-            need what we have.
+            Whether anybody is to be served. If not, nothing is given up: to remove the sockets we
+            may need what we have.
         """
         if self._shutdown.is_set():
             return False

@@ -5,8 +5,8 @@ on, this process opens no file and reads no folder; makes and removes files only
 was told; neither binds to a TCP port nor connects to one; sends no signal to another process, and
 reaches no abstract unix socket but those that it is connected to. Descriptors that are open already
 keep working, and so does what comes over the socket of a frontend. Nothing is imported after that
-either: all modules must be loaded by then. What Landlock does not know: UDP, sockets with a path, and
-changes of mode, times and attributes of files that belong to the process's user.
+either: all modules must be loaded by then. What Landlock does not know: UDP, sockets with a path,
+and changes of mode, times and attributes of files that belong to the process's user.
 
 Kernels have this in versions. Each version that the kernel has is used up to the newest known here;
 a kernel without any gets a line in the log and the daemon runs all the same.
