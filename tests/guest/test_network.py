@@ -98,7 +98,8 @@ async def test_two_guests_reach_each_other_and_a_third_hears_nothing(
         await a.run("ip -6 rule add from fd00:0:0:1::1:99 table 105")
         assert await ping(a, "10.0.1.99", pb.ipv4, "-c 3 -i 0.2 -W 1") == 0
         assert await ping(a, "fd00:0:0:1::1:99", pb.ipv6, "-c 3 -i 0.2 -W 1") == 0
-        assert await received_packets(b) == heard
+        # Three of each would be six more; its own gateway may advertise itself once meanwhile.
+        assert await received_packets(b) - heard <= 1
 
         # vm2 has heard its own gateway's advertisements, if anything.
         hears = await received_packets(c)
