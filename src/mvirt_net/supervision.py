@@ -100,12 +100,21 @@ def pid_file(path: Path | None) -> Iterator[None]:
         yield
     finally:
         try:
-            if path.read_bytes() == ours:
+            if _content(path, len(ours) + 1) == ours:
                 path.unlink()
         except FileNotFoundError:
             pass
         except OSError as error:
             log.warning("pid file is left behind", path=str(path), reason=error.strerror)
+
+
+def _content(path: Path, size: int) -> bytes:
+    """The first bytes of a file, which may be a link or a pipe by now: neither is followed."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.read(fd, size)
+    finally:
+        os.close(fd)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -46,11 +46,13 @@ int poll(struct pollfd *fds, nfds_t n, int timeout)
 """
 """What a frontend may do between a look and a write, when it is quick."""
 
-NO_ASYNCHRONOUS_IO = """
+REFUSED_CALL = """
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdarg.h>
 #include <sys/syscall.h>
+
+static int after = AFTER;
 
 long syscall(long number, ...)
 {
@@ -61,8 +63,8 @@ long syscall(long number, ...)
     for (int i = 0; i < 6; i++)
         arguments[i] = va_arg(list, long);
     va_end(list);
-    if (number == SYS_io_setup) {
-        errno = ENOSYS;
+    if (number == REFUSED && after-- <= 0) {
+        errno = ERROR;
         return -1;
     }
     register long r10 __asm__("r10") = arguments[3];
@@ -78,6 +80,11 @@ long syscall(long number, ...)
     return r;
 }
 """
+
+
+def refusing(call: str, error: str, after: int) -> str:
+    """A shim under which a system call works so many times, and then fails."""
+    return f"#define REFUSED {call}\n#define ERROR {error}\n#define AFTER {after}\n{REFUSED_CALL}"
 
 
 def run(folder: Path, shim: str, program: str) -> subprocess.CompletedProcess[str]:
@@ -147,8 +154,22 @@ print(write_event(fd))
 os.eventfd_write(fd, 2**64 - 3)
 print(write_event(fd))
 """
-    ended = run(tmp_path, NO_ASYNCHRONOUS_IO, program)
+    ended = run(tmp_path, refusing("SYS_io_setup", "ENOSYS", 0), program)
     assert (ended.returncode, ended.stdout) == (0, "True\nFalse\n"), ended.stderr
+
+
+@pytest.mark.parametrize("error", ["EAGAIN", "ENOMEM"])
+def test_signals_without_memory_in_the_kernel(tmp_path: Path, error: str) -> None:
+    """The first submission is the probe's."""
+    program = """
+import os
+from mvirt_net.ffi import events_never_block, write_event
+assert events_never_block()
+fd = os.eventfd(0, os.EFD_NONBLOCK)
+print(write_event(fd), os.eventfd_read(fd))
+"""
+    ended = run(tmp_path, refusing("SYS_io_submit", error, 1), program)
+    assert (ended.returncode, ended.stdout) == (0, "True 1\n"), ended.stderr
 
 
 def test_each_counts_in_a_child_too() -> None:

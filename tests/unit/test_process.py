@@ -76,6 +76,16 @@ class TestLife:
         assert victim.read_text() == "precious"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["victim"]
 
+    def test_pid_file_that_has_become_a_pipe(self, tmp_path: Path) -> None:
+        """Nobody writes to it; the end does not wait for that."""
+        pid_path = tmp_path / "pid"
+        with started(*single(tmp_path / "s"), "--pid", str(pid_path)) as daemon:
+            daemon.wait_ready()
+            pid_path.unlink()
+            os.mkfifo(pid_path)
+            assert daemon.stop() == ExitCode.OK
+        assert pid_path.is_fifo()
+
     def test_pid_file_of_a_running_daemon_is_left_alone(self, tmp_path: Path) -> None:
         args = (*single(tmp_path / "s"), "--pid", str(tmp_path / "pid"))
         with started(*args) as daemon:

@@ -142,7 +142,8 @@ static int signal_event(int fd)
 		aio_reap();
 		r = signal_by_aio(fd);
 	}
-	return r;
+	/* The kernel has no memory for it; a driver that is never called would wait for ever. */
+	return r == -EAGAIN || r == -ENOMEM ? write_if_writable(fd) : r;
 }
 
 int mv_event_write(int fd)
