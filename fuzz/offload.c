@@ -109,18 +109,20 @@ static void judge(const struct mv_chain *chain, const struct mv_net_hdr *hdr, ui
 	unsigned int type;
 	int r = 0;
 
-	mv_packet_begin(&packet, chain, 0, (uint32_t)chain->length);
+	mv_packet_begin(&packet, chain, 0);
+	packet.hdr = *hdr;
 	type = mv_get16(packet.head + 12);
 	if (type == TYPE_IPV4)
 		r = mv_parse_ipv4(&packet);
 	else if (type == TYPE_IPV6)
 		r = mv_parse_ipv6(&packet);
 	check_packet(&packet, (uint32_t)chain->length);
-	if (r == 0 && mv_offload_check(&packet, hdr, features) == 0)
+	if (r == 0 && mv_offload_check(&packet, features) == 0)
 		check_offload(&packet, hdr, features);
-	mv_packet_begin(&packet, chain, 0, (uint32_t)chain->length);
+	mv_packet_begin(&packet, chain, 0);
+	packet.hdr = *hdr;
 	memcpy(packet.head + 6, mac, sizeof(mac));
-	verdict = mv_classify(port, &packet, hdr);
+	verdict = mv_classify(port, &packet);
 	check_packet(&packet, (uint32_t)chain->length);
 	check_verdict(&verdict);
 }

@@ -705,7 +705,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "p07 p16",
         _CLASSIFY_C,
-        "if (memcmp(packet->head + ETH_SOURCE, port->mac, 6) != 0)",
+        "if (!same_mac(packet->head + ETH_SOURCE, port->mac))",
         "if (0)",
         (_P + "test_p07_p08_p12_headers", _P + "test_p16_guest_that_claims_anothers_address"),
     ),

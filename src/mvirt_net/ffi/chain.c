@@ -60,7 +60,7 @@ uint32_t mv_chain_read(const struct mv_chain *chain, uint32_t skip, void *into, 
 	struct mv_reader reader;
 
 	if (piece) {
-		memcpy(into, piece, length);
+		mv_copy_short(into, piece, length);
 		mv_load_once();
 		return length;
 	}
@@ -76,13 +76,22 @@ uint32_t mv_chain_write(const struct mv_chain *chain, uint32_t skip, const void 
 	uint32_t done = 0, run;
 
 	if (piece) {
-		memcpy(piece, from, length);
+		mv_copy_short(piece, from, length);
 		return length;
 	}
 	reader = mv_reader_at(chain, skip);
 	for (; done < length && (piece = next_piece(&reader, length - done, &run)); done += run)
 		memcpy(piece, (const uint8_t *)from + done, run);
 	return done;
+}
+
+void mv_reader_move(struct mv_reader *reader, uint8_t *into, uint32_t length)
+{
+	uint32_t done = 0, run;
+	const uint8_t *piece;
+
+	for (; done < length && (piece = next_piece(reader, length - done, &run)); done += run)
+		memmove(into + done, piece, run);
 }
 
 void mv_reader_copy(struct mv_reader *from, const struct mv_chain *to, uint32_t skip,

@@ -9,6 +9,7 @@
 
 #include <pthread.h>
 #include <stddef.h>
+#include <string.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
 	       "virtio 1.x is little endian and so are the hosts this core is written for");
@@ -29,6 +30,30 @@ static inline void mv_count(uint64_t *counter, uint64_t n)
 static inline void mv_count_shared(uint64_t *counter, uint64_t n)
 {
 	__atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
+}
+
+/*
+ * memcpy() for what is nearly always less than 128 bytes, without a call: a block from each end, which
+ * overlap. What is read twice so is used once, as it was read last.
+ */
+static inline void mv_copy_short(uint8_t *to, const uint8_t *from, size_t n)
+{
+	if (n > 128) {
+		memcpy(to, from, n);
+	} else if (n >= 64) {
+		memcpy(to, from, 64);
+		memcpy(to + n - 64, from + n - 64, 64);
+	} else if (n >= 32) {
+		memcpy(to, from, 32);
+		memcpy(to + n - 32, from + n - 32, 32);
+	} else if (n >= 8) {
+		for (; n > 16; n -= 8, to += 8, from += 8)
+			memcpy(to, from, 8);
+		memcpy(to, from, 8);
+		memcpy(to + n - 8, from + n - 8, 8);
+	} else {
+		memcpy(to, from, n);
+	}
 }
 
 /* Nanoseconds of CLOCK_MONOTONIC. */
@@ -69,7 +94,22 @@ struct mv_memory {
  * used there; NULL when the address is in no region. A buffer that crosses adjacent regions takes
  * several calls.
  */
-uint8_t *mv_memory_guest(const mv_memory *memory, uint64_t addr, uint32_t length, uint32_t *run);
+static inline uint8_t *mv_memory_guest(const mv_memory *memory, uint64_t addr, uint32_t length,
+				       uint32_t *run)
+{
+	for (unsigned int i = 0; i < memory->n_regions; i++) {
+		const struct mv_region *region = memory->regions[i];
+		uint64_t offset = addr - region->guest_addr;
+
+		if (offset < region->size) {
+			uint64_t left = region->size - offset;
+
+			*run = left < length ? (uint32_t)left : length;
+			return region->host + offset;
+		}
+	}
+	return NULL;
+}
 
 /* Where user addresses addr..addr+length-1 are; NULL unless they lie within one region. */
 uint8_t *mv_memory_user(const mv_memory *memory, uint64_t addr, uint64_t length);
@@ -134,6 +174,25 @@ struct mv_chain {
 
 enum mv_direction { MV_FROM_DRIVER, MV_TO_DRIVER };
 
+/* A chain that is one descriptor of the ring, within one region; copied, checked and translated. */
+struct mv_slot {
+	uint8_t *host;		/* NULL: this is another kind of chain */
+	uint32_t length;
+	uint16_t head;
+};
+
+enum { MV_AHEAD = 32 };
+
+/*
+ * The next chains, looked at together: while one is worked on, memory fetches what the others will
+ * need. Nothing is taken by that, and who finds NULL for a chain peeks at it in its turn.
+ */
+struct mv_ahead {
+	uint16_t first;		/* available index of slots[0] */
+	uint16_t n;
+	struct mv_slot slots[MV_AHEAD];
+};
+
 int mv_ring_translate(struct mv_ring *ring, const mv_memory *memory, unsigned int size,
 		      const struct mv_ring_addr *addr);
 void mv_ring_begin(struct mv_ring *ring, int base);
@@ -148,6 +207,25 @@ unsigned int mv_ring_available(struct mv_ring *ring);
 bool mv_ring_peek(struct mv_ring *ring, struct mv_ring_features features, const mv_memory *memory,
 		  enum mv_direction direction, struct mv_chain *chain);
 
+/* Look at the next n chains (MV_AHEAD at most), which must be available. */
+void mv_ring_look_ahead(const struct mv_ring *ring, const mv_memory *memory,
+			enum mv_direction direction, unsigned int n, struct mv_ahead *ahead);
+
+/* The ring's next chain, if it is one of those that were looked at, and as simple as a slot. */
+static inline const struct mv_slot *mv_ahead_next(const struct mv_ahead *ahead,
+						  const struct mv_ring *ring)
+{
+	uint16_t i = (uint16_t)(ring->last_avail - ahead->first);
+
+	return i < ahead->n && ahead->slots[i].host ? &ahead->slots[i] : NULL;
+}
+
+/* Whether the ring's next chain was looked at. */
+static inline bool mv_ahead_covers(const struct mv_ahead *ahead, const struct mv_ring *ring)
+{
+	return (uint16_t)(ring->last_avail - ahead->first) < ahead->n;
+}
+
 /*
  * Take the chain that was looked at (head: the copy from then) and put it in the used ring, not yet
  * visible to the driver.
@@ -159,6 +237,9 @@ void mv_ring_untake(struct mv_ring *ring, unsigned int n);
 
 /* Give the buffers of the last n takes back empty; none of them may have been published. */
 void mv_ring_void(struct mv_ring *ring, unsigned int n);
+
+/* Make the used entries visible to a driver that polls; mv_ring_publish() still has to follow. */
+void mv_ring_show(struct mv_ring *ring);
 
 /* Make the used entries visible and interrupt the driver if it wants that: true if it was. */
 bool mv_ring_publish(struct mv_ring *ring, struct mv_ring_features features);
@@ -202,6 +283,9 @@ void mv_reader_skip(struct mv_reader *reader, uint32_t length);
 
 /* Copy the next bytes, as many as `length` or as there are; returns how many. */
 uint32_t mv_reader_read(struct mv_reader *reader, void *into, uint32_t length);
+
+/* The same where both ends may be the same bytes: two guests may share memory. */
+void mv_reader_move(struct mv_reader *reader, uint8_t *into, uint32_t length);
 
 /* The same into another chain, from `skip` bytes into that on. */
 void mv_reader_copy(struct mv_reader *from, const struct mv_chain *to, uint32_t skip,
@@ -267,8 +351,8 @@ enum {
 	MV_PROTO_UDP = 17,
 	MV_PROTO_ICMPV6 = 58,
 
-	/* What is copied of each frame at once: all headers of nearly all packets. */
-	MV_PEEK = 128,
+	/* What is copied of each frame at once: all headers of nearly all packets; 128 with virtio's. */
+	MV_PEEK = 128 - sizeof(struct mv_net_hdr),
 	/* All headers that are ever looked at. */
 	MV_HEAD = 384,
 	MV_MAX_EXTENSIONS = 8,	/* headers between IPv6 and transport */
@@ -281,7 +365,14 @@ enum mv_family { MV_IPV4 = 0, MV_IPV6 = 1, MV_FAMILIES = 2 };
  * delivered; whatever is decided is decided from `head`, and that is also what is delivered.
  */
 struct mv_packet {
-	uint8_t head[MV_HEAD];	/* private copy of the first bytes */
+	/* Private copies: of the header that came with the frame, and of its first bytes. */
+	union {
+		struct {
+			struct mv_net_hdr hdr;
+			uint8_t head[MV_HEAD];
+		};
+		uint8_t both[sizeof(struct mv_net_hdr) + MV_HEAD];
+	};
 	uint32_t head_length;
 	uint32_t length;	/* of the frame; what Ethernet padded is left out once parsed */
 	const struct mv_chain *chain;
@@ -296,9 +387,8 @@ struct mv_packet {
 	struct mv_net_hdr offload;	/* rebuilt from what was checked; all zero: none */
 };
 
-/* Begin with a frame of `length` bytes, MV_ETH_SIZE at least. */
-void mv_packet_begin(struct mv_packet *packet, const struct mv_chain *chain, uint32_t skip,
-		     uint32_t length);
+/* Begin with the frame of a chain that has a header of so many bytes, and MV_ETH_SIZE more at least. */
+void mv_packet_begin(struct mv_packet *packet, const struct mv_chain *chain, uint32_t header);
 
 /* Whether the first `length` bytes are there, and private now. */
 bool mv_packet_need(struct mv_packet *packet, uint32_t length);
@@ -343,7 +433,7 @@ static inline void mv_put16(uint8_t *p, unsigned int value)
  * Check the header that came with a packet (already parsed, if it is IP) against the packet and the
  * features of its driver, and rebuild it in packet->offload. 0, or a negated enum mv_drop.
  */
-int mv_offload_check(struct mv_packet *packet, const struct mv_net_hdr *hdr, uint64_t features);
+int mv_offload_check(struct mv_packet *packet, uint64_t features);
 
 /* Bytes that each segment has at most, IP header included; without segmentation: the packet. */
 uint32_t mv_offload_ip_size(const struct mv_packet *packet);
@@ -379,8 +469,7 @@ struct mv_verdict {
 	mv_port *to;		/* with MV_FORWARD */
 };
 
-struct mv_verdict mv_classify(mv_port *port, struct mv_packet *packet,
-			      const struct mv_net_hdr *hdr);
+struct mv_verdict mv_classify(mv_port *port, struct mv_packet *packet);
 
 /* ---- route.c: networks ---- */
 
@@ -393,20 +482,11 @@ struct mv_hop {
 struct mv_hop mv_route(const struct mv_network *network, enum mv_family family,
 		       const uint8_t *address);
 
-/* The answer to one lookup, as long as no route of the network changes. */
-struct mv_route_memo {
-	uint64_t edition;	/* of the network's routes; 0 of both: no route, as this says */
-	enum mv_family family;
-	uint8_t address[16];
-	struct mv_hop hop;
-};
-
 /*
- * mv_route() for addresses that come in runs, as those of a guest's packets do: a run takes one
- * lookup, which is two thirds of what looking up each packet costs.
+ * Which edition of the network's routes is in force, never 0. What was found in one edition is right
+ * as long as this stays the same.
  */
-struct mv_hop mv_route_run(const struct mv_network *network, struct mv_route_memo *memo,
-			   enum mv_family family, const uint8_t *address);
+uint64_t mv_network_edition(const struct mv_network *network);
 
 unsigned int mv_network_mtu(const struct mv_network *network);
 
@@ -452,8 +532,21 @@ struct mv_error_limit {
 };
 
 /*
+ * A packet from this source to this target was found good and went to that port (classify.c); the
+ * next ones need no lookup as long as no route changes.
+ */
+struct mv_flow {
+	uint64_t edition;	/* of the network's routes; 0: this is none yet */
+	mv_port *to;
+	enum mv_family family;
+	uint8_t addresses[32];	/* source and target; as many bytes as the family has */
+};
+
+enum { MV_FLOW_BITS = 4, MV_FLOWS = 1 << MV_FLOW_BITS };
+
+/*
  * There is a lock for each ring and for what belongs to it: the backlog to RX, the error limit and
- * the memos to TX. Features and memory belong to both, so to read them either lock will do. Who
+ * the flows to TX. Features and memory belong to both, so to read them either lock will do. Who
  * takes several takes TX first, and only ever one RX: a drain holds its own TX lock, and the RX lock
  * of the receiver that it is moving frames to.
  */
@@ -472,8 +565,7 @@ struct mv_port {
 	unsigned int backlog_length;
 	size_t backlog_bytes;
 	struct mv_error_limit errors;
-	struct mv_route_memo from;	/* of what the guest sends: its last source ... */
-	struct mv_route_memo to;	/* ... and target */
+	struct mv_flow flows[MV_FLOWS];
 	struct mv_stats stats;		/* atomic */
 };
 
@@ -519,8 +611,22 @@ struct mv_turn {
 
 struct mv_turn mv_turn_begin(void);
 
+/* So that a guest without end does not hold up the others. */
+enum {
+	MV_TURN_BYTES = 1 << 20,
+	MV_CLOCK_EVERY = 32,	/* descriptors and frames between looks at the clock: 25 ns each */
+};
+
+void mv_turn_look_at_clock(struct mv_turn *turn);
+
 /* Count one more frame of so many bytes. */
-bool mv_turn_is_over(struct mv_turn *turn, uint64_t bytes);
+static inline bool mv_turn_is_over(struct mv_turn *turn, uint64_t bytes)
+{
+	turn->bytes += bytes;
+	if (++turn->work >= MV_CLOCK_EVERY)
+		mv_turn_look_at_clock(turn);
+	return turn->over || turn->bytes >= MV_TURN_BYTES;
+}
 
 /* An RX ring while frames are moved to it, under its lock. */
 struct mv_rx {
@@ -529,9 +635,17 @@ struct mv_rx {
 	unsigned int available;	/* chains that may still be taken */
 	uint32_t header;
 	bool mergeable;
+	bool idle;		/* nothing waits, so frames go straight to the ring */
+	unsigned int reach;	/* chains to look at the next time */
+	uint64_t frames;	/* delivered and not yet counted at the port */
+	uint64_t bytes;
+	struct mv_ahead ahead;
 };
 
-struct mv_rx mv_rx_open(mv_port *port, struct mv_turn *turn);
+void mv_rx_open(struct mv_rx *rx, mv_port *port, struct mv_turn *turn);
+
+/* Let the driver see what it got, and count it. */
+void mv_rx_show(struct mv_rx *rx);
 
 /*
  * Deliver a frame, or keep a copy of it in the backlog: 0; or the negated reason to drop it, which

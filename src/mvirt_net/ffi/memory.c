@@ -243,22 +243,6 @@ int mv_memory_remove(mv_memory *memory, const struct mv_region_spec *spec)
 	return -ENOENT;
 }
 
-uint8_t *mv_memory_guest(const mv_memory *memory, uint64_t addr, uint32_t length, uint32_t *run)
-{
-	for (unsigned int i = 0; i < memory->n_regions; i++) {
-		const struct mv_region *region = memory->regions[i];
-		uint64_t offset = addr - region->guest_addr;
-
-		if (offset < region->size) {
-			uint64_t left = region->size - offset;
-
-			*run = left < length ? (uint32_t)left : length;
-			return region->host + offset;
-		}
-	}
-	return NULL;
-}
-
 uint8_t *mv_memory_user(const mv_memory *memory, uint64_t addr, uint64_t length)
 {
 	for (unsigned int i = 0; i < memory->n_regions; i++) {

@@ -118,8 +118,9 @@ static bool rebuild_gso(struct mv_packet *packet, const struct mv_net_hdr *hdr)
 	return true;
 }
 
-int mv_offload_check(struct mv_packet *packet, const struct mv_net_hdr *hdr, uint64_t features)
+int mv_offload_check(struct mv_packet *packet, uint64_t features)
 {
+	const struct mv_net_hdr *hdr = &packet->hdr;
 	uint16_t csum_offset;
 
 	/* Other flags are to be ignored (5.1.6.2.2), as are the fields of what is not asked for. */

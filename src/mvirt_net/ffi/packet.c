@@ -32,20 +32,25 @@ enum {
 	MAX_PACKET = 65535,
 };
 
-void mv_packet_begin(struct mv_packet *packet, const struct mv_chain *chain, uint32_t skip,
-		     uint32_t length)
+void mv_packet_begin(struct mv_packet *packet, const struct mv_chain *chain, uint32_t header)
 {
-	packet->length = length;
+	packet->length = (uint32_t)chain->length - header;
 	packet->chain = chain;
-	packet->skip = skip;
+	packet->skip = header;
 	packet->fragment = false;
 	packet->dont_fragment = false;
 	packet->rerouted = false;
 	packet->l4 = 0;
 	packet->payload = 0;
 	packet->offload = (struct mv_net_hdr){ 0 };
-	packet->head_length = length < MV_PEEK ? length : MV_PEEK;
-	mv_chain_read(chain, skip, packet->head, packet->head_length);
+	packet->head_length = packet->length < MV_PEEK ? packet->length : MV_PEEK;
+	if (header == sizeof(packet->hdr)) {
+		mv_chain_read(chain, 0, packet->both, header + packet->head_length);
+	} else {
+		packet->hdr.num_buffers = 0;
+		mv_chain_read(chain, 0, &packet->hdr, header);
+		mv_chain_read(chain, header, packet->head, packet->head_length);
+	}
 }
 
 bool mv_packet_need(struct mv_packet *packet, uint32_t length)
@@ -106,8 +111,18 @@ static int check_options(const uint8_t *options, uint32_t length)
 static bool checksum_is_right(const uint8_t *header, uint32_t length)
 {
 	struct mv_sum sum = { 0 };
+	uint64_t words[2];
+	uint32_t last;
 
-	mv_sum_add(&sum, header, length);
+	if (length == MV_IPV4_SIZE) {
+		/* Nearly all of them: as one's complement numbers of 64 bits, folded at the end. */
+		memcpy(words, header, sizeof(words));
+		memcpy(&last, header + sizeof(words), sizeof(last));
+		sum.sum = (words[0] & 0xffffffff) + (words[0] >> 32) + (words[1] & 0xffffffff) +
+			  (words[1] >> 32) + last;
+	} else {
+		mv_sum_add(&sum, header, length);
+	}
 	return mv_sum_finish(&sum) == 0;
 }
 

@@ -294,12 +294,9 @@ int mv_ring_set_err(mv_port *port, unsigned int queue, int fd)
 
 /* ---- the bound of one call ---- */
 
-/* So that a guest without end does not hold up the others. */
 enum {
 	TURN_NS = 50 * 1000,
 	GRACE_NS = 150 * 1000,	/* more, for the packet that is being sent on in pieces */
-	TURN_BYTES = 1 << 20,
-	CLOCK_EVERY = 32,	/* descriptors and frames between looks at the clock: 25 ns each */
 };
 
 uint64_t mv_now_ns(void)
@@ -310,18 +307,13 @@ uint64_t mv_now_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000U + (uint64_t)t.tv_nsec;
 }
 
-bool mv_turn_is_over(struct mv_turn *turn, uint64_t bytes)
+void mv_turn_look_at_clock(struct mv_turn *turn)
 {
-	turn->bytes += bytes;
-	turn->work++;
-	if (turn->work >= CLOCK_EVERY) {
-		uint64_t now = mv_now_ns();
+	uint64_t now = mv_now_ns();
 
-		turn->work = 0;
-		turn->over = now >= turn->deadline;
-		turn->overdue = now >= turn->deadline + GRACE_NS;
-	}
-	return turn->over || turn->bytes >= TURN_BYTES;
+	turn->work = 0;
+	turn->over = now >= turn->deadline;
+	turn->overdue = now >= turn->deadline + GRACE_NS;
 }
 
 struct mv_turn mv_turn_begin(void)

@@ -237,20 +237,9 @@ struct mv_hop mv_route(const struct mv_network *network, enum mv_family family,
 	return hop_at(map, low);
 }
 
-struct mv_hop mv_route_run(const struct mv_network *network, struct mv_route_memo *memo,
-			   enum mv_family family, const uint8_t *address)
+uint64_t mv_network_edition(const struct mv_network *network)
 {
-	uint64_t edition = __atomic_load_n(&network->edition, __ATOMIC_SEQ_CST); /* I */
-	size_t bytes = address_bits(family) / 8;
-
-	if (memo->edition == edition && memo->family == family &&
-	    !memcmp(memo->address, address, bytes))
-		return memo->hop;
-	memo->edition = edition;
-	memo->family = family;
-	memcpy(memo->address, address, bytes);
-	memo->hop = mv_route(network, family, address);
-	return memo->hop;
+	return __atomic_load_n(&network->edition, __ATOMIC_SEQ_CST); /* I */
 }
 
 /* ---- the book ---- */

@@ -94,20 +94,50 @@ enum delivery {
 	RING_BROKEN,
 };
 
-struct mv_rx mv_rx_open(mv_port *port, struct mv_turn *turn)
-{
-	return (struct mv_rx){
-		.port = port,
-		.turn = turn,
-		.available = mv_rx_is_up(port) ? mv_ring_available(&port->rings[MV_RX]) : 0,
-		.header = mv_net_hdr_size(port->features),
-		.mergeable = port->features & MV_F_MRG_RXBUF,
-	};
-}
-
 static struct mv_ring *ring_of(const struct mv_rx *rx)
 {
 	return &rx->port->rings[MV_RX];
+}
+
+/* Whether a frame that comes now may go straight to the ring. */
+static void note_idle(struct mv_rx *rx)
+{
+	rx->idle = rx->port->backlog_length == 0 && !ring_of(rx)->starved && mv_rx_is_up(rx->port);
+}
+
+/* Chains to look at when a run begins: it may be short. */
+enum { FIRST_REACH = 4 };
+
+void mv_rx_open(struct mv_rx *rx, mv_port *port, struct mv_turn *turn)
+{
+	rx->port = port;
+	rx->turn = turn;
+	rx->available = mv_rx_is_up(port) ? mv_ring_available(&port->rings[MV_RX]) : 0;
+	rx->header = mv_net_hdr_size(port->features);
+	rx->mergeable = port->features & MV_F_MRG_RXBUF;
+	rx->reach = FIRST_REACH;
+	rx->frames = 0;
+	rx->bytes = 0;
+	rx->ahead.n = 0;
+	note_idle(rx);
+}
+
+static void count_delivered(struct mv_rx *rx, uint32_t length)
+{
+	rx->frames++;
+	rx->bytes += length;
+}
+
+void mv_rx_show(struct mv_rx *rx)
+{
+	struct mv_stats *stats = &rx->port->stats;
+
+	if (ring_of(rx)->running)
+		mv_ring_show(ring_of(rx));
+	mv_count(&stats->rx_frames, rx->frames);
+	mv_count(&stats->rx_bytes, rx->bytes);
+	rx->frames = 0;
+	rx->bytes = 0;
 }
 
 static bool rx_peek(struct mv_rx *rx, struct mv_chain *chain)
@@ -252,12 +282,6 @@ static enum delivery deliver(struct mv_rx *rx, const struct mv_frame *frame)
 	return result;
 }
 
-static void count_delivered(mv_port *port, uint32_t length)
-{
-	mv_count(&port->stats.rx_frames, 1);
-	mv_count(&port->stats.rx_bytes, length);
-}
-
 /* Why a frame was lost; 0: it was not. */
 static int lost(enum delivery delivery)
 {
@@ -288,7 +312,7 @@ static enum delivery move_backlog(struct mv_rx *rx)
 
 		delivery = deliver(rx, &frame);
 		if (delivery == DELIVERED)
-			count_delivered(port, frame.length);
+			count_delivered(rx, frame.length);
 		else if (lost(delivery))
 			mv_port_count_drop(port, (unsigned int)-lost(delivery));
 		else
@@ -300,12 +324,11 @@ static enum delivery move_backlog(struct mv_rx *rx)
 	return delivery;
 }
 
-int mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame)
+static int push(struct mv_rx *rx, const struct mv_frame *frame)
 {
 	mv_port *port = rx->port;
 	enum delivery delivery = NO_BUFFERS;
 
-	mv_turn_is_over(rx->turn, 0);
 	/* In their order: what waits goes first. */
 	if (mv_rx_is_up(port) && !rx->turn->overdue) {
 		if (port->backlog_length > 0)
@@ -314,12 +337,61 @@ int mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame)
 			delivery = deliver(rx, frame);
 	}
 	if (delivery == DELIVERED) {
-		count_delivered(port, frame->length);
+		count_delivered(rx, frame->length);
 		return 0;
 	}
 	if (lost(delivery))
 		return lost(delivery);
 	return mv_rx_is_up(port) ? backlog_add(port, frame) : -MV_DROP_RX_RING_DOWN;
+}
+
+/* The ring's next chain, if it is a simple one; what comes after it is fetched meanwhile. */
+static const struct mv_slot *next_slot(struct mv_rx *rx)
+{
+	const struct mv_slot *slot = mv_ahead_next(&rx->ahead, ring_of(rx));
+	unsigned int n;
+
+	if (rx->available == 0)
+		rx->available = mv_ring_available(ring_of(rx));
+	if (slot || rx->available == 0 || mv_ahead_covers(&rx->ahead, ring_of(rx)))
+		return rx->available > 0 ? slot : NULL;
+	n = rx->available < rx->reach ? rx->available : rx->reach;
+	mv_ring_look_ahead(ring_of(rx), rx->port->memory, MV_TO_DRIVER, n, &rx->ahead);
+	rx->reach = MV_AHEAD;
+	return mv_ahead_next(&rx->ahead, ring_of(rx));
+}
+
+/* What nearly all frames are: one that fits into the one descriptor that the driver has next. */
+static bool deliver_simply(struct mv_rx *rx, const struct mv_frame *frame)
+{
+	const struct mv_slot *slot = next_slot(rx);
+	struct mv_net_hdr hdr = frame->hdr;
+	struct mv_reader rest = frame->rest;
+	uint32_t head = frame->head_length, length = frame->length - head;
+
+	if (!slot || slot->length < sizeof(hdr) + frame->length || rx->header != sizeof(hdr))
+		return false;
+	hdr.num_buffers = 1;
+	memcpy(slot->host, &hdr, sizeof(hdr));
+	mv_copy_short(slot->host + sizeof(hdr), frame->head, head);
+	if (length > 0)
+		mv_reader_move(&rest, slot->host + sizeof(hdr) + head, length);
+	mv_ring_take(ring_of(rx), slot->head, (uint32_t)sizeof(hdr) + frame->length);
+	rx->available--;
+	count_delivered(rx, frame->length);
+	return true;
+}
+
+int mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame)
+{
+	int r;
+
+	mv_turn_is_over(rx->turn, 0);
+	if (rx->idle && !rx->turn->overdue && deliver_simply(rx, frame))
+		return 0;
+	r = push(rx, frame);
+	note_idle(rx);
+	return r;
 }
 
 /* Frames are left: ask the driver for what they wait for. */
@@ -349,8 +421,9 @@ static int flush(mv_port *port)
 		mv_ring_refuse_kicks(ring, mv_port_ring_features(port));
 	if (port->backlog_length == 0)
 		return MV_NEXT_NOTHING;
-	rx = mv_rx_open(port, &turn);
+	mv_rx_open(&rx, port, &turn);
 	last = move_backlog(&rx);
+	mv_rx_show(&rx);
 	mv_port_publish(port, MV_RX);
 	if (ring->broken || port->backlog_length == 0)
 		return MV_NEXT_NOTHING;

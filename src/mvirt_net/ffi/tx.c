@@ -22,6 +22,10 @@ struct drain {
 	struct mv_rx rx;	/* of the receiver of the last forwarded packet, if any: it is locked */
 	mv_port *touched[MV_MAX_WOKEN];	/* receivers */
 	unsigned int n_touched;
+	/* Not yet counted at the port. */
+	uint64_t frames;
+	uint64_t bytes;
+	uint64_t routed;
 };
 
 /* ---- the slow path ---- */
@@ -111,8 +115,10 @@ static void touch(struct drain *drain, mv_port *to)
 
 static void let_receiver_go(struct drain *drain)
 {
-	if (drain->rx.port)
-		mv_unlock(drain->rx.port, MV_RX);
+	if (!drain->rx.port)
+		return;
+	mv_rx_show(&drain->rx);
+	mv_unlock(drain->rx.port, MV_RX);
 	drain->rx.port = NULL;
 }
 
@@ -124,7 +130,7 @@ static void turn_to_receiver(struct drain *drain, mv_port *to)
 	let_receiver_go(drain);
 	touch(drain, to);
 	mv_lock(to, MV_RX);
-	drain->rx = mv_rx_open(to, &drain->turn);
+	mv_rx_open(&drain->rx, to, &drain->turn);
 }
 
 static void forward(struct drain *drain, struct mv_packet *packet,
@@ -132,7 +138,7 @@ static void forward(struct drain *drain, struct mv_packet *packet,
 {
 	turn_to_receiver(drain, verdict->to);
 	mv_forward(&drain->rx, packet, verdict->mtu);
-	mv_count(&drain->port->stats.routed, 1);
+	drain->routed++;
 }
 
 /* Publish once for each receiver, and note those whose task has something to do. */
@@ -157,8 +163,7 @@ static void settle_receivers(struct drain *drain)
 /* ---- frames ---- */
 
 /* The frame in a chain, its header apart; or the reason why there is none, negated. */
-static int open_frame(const mv_port *port, const struct mv_chain *chain, struct mv_packet *packet,
-		      struct mv_net_hdr *hdr)
+static int open_frame(const mv_port *port, const struct mv_chain *chain, struct mv_packet *packet)
 {
 	uint32_t header = mv_net_hdr_size(port->features);
 
@@ -168,25 +173,23 @@ static int open_frame(const mv_port *port, const struct mv_chain *chain, struct 
 		return -MV_DROP_TX_TOO_SHORT;
 	if (chain->length > header + MV_MAX_FRAME)
 		return -MV_DROP_TX_TOO_LONG;
-	mv_chain_read(chain, 0, hdr, header);
-	mv_packet_begin(packet, chain, header, (uint32_t)chain->length - header);
+	mv_packet_begin(packet, chain, header);
 	return 0;
 }
 
 static void receive_frame(struct drain *drain, const struct mv_chain *chain)
 {
 	mv_port *port = drain->port;
-	struct mv_net_hdr hdr = { 0 };
 	struct mv_packet packet;
 	struct mv_verdict verdict;
-	int r = open_frame(port, chain, &packet, &hdr);
+	int r = open_frame(port, chain, &packet);
 
 	if (r < 0) {
 		mv_port_count_drop(port, (unsigned int)-r);
 		return;
 	}
-	mv_count(&port->stats.tx_bytes, packet.length);
-	verdict = mv_classify(port, &packet, &hdr);
+	drain->bytes += packet.length;
+	verdict = mv_classify(port, &packet);
 	switch (verdict.action) {
 	case MV_FORWARD:
 		forward(drain, &packet, &verdict);
@@ -206,7 +209,7 @@ static void take_tx_chain(struct drain *drain, const struct mv_chain *chain)
 {
 	struct mv_ring *ring = &drain->port->rings[MV_TX];
 
-	mv_count(&drain->port->stats.tx_frames, 1);
+	drain->frames++;
 	if (ring->enabled)
 		receive_frame(drain, chain);
 	else
@@ -215,25 +218,75 @@ static void take_tx_chain(struct drain *drain, const struct mv_chain *chain)
 	mv_ring_take(ring, chain->head, 0);
 }
 
-/* Empty the ring as far as the bounds allow: true when it is empty. */
-static bool drain_ring(struct drain *drain)
+/* The ring's next chain; false: the ring is broken. */
+static bool next_chain(struct drain *drain, const struct mv_ahead *ahead, struct mv_chain *chain)
+{
+	mv_port *port = drain->port;
+	const struct mv_slot *slot = mv_ahead_next(ahead, &port->rings[MV_TX]);
+
+	if (!slot)
+		return mv_ring_peek(&port->rings[MV_TX], mv_port_ring_features(port), port->memory,
+				    MV_FROM_DRIVER, chain);
+	chain->head = slot->head;
+	chain->faulty = false;
+	chain->n_descs = 1;
+	chain->n_segments = 1;
+	chain->length = slot->length;
+	chain->segments[0].host = slot->host;
+	chain->segments[0].length = slot->length;
+	return true;
+}
+
+/* Let both drivers go on with what has been done so far, and count it. */
+static void show_progress(struct drain *drain)
+{
+	struct mv_stats *stats = &drain->port->stats;
+
+	if (drain->rx.port)
+		mv_rx_show(&drain->rx);
+	mv_ring_show(&drain->port->rings[MV_TX]);
+	mv_count(&stats->tx_frames, drain->frames);
+	mv_count(&stats->tx_bytes, drain->bytes);
+	mv_count(&stats->routed, drain->routed);
+	drain->frames = 0;
+	drain->bytes = 0;
+	drain->routed = 0;
+}
+
+/* Take the next n chains as far as the bounds allow: true if all were taken, or the ring is broken. */
+static bool drain_batch(struct drain *drain, unsigned int n)
 {
 	mv_port *port = drain->port;
 	struct mv_ring *ring = &port->rings[MV_TX];
-	unsigned int n = mv_ring_available(ring);
+	struct mv_ahead ahead;
 	struct mv_chain chain;
 
+	mv_ring_look_ahead(ring, port->memory, MV_FROM_DRIVER, n, &ahead);
 	for (; n > 0; n--) {
 		if (!has_room(drain))
 			return false;
-		if (!mv_ring_peek(ring, mv_port_ring_features(port), port->memory, MV_FROM_DRIVER, &chain))
-			break;
+		if (!next_chain(drain, &ahead, &chain))
+			return true;
 		take_tx_chain(drain, &chain);
 		drain->turn.work += chain.n_descs;
-		if (mv_turn_is_over(&drain->turn, chain.length) && n > 1)
-			return false;
+		if (mv_turn_is_over(&drain->turn, chain.length))
+			return n == 1 && mv_ring_available(ring) == 0;
 	}
 	return true;
+}
+
+/* Empty the ring as far as the bounds allow: true when it is empty or broken. */
+static bool drain_ring(struct drain *drain)
+{
+	struct mv_ring *ring = &drain->port->rings[MV_TX];
+	unsigned int n;
+	bool done = true;
+
+	while (done && !ring->broken && (n = mv_ring_available(ring)) > 0) {
+		done = drain_batch(drain, n < MV_AHEAD ? n : MV_AHEAD);
+		show_progress(drain);
+	}
+	return done;
 }
 
 static int drain_port(struct drain *drain)
@@ -271,6 +324,9 @@ int mv_port_drain(mv_worker *worker, mv_port *port, uint64_t now, uint8_t *buffe
 	drain.result = drained;
 	drain.rx.port = NULL;
 	drain.n_touched = 0;
+	drain.frames = 0;
+	drain.bytes = 0;
+	drain.routed = 0;
 	drained->n_punts = 0;
 	drained->n_woken = 0;
 	mv_worker_begin(worker);

@@ -33,6 +33,7 @@ enum {
 	USED_F_NO_NOTIFY = 1,
 
 	MAX_SLOW_CALLS = 3,	/* in a row */
+	CACHE_LINE = 64,
 
 	DESC_ALIGN = 16,
 	AVAIL_ALIGN = 2,
@@ -92,6 +93,11 @@ static void store16(uint8_t *field, uint16_t value)
 static void store16_release(uint8_t *field, uint16_t value)
 {
 	__atomic_store_n((uint16_t *)(void *)field, value, __ATOMIC_RELEASE);
+}
+
+static uint8_t *avail_entry(const struct mv_ring *ring, uint16_t index)
+{
+	return ring->avail + RING_ENTRIES + sizeof(uint16_t) * (index & (ring->size - 1));
 }
 
 static uint8_t *used_event(const struct mv_ring *ring)
@@ -170,6 +176,7 @@ void mv_ring_begin(struct mv_ring *ring, int base)
 	ring->last_avail = (uint16_t)base;
 	ring->used_idx = used;
 	ring->published = used;
+	ring->signalled = used;
 	ring->signalled_valid = false;
 	ring->armed = false;
 	ring->most = 0;
@@ -311,9 +318,7 @@ static bool walk(const struct mv_ring *ring, struct mv_ring_features features,
 bool mv_ring_peek(struct mv_ring *ring, struct mv_ring_features features, const mv_memory *memory,
 		  enum mv_direction direction, struct mv_chain *chain)
 {
-	unsigned int slot = ring->last_avail & (ring->size - 1);
-
-	chain->head = load16(ring->avail + RING_ENTRIES + sizeof(uint16_t) * slot);
+	chain->head = load16(avail_entry(ring, ring->last_avail));
 	chain->faulty = false;
 	chain->n_descs = 0;
 	chain->n_segments = 0;
@@ -322,6 +327,50 @@ bool mv_ring_peek(struct mv_ring *ring, struct mv_ring_features features, const 
 		return true;
 	mv_ring_break(ring);
 	return false;
+}
+
+/* Fetch the first lines of a buffer: more of a long one are fetched by the processor as it is read. */
+static void prefetch(const uint8_t *host, uint32_t length)
+{
+	__builtin_prefetch(host);
+	if (length > CACHE_LINE)
+		__builtin_prefetch(host + CACHE_LINE);
+}
+
+void mv_ring_look_ahead(const struct mv_ring *ring, const mv_memory *memory,
+			enum mv_direction direction, unsigned int n, struct mv_ahead *ahead)
+{
+	uint16_t flags = direction == MV_TO_DRIVER ? DESC_F_WRITE : 0;
+	struct desc desc;
+	uint32_t run;
+
+	ahead->first = ring->last_avail;
+	ahead->n = (uint16_t)n;
+	for (unsigned int i = 0; i < n; i++) {
+		struct mv_slot *slot = &ahead->slots[i];
+
+		slot->host = NULL;
+		slot->head = load16(avail_entry(ring, (uint16_t)(ring->last_avail + i)));
+		if (slot->head < ring->size)
+			__builtin_prefetch(ring->desc + sizeof(desc) * slot->head);
+	}
+	for (unsigned int i = 0; i < n; i++) {
+		struct mv_slot *slot = &ahead->slots[i];
+
+		if (slot->head >= ring->size)
+			continue;
+		memcpy(&desc, ring->desc + sizeof(desc) * slot->head, sizeof(desc));
+		mv_load_once();
+		if (desc.flags != flags || desc.len == 0)
+			continue;
+		slot->length = desc.len;
+		slot->host = mv_memory_guest(memory, desc.addr, desc.len, &run);
+		if (!slot->host || run != desc.len) {
+			slot->host = NULL;
+			continue;
+		}
+		prefetch(slot->host, desc.len);
+	}
 }
 
 void mv_ring_take(struct mv_ring *ring, uint16_t head, uint32_t written)
@@ -385,12 +434,19 @@ bool mv_ring_call(struct mv_ring *ring)
 	return true;
 }
 
-bool mv_ring_publish(struct mv_ring *ring, struct mv_ring_features features)
+void mv_ring_show(struct mv_ring *ring)
 {
 	if (ring->published == ring->used_idx)
-		return false;
+		return;
 	store16_release(ring->used + RING_IDX, ring->used_idx); /* B */
 	ring->published = ring->used_idx;
+}
+
+bool mv_ring_publish(struct mv_ring *ring, struct mv_ring_features features)
+{
+	mv_ring_show(ring);
+	if (ring->published == ring->signalled)
+		return false;
 	return wants_call(ring, features) && mv_ring_call(ring);
 }
 
