@@ -73,6 +73,7 @@ _RX_C = _in("ffi/rx.c")
 _OFFLOAD_C = _in("ffi/offload.c")
 _CLASSIFY_C = _in("ffi/classify.c")
 _PACKET_C = _in("ffi/packet.c")
+_EXPRESS_C = _in("ffi/express.c")
 _PORT_C = _in("ffi/port.c")
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -824,7 +825,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "p12",
         _PACKET_C,
-        "if (packet->protocol == HEADER_ROUTING && header[2] == 0)",
+        "if (packet->protocol == MV_ROUTING && header[2] == 0)",
         "if (0)",
         (_P + "test_p07_p08_p12_headers",),
     ),
@@ -876,5 +877,96 @@ MUTANTS: tuple[Mutant, ...] = (
         "	if (!take_error_token(&drain->port->errors, drain->now))\n		return;\n",
         "	(void)take_error_token(&drain->port->errors, drain->now);\n",
         (_P + "test_p15_errors_are_limited",),
+    ),
+    Mutant(
+        "p01",
+        _EXPRESS_C,
+        "slot->length < SHORTEST ||",
+        "",
+        ("tests/unit/test_ffi_express.py::test_what_lies_behind_a_short_frame_is_not_part_of_it",),
+    ),
+    Mutant(
+        "p05 p06",
+        _EXPRESS_C,
+        "|| asks_for_work(front.virtio)",
+        "",
+        ("tests/unit/test_ffi_express.py::test_what_is_left_to_the_device",),
+    ),
+    Mutant(
+        "p08",
+        _EXPRESS_C,
+        "total < MV_IPV4_SIZE ||",
+        "",
+        ("tests/unit/test_ffi_express.py::test_ipv4",),
+    ),
+    Mutant(
+        "p08",
+        _EXPRESS_C,
+        "total < MV_IPV4_SIZE || total > room",
+        "total < MV_IPV4_SIZE",
+        ("tests/unit/test_ffi_express.py::test_ipv4",),
+    ),
+    Mutant(
+        "p08",
+        _EXPRESS_C,
+        "byte(front->ip[0], 0) != VERSION_4_WITHOUT_OPTIONS ||",
+        "",
+        ("tests/unit/test_ffi_express.py::test_ipv4",),
+    ),
+    Mutant(
+        "p08",
+        _EXPRESS_C,
+        "byte(front->ip[1], 0) <= 1 ||",
+        "",
+        ("tests/unit/test_ffi_express.py::test_ipv4",),
+    ),
+    Mutant(
+        "p08",
+        _EXPRESS_C,
+        "(field(front->ip[0], 6) & ~(unsigned int)DONT_FRAGMENT) ||",
+        "",
+        ("tests/unit/test_ffi_express.py::test_ipv4",),
+    ),
+    Mutant(
+        "p08",
+        _EXPRESS_C,
+        "!mv_ipv4_sum_is_right(front->ip[0], front->ip[1], (uint32_t)front->ip[2])",
+        "0",
+        ("tests/unit/test_ffi_express.py::test_ipv4",),
+    ),
+    Mutant(
+        "p12",
+        _EXPRESS_C,
+        "byte(front->ip[0], 0) >> 4 != 6 ||",
+        "",
+        ("tests/unit/test_ffi_express.py::test_ipv6",),
+    ),
+    Mutant(
+        "p12",
+        _EXPRESS_C,
+        "total > room || byte(front->ip[0], 7) <= 1",
+        "byte(front->ip[0], 7) <= 1",
+        ("tests/unit/test_ffi_express.py::test_ipv6",),
+    ),
+    Mutant(
+        "p12",
+        _EXPRESS_C,
+        "byte(front->ip[0], 7) <= 1 ||",
+        "",
+        ("tests/unit/test_ffi_express.py::test_ipv6",),
+    ),
+    Mutant(
+        "p12",
+        _EXPRESS_C,
+        "mv_is_extension((uint8_t)byte(front->ip[0], 6))",
+        "0",
+        ("tests/unit/test_ffi_express.py::test_ipv6",),
+    ),
+    Mutant(
+        "r14",
+        _EXPRESS_C,
+        " || into->length < IP_AT + length",
+        "",
+        ("tests/unit/test_ffi_express.py::test_buffers_of_any_size",),
     ),
 )

@@ -433,6 +433,7 @@ DROPPED: dict[str, Drop] = {
     ),
     "p12 hop-by-hop twice": (ipv6_with([(0, EMPTY_EXTENSION)] * 2), DropReason.IP_MALFORMED),
     "p12 a hundred hop-by-hop": (ipv6_with([(0, EMPTY_EXTENSION)] * 100), DropReason.IP_MALFORMED),
+    "p12 nine extensions": (ipv6_with([(60, EMPTY_EXTENSION)] * 9), DropReason.IP_MALFORMED),
     "p12 a hundred extensions": (ipv6_with([(60, EMPTY_EXTENSION)] * 100), DropReason.IP_MALFORMED),
     "p12 extension past the end": (
         ipv6_with([(60, b"\x20" + EMPTY_EXTENSION[1:])]),

@@ -16,9 +16,6 @@
 enum {
 	ETH_SOURCE = 6,
 	ETH_TYPE = 12,
-	TYPE_IPV4 = 0x0800,
-	TYPE_ARP = 0x0806,
-	TYPE_IPV6 = 0x86dd,
 
 	PORT_DHCP_SERVER = 67,
 	PORT_DHCPV6_SERVER = 547,
@@ -33,7 +30,6 @@ enum {
 	ICMPV6_REDIRECT = 137,
 };
 
-static const uint8_t gateway_mac[6] = { 0x02, 0, 0, 0, 0, 0x01 };
 static const uint8_t broadcast_mac[6] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
 
 static const uint8_t gateway_ipv4[4] = { 169, 254, 0, 1 };
@@ -149,79 +145,30 @@ static struct mv_verdict send_on(const mv_port *from, struct mv_packet *packet, 
 /*
  * The packets of a guest come from few addresses and go to few. What is said of addresses (that none
  * is wrong, that the source is the guest's, who has the target) is found out once for each pair: a
- * third of what a packet costs otherwise.
+ * third of what a packet costs otherwise. Another flow in its place just means to find out again.
  */
-
-static uint32_t load32(const uint8_t *from)
+static struct mv_flow_key flow_of(const struct mv_packet *packet)
 {
-	uint32_t value;
+	struct mv_flow_key key = { .family = packet->family };
 
-	memcpy(&value, from, sizeof(value));
-	return value;
-}
-
-static uint64_t load64(const uint8_t *from)
-{
-	uint64_t value;
-
-	memcpy(&value, from, sizeof(value));
-	return value;
-}
-
-/* Bytes of both addresses, which lie side by side in the header. */
-static size_t addresses_size(enum mv_family family)
-{
-	return family == MV_IPV4 ? 8 : 32;
-}
-
-/* The one place that a packet's flow can have; the last flow that had it is forgotten. */
-static struct mv_flow *flow_place(mv_port *port, const struct mv_packet *packet)
-{
-	const uint8_t *addresses = mv_packet_source(packet);
-	size_t size = addresses_size(packet->family);
-	/* The ends of the addresses differ most; multiplication moves all of it to the top bits. */
-	uint32_t key = load32(addresses + size / 2 - 4) + 31 * load32(addresses + size - 4);
-
-	return &port->flows[key * UINT32_C(0x9e3779b1) >> (32 - MV_FLOW_BITS)];
-}
-
-static bool same_addresses(const struct mv_flow *flow, const struct mv_packet *packet)
-{
-	const uint8_t *a = flow->addresses, *b = mv_packet_source(packet);
-	uint64_t difference = load64(a) ^ load64(b);
-
-	if (packet->family == MV_IPV6)
-		difference |= (load64(a + 8) ^ load64(b + 8)) | (load64(a + 16) ^ load64(b + 16)) |
-			      (load64(a + 24) ^ load64(b + 24));
-	return difference == 0;
-}
-
-/* Where a packet goes if another one of its flow has been there; NULL: find out. */
-static mv_port *flow_target(mv_port *port, const struct mv_packet *packet)
-{
-	const struct mv_flow *flow = flow_place(port, packet);
-
-	if (flow->edition != mv_network_edition(port->network) || flow->family != packet->family ||
-	    !same_addresses(flow, packet))
-		return NULL;
-	return flow->to;
+	key.macs = mv_load64(packet->head);
+	key.macs_rest = mv_load32(packet->head + 8);
+	memcpy(key.addresses, mv_packet_source(packet), packet->family == MV_IPV4 ? 8 : 32);
+	return key;
 }
 
 static void flow_add(mv_port *port, const struct mv_packet *packet, uint64_t edition, mv_port *to)
 {
-	struct mv_flow *flow = flow_place(port, packet);
+	struct mv_flow_key key = flow_of(packet);
 
-	flow->edition = edition;
-	flow->to = to;
-	flow->family = packet->family;
-	memcpy(flow->addresses, mv_packet_source(packet), addresses_size(packet->family));
+	*mv_flow_place(port, &key) = (struct mv_flow){ .edition = edition, .to = to, .key = key };
 }
 
 /* A packet for somebody else, from a source and to a target that are possible. */
 static struct mv_verdict route(mv_port *port, struct mv_packet *packet)
 {
 	/* Before the lookups: if a route changes meanwhile, what they find is an old edition's. */
-	uint64_t edition = mv_network_edition(port->network);
+	uint64_t edition = mv_port_edition(port);
 	struct mv_hop hop;
 
 	if (source_is_spoofed(port, packet))
@@ -392,34 +339,36 @@ struct mv_verdict mv_classify(mv_port *port, struct mv_packet *packet)
 {
 	bool to_group = packet->head[0] & 1;
 	unsigned int type = mv_get16(packet->head + ETH_TYPE);
+	struct mv_flow_key flow;
 	mv_port *known;
 	int r = 0;
 
 	if (!same_mac(packet->head + ETH_SOURCE, port->mac))
 		return drop(MV_DROP_SOURCE_MAC);
-	if (!to_group && !same_mac(packet->head, gateway_mac))
+	if (!to_group && !same_mac(packet->head, port->gateway_mac))
 		return drop(MV_DROP_DESTINATION_MAC);
-	if (type == TYPE_IPV4)
+	if (type == MV_TYPE_IPV4)
 		r = mv_parse_ipv4(packet);
-	else if (type == TYPE_IPV6)
+	else if (type == MV_TYPE_IPV6)
 		r = mv_parse_ipv6(packet);
 	if (r == 0)
 		r = mv_offload_check(packet, port->features);
 	if (r < 0)
 		return drop((enum mv_drop)-r);
-	if (!to_group && (type == TYPE_IPV4 || type == TYPE_IPV6)) {
-		known = flow_target(port, packet);
+	if (type == MV_TYPE_IPV4 || type == MV_TYPE_IPV6) {
+		flow = flow_of(packet);
+		known = mv_flow_find(port, &flow);
 		if (known)
 			return send_on(port, packet, (struct mv_hop){ .port = known });
 	}
 	switch (type) {
-	case TYPE_ARP:
+	case MV_TYPE_ARP:
 		if (to_group && !same_mac(packet->head, broadcast_mac))
 			return drop(MV_DROP_MULTICAST);
 		return punt(MV_PUNT_ARP);
-	case TYPE_IPV4:
+	case MV_TYPE_IPV4:
 		return classify_ipv4(port, packet);
-	case TYPE_IPV6:
+	case MV_TYPE_IPV6:
 		return classify_ipv6(port, packet);
 	default:
 		return drop(MV_DROP_ETHERTYPE);

@@ -185,11 +185,12 @@ enum { MV_AHEAD = 32 };
 
 /*
  * The next chains, looked at together: while one is worked on, memory fetches what the others will
- * need. Nothing is taken by that, and who finds NULL for a chain peeks at it in its turn.
+ * need. Nothing is taken by that, and who finds NULL for a chain peeks at it in its turn. Whoever
+ * takes a chain moves the mark.
  */
 struct mv_ahead {
-	uint16_t first;		/* available index of slots[0] */
-	uint16_t n;
+	unsigned int n;
+	unsigned int next;	/* the slot of the ring's next chain; n: it was not looked at */
 	struct mv_slot slots[MV_AHEAD];
 };
 
@@ -212,18 +213,11 @@ void mv_ring_look_ahead(const struct mv_ring *ring, const mv_memory *memory,
 			enum mv_direction direction, unsigned int n, struct mv_ahead *ahead);
 
 /* The ring's next chain, if it is one of those that were looked at, and as simple as a slot. */
-static inline const struct mv_slot *mv_ahead_next(const struct mv_ahead *ahead,
-						  const struct mv_ring *ring)
+static inline const struct mv_slot *mv_ahead_next(const struct mv_ahead *ahead)
 {
-	uint16_t i = (uint16_t)(ring->last_avail - ahead->first);
-
-	return i < ahead->n && ahead->slots[i].host ? &ahead->slots[i] : NULL;
-}
-
-/* Whether the ring's next chain was looked at. */
-static inline bool mv_ahead_covers(const struct mv_ahead *ahead, const struct mv_ring *ring)
-{
-	return (uint16_t)(ring->last_avail - ahead->first) < ahead->n;
+	if (ahead->next >= ahead->n || !ahead->slots[ahead->next].host)
+		return NULL;
+	return &ahead->slots[ahead->next];
 }
 
 /*
@@ -293,6 +287,28 @@ void mv_reader_copy(struct mv_reader *from, const struct mv_chain *to, uint32_t 
 
 /* ---- checksum.c: the Internet checksum (RFC 1071) ---- */
 
+/* Whether an IPv4 header without options, as three numbers, has the right checksum: it adds up to -0. */
+static inline bool mv_ipv4_sum_is_right(uint64_t first, uint64_t second, uint32_t last)
+{
+	uint64_t sum = (first & 0xffffffff) + (first >> 32) + (second & 0xffffffff) + (second >> 32) +
+		       last;
+
+	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16) == 0xffff;
+}
+
+/*
+ * The checksum of an IPv4 header whose TTL becomes one less (RFC 1624, equation 3): HC' =
+ * ~(~HC + ~m + m').
+ */
+static inline unsigned int mv_ipv4_sum_of_hop(unsigned int checksum)
+{
+	uint32_t sum = (~checksum & 0xffff) + 0xfeff;
+
+	return ~(sum + (sum >> 16)) & 0xffff;
+}
+
 /* A sum of 16-bit words in host order; bytes are added in the order of the data. */
 struct mv_sum {
 	uint64_t sum;
@@ -350,6 +366,17 @@ enum {
 	MV_PROTO_TCP = 6,
 	MV_PROTO_UDP = 17,
 	MV_PROTO_ICMPV6 = 58,
+
+	/* IPv6 extension headers. */
+	MV_HOP_BY_HOP = 0,
+	MV_ROUTING = 43,
+	MV_FRAGMENT = 44,
+	MV_AUTHENTICATION = 51,
+	MV_DESTINATION = 60,
+
+	MV_TYPE_IPV4 = 0x0800,
+	MV_TYPE_ARP = 0x0806,
+	MV_TYPE_IPV6 = 0x86dd,
 
 	/* What is copied of each frame at once: all headers of nearly all packets; 128 with virtio's. */
 	MV_PEEK = 128 - sizeof(struct mv_net_hdr),
@@ -414,6 +441,38 @@ static inline const uint8_t *mv_packet_source(const struct mv_packet *packet)
 static inline const uint8_t *mv_packet_target(const struct mv_packet *packet)
 {
 	return packet->head + MV_ETH_SIZE + (packet->family == MV_IPV4 ? 16 : 24);
+}
+
+/* Whether a header of this kind stands between IPv6 and the transport, for routers to pass over. */
+static inline bool mv_is_extension(uint8_t protocol)
+{
+	return protocol == MV_HOP_BY_HOP || protocol == MV_ROUTING || protocol == MV_FRAGMENT ||
+	       protocol == MV_AUTHENTICATION || protocol == MV_DESTINATION;
+}
+
+/* As numbers to be compared, not to be counted with. */
+static inline uint32_t mv_load32(const uint8_t *from)
+{
+	uint32_t value;
+
+	memcpy(&value, from, sizeof(value));
+	return value;
+}
+
+static inline uint16_t mv_load16(const uint8_t *from)
+{
+	uint16_t value;
+
+	memcpy(&value, from, sizeof(value));
+	return value;
+}
+
+static inline uint64_t mv_load64(const uint8_t *from)
+{
+	uint64_t value;
+
+	memcpy(&value, from, sizeof(value));
+	return value;
 }
 
 static inline unsigned int mv_get16(const uint8_t *p)
@@ -482,19 +541,17 @@ struct mv_hop {
 struct mv_hop mv_route(const struct mv_network *network, enum mv_family family,
 		       const uint8_t *address);
 
-/*
- * Which edition of the network's routes is in force, never 0. What was found in one edition is right
- * as long as this stays the same.
- */
-uint64_t mv_network_edition(const struct mv_network *network);
-
 unsigned int mv_network_mtu(const struct mv_network *network);
 
 /* Whether an IPv4 address is that of all hosts of one of the network's subnets (RFC 919, 7). */
 bool mv_network_is_broadcast(const struct mv_network *network, const uint8_t *address);
 
-/* A port begins or ends to be in a network; with the end go its routes. */
-void mv_network_enter(struct mv_network *network);
+/*
+ * A port begins or ends to be in a network; with the end go its routes. Which edition of its routes is
+ * in force can be read where mv_network_enter() says, atomically (route.c, I); it is never 0. What was
+ * found in one edition is right as long as the number stays the same.
+ */
+const uint64_t *mv_network_enter(struct mv_network *network);
 void mv_network_leave(struct mv_network *network, mv_port *port);
 
 /* ---- worker.c: threads ---- */
@@ -531,15 +588,22 @@ struct mv_error_limit {
 	uint64_t refilled_at;	/* ns of the caller's clock */
 };
 
+/* Which flow a packet belongs to: its Ethernet and IP addresses, as they are in its headers. */
+struct mv_flow_key {
+	uint64_t macs;
+	uint32_t macs_rest;
+	enum mv_family family;
+	uint64_t addresses[4];	/* source and target; IPv4: the first, for both */
+};
+
 /*
- * A packet from this source to this target was found good and went to that port (classify.c); the
- * next ones need no lookup as long as no route changes.
+ * Packets of this flow were found good and go to that port (classify.c); the next ones need no lookup
+ * as long as no route changes.
  */
 struct mv_flow {
 	uint64_t edition;	/* of the network's routes; 0: this is none yet */
 	mv_port *to;
-	enum mv_family family;
-	uint8_t addresses[32];	/* source and target; as many bytes as the family has */
+	struct mv_flow_key key;
 };
 
 enum { MV_FLOW_BITS = 4, MV_FLOWS = 1 << MV_FLOW_BITS };
@@ -552,7 +616,9 @@ enum { MV_FLOW_BITS = 4, MV_FLOWS = 1 << MV_FLOW_BITS };
  */
 struct mv_port {
 	struct mv_network *network;
+	const uint64_t *edition;	/* of the network's routes; atomic */
 	uint8_t mac[6];
+	uint8_t gateway_mac[6];	/* after it, as in a frame to the guest */
 	uint32_t tag;
 	unsigned int mtu;		/* of IP packets for the guest, in bytes; atomic */
 	bool up;			/* mv_port_is_up(); atomic */
@@ -568,6 +634,38 @@ struct mv_port {
 	struct mv_flow flows[MV_FLOWS];
 	struct mv_stats stats;		/* atomic */
 };
+
+static inline uint64_t mv_port_edition(const mv_port *port)
+{
+	return __atomic_load_n(port->edition, __ATOMIC_SEQ_CST); /* I */
+}
+
+/* The one place that a flow can have. */
+static inline struct mv_flow *mv_flow_place(mv_port *port, const struct mv_flow_key *key)
+{
+	uint64_t mixed = key->addresses[0];
+
+	/* Addresses differ most at their ends; multiplication moves all of it to the top bits. */
+	if (key->family == MV_IPV6)
+		mixed = key->addresses[1] ^ (key->addresses[3] << 7 | key->addresses[3] >> 57);
+	return &port->flows[mixed * UINT64_C(0x9e3779b97f4a7c15) >> (64 - MV_FLOW_BITS)];
+}
+
+/* Where the packets of a flow go, if that is known; NULL: find out. */
+static inline mv_port *mv_flow_find(mv_port *port, const struct mv_flow_key *key)
+{
+	const struct mv_flow *flow = mv_flow_place(port, key);
+	uint64_t difference = (flow->key.macs ^ key->macs) | (flow->key.macs_rest ^ key->macs_rest) |
+			      (flow->key.addresses[0] ^ key->addresses[0]);
+
+	if (key->family == MV_IPV6)
+		difference |= (flow->key.addresses[1] ^ key->addresses[1]) |
+			      (flow->key.addresses[2] ^ key->addresses[2]) |
+			      (flow->key.addresses[3] ^ key->addresses[3]);
+	if (difference || flow->key.family != key->family || flow->edition != mv_port_edition(port))
+		return NULL;
+	return flow->to;
+}
 
 static inline void mv_lock(mv_port *port, unsigned int queue)
 {
@@ -642,6 +740,15 @@ struct mv_rx {
 	struct mv_ahead ahead;
 };
 
+/*
+ * The ring's next chain, if it is one that a frame can go straight into: a slot, with nothing that
+ * has to go before. It must be taken, or nothing done to the ring, before the next call.
+ */
+const struct mv_slot *mv_rx_slot(struct mv_rx *rx);
+
+/* That slot has a frame of so many bytes now, after a header. */
+void mv_rx_take_slot(struct mv_rx *rx, const struct mv_slot *slot, uint32_t length);
+
 void mv_rx_open(struct mv_rx *rx, mv_port *port, struct mv_turn *turn);
 
 /* Let the driver see what it got, and count it. */
@@ -652,6 +759,32 @@ void mv_rx_show(struct mv_rx *rx);
  * the caller has to count at the receiver. Nothing is published yet.
  */
 int mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame);
+
+/* ---- tx.c, express.c: the drain ---- */
+
+/* What one call of mv_port_drain() works with. */
+struct mv_drain {
+	mv_port *port;
+	uint64_t now;
+	uint8_t *buffer;
+	size_t used;
+	struct mv_drained *result;
+	struct mv_turn turn;
+	struct mv_rx rx;	/* of the receiver of the last forwarded packet, if any: it is locked */
+	mv_port *touched[MV_MAX_WOKEN];	/* receivers */
+	unsigned int n_touched;
+	bool express;		/* the ring is enabled, and has headers of full size */
+	/* Not yet counted at the port. */
+	uint64_t frames;
+	uint64_t bytes;
+	uint64_t routed;
+};
+
+/* Packets come in runs to one receiver, so its ring is locked, and looked at, once for a run. */
+void mv_turn_to_receiver(struct mv_drain *drain, mv_port *to);
+
+/* Send the frame in a chain on if it is one of those that most are; false: nothing has been done. */
+bool mv_express(struct mv_drain *drain, const struct mv_slot *slot);
 
 /* ---- forward.c: from one NIC to another ---- */
 

@@ -27,8 +27,6 @@ enum {
 	UDP_LENGTH = 4,
 };
 
-static const uint8_t gateway_mac[6] = { 0x02, 0, 0, 0, 0, 0x01 };
-
 static uint32_t get32(const uint8_t *p)
 {
 	return (uint32_t)mv_get16(p) << 16 | mv_get16(p + 2);
@@ -51,25 +49,18 @@ static void fill_ipv4_checksum(uint8_t *ip)
 	memcpy(ip + 10, &checksum, sizeof(checksum));
 }
 
-/* RFC 1624, equation 3, for a TTL that is one less: HC' = ~(~HC + ~m + m'). */
-static void decrement_ttl(uint8_t *ip)
-{
-	uint32_t sum = (~mv_get16(ip + 10) & 0xffff) + 0xfeff;
-
-	ip[8]--;
-	mv_put16(ip + 10, ~(sum + (sum >> 16)) & 0xffff);
-}
-
 static void rewrite(struct mv_packet *packet, const mv_port *to)
 {
 	uint8_t *ip = mv_packet_ip(packet);
 
 	memcpy(packet->head, to->mac, 6);
-	memcpy(packet->head + 6, gateway_mac, 6);
-	if (packet->family == MV_IPV4)
-		decrement_ttl(ip);
-	else
+	memcpy(packet->head + 6, to->gateway_mac, 6);
+	if (packet->family == MV_IPV6) {
 		ip[7]--;
+		return;
+	}
+	ip[8]--;
+	mv_put16(ip + 10, mv_ipv4_sum_of_hop(mv_get16(ip + 10)));
 }
 
 static struct mv_reader payload_of(const struct mv_packet *packet, uint32_t header)

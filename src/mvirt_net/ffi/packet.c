@@ -20,12 +20,6 @@ enum {
 	OPTION_LOOSE_ROUTE = 131,
 	OPTION_STRICT_ROUTE = 137,
 
-	HEADER_HOP_BY_HOP = 0,
-	HEADER_ROUTING = 43,
-	HEADER_FRAGMENT = 44,
-	HEADER_AUTHENTICATION = 51,
-	HEADER_DESTINATION = 60,
-
 	FRAGMENT_SIZE = 8,	/* of the fragment header */
 	FRAGMENT_UNIT = 8,
 	FRAGMENT_OFFSET = 0xfff8,
@@ -111,18 +105,11 @@ static int check_options(const uint8_t *options, uint32_t length)
 static bool checksum_is_right(const uint8_t *header, uint32_t length)
 {
 	struct mv_sum sum = { 0 };
-	uint64_t words[2];
-	uint32_t last;
 
-	if (length == MV_IPV4_SIZE) {
-		/* Nearly all of them: as one's complement numbers of 64 bits, folded at the end. */
-		memcpy(words, header, sizeof(words));
-		memcpy(&last, header + sizeof(words), sizeof(last));
-		sum.sum = (words[0] & 0xffffffff) + (words[0] >> 32) + (words[1] & 0xffffffff) +
-			  (words[1] >> 32) + last;
-	} else {
-		mv_sum_add(&sum, header, length);
-	}
+	if (length == MV_IPV4_SIZE)
+		return mv_ipv4_sum_is_right(mv_load64(header), mv_load64(header + 8),
+					    mv_load32(header + 16));
+	mv_sum_add(&sum, header, length);
 	return mv_sum_finish(&sum) == 0;
 }
 
@@ -162,26 +149,17 @@ static int extension_size(struct mv_packet *packet, uint32_t at, bool first)
 {
 	const uint8_t *header = packet->head + at;
 
-	switch (packet->protocol) {
-	case HEADER_HOP_BY_HOP:
-		if (!first)
-			return -MV_DROP_IP_MALFORMED;
-		break;
-	case HEADER_ROUTING:
-	case HEADER_FRAGMENT:
-	case HEADER_AUTHENTICATION:
-	case HEADER_DESTINATION:
-		break;
-	default:
+	if (!mv_is_extension(packet->protocol))
 		return 0;
-	}
+	if (packet->protocol == MV_HOP_BY_HOP && !first)
+		return -MV_DROP_IP_MALFORMED;
 	if (!mv_packet_need(packet, at + FRAGMENT_SIZE))
 		return -MV_DROP_IP_MALFORMED;
-	if (packet->protocol == HEADER_ROUTING && header[2] == 0)
+	if (packet->protocol == MV_ROUTING && header[2] == 0)
 		return -MV_DROP_IP_OPTION;
-	if (packet->protocol == HEADER_FRAGMENT)
+	if (packet->protocol == MV_FRAGMENT)
 		return FRAGMENT_SIZE;
-	return packet->protocol == HEADER_AUTHENTICATION ? (header[1] + 2) * 4 : (header[1] + 1) * 8;
+	return packet->protocol == MV_AUTHENTICATION ? (header[1] + 2) * 4 : (header[1] + 1) * 8;
 }
 
 /* Walk over the extension headers, a bounded number of them in a bounded number of bytes. */
@@ -203,9 +181,9 @@ static int walk_extensions(struct mv_packet *packet)
 		if (!mv_packet_need(packet, at + (uint32_t)size))
 			return -MV_DROP_IP_MALFORMED;
 		/* With segments left the packet goes on from its target to others (RFC 8200, 4.4). */
-		if (packet->protocol == HEADER_ROUTING && packet->head[at + 3] > 0)
+		if (packet->protocol == MV_ROUTING && packet->head[at + 3] > 0)
 			packet->rerouted = true;
-		if (packet->protocol == HEADER_FRAGMENT) {
+		if (packet->protocol == MV_FRAGMENT) {
 			uint32_t offset = mv_get16(packet->head + at + 2) & FRAGMENT_OFFSET;
 
 			if (offset + packet->length - at - FRAGMENT_SIZE > MAX_PACKET)

@@ -13,6 +13,8 @@
 #include <string.h>
 #include <time.h>
 
+static const uint8_t gateway_mac[6] = { 0x02, 0, 0, 0, 0, 0x01 };
+
 /* Locks are held for a turn of microseconds, so it pays to try for a while before sleeping. */
 static void make_locks(mv_port *port)
 {
@@ -50,6 +52,7 @@ mv_port *mv_port_new(mv_network *network, const uint8_t *mac, uint32_t tag)
 	if (!port)
 		return NULL;
 	memcpy(port->mac, mac, sizeof(port->mac));
+	memcpy(port->gateway_mac, gateway_mac, sizeof(gateway_mac));
 	port->tag = tag;
 	port->mtu = mv_network_mtu(network);
 	port->errors.tokens = MV_ERROR_BURST;
@@ -59,7 +62,7 @@ mv_port *mv_port_new(mv_network *network, const uint8_t *mac, uint32_t tag)
 		port->rings[i].err_fd = -1;
 	}
 	port->network = network;
-	mv_network_enter(network);
+	port->edition = mv_network_enter(network);
 	return port;
 }
 

@@ -58,7 +58,7 @@ struct mv_network {
 	unsigned int ports;
 	bool orphaned;		/* goes with its last port */
 	struct broadcasts *broadcasts;	/* atomic; NULL: none */
-	uint64_t edition;	/* atomic; one more with each change of a route; 0: it has none yet */
+	uint64_t edition;	/* atomic; one more with each change of a route */
 	struct book books[MV_FAMILIES];
 	struct mv_map *maps[MV_FAMILIES];	/* atomic */
 };
@@ -235,11 +235,6 @@ struct mv_hop mv_route(const struct mv_network *network, enum mv_family family,
 		n -= half;
 	}
 	return hop_at(map, low);
-}
-
-uint64_t mv_network_edition(const struct mv_network *network)
-{
-	return __atomic_load_n(&network->edition, __ATOMIC_SEQ_CST); /* I */
 }
 
 /* ---- the book ---- */
@@ -471,9 +466,10 @@ unsigned int mv_network_mtu(const struct mv_network *network)
 	return network->mtu;
 }
 
-void mv_network_enter(struct mv_network *network)
+const uint64_t *mv_network_enter(struct mv_network *network)
 {
 	network->ports++;
+	return &network->edition;
 }
 
 /* Taking routes away needs memory too; without any, a map that names a freed port must not stay. */

@@ -119,6 +119,7 @@ void mv_rx_open(struct mv_rx *rx, mv_port *port, struct mv_turn *turn)
 	rx->frames = 0;
 	rx->bytes = 0;
 	rx->ahead.n = 0;
+	rx->ahead.next = 0;
 	note_idle(rx);
 }
 
@@ -149,10 +150,18 @@ static bool rx_peek(struct mv_rx *rx, struct mv_chain *chain)
 	return ok;
 }
 
-static void rx_take(struct mv_rx *rx, const struct mv_chain *chain, uint32_t written)
+static void rx_take(struct mv_rx *rx, uint16_t head, uint32_t written)
 {
-	mv_ring_take(ring_of(rx), chain->head, written);
+	mv_ring_take(ring_of(rx), head, written);
 	rx->available--;
+	rx->ahead.next++;
+}
+
+static void rx_untake(struct mv_rx *rx, unsigned int n)
+{
+	mv_ring_untake(ring_of(rx), n);
+	rx->available += n;
+	rx->ahead.n = 0;
 }
 
 /*
@@ -168,7 +177,7 @@ static enum delivery first_chain(struct mv_rx *rx, struct mv_chain *chain)
 			return RING_BROKEN;
 		if (!chain->faulty && chain->length >= rx->header)
 			return DELIVERED;
-		rx_take(rx, chain, 0);
+		rx_take(rx, chain->head, 0);
 		if (chain->faulty)
 			return BAD_BUFFER;
 		if (mv_turn_is_over(rx->turn, 0))
@@ -245,11 +254,11 @@ static enum delivery more_chains(struct mv_rx *rx, const struct mv_frame *frame,
 		n_descs += chain.n_descs;
 		if (chain.faulty || n_descs > MV_MAX_CHAIN) {
 			mv_ring_void(ring_of(rx), *n_chains);
-			rx_take(rx, &chain, 0);
+			rx_take(rx, chain.head, 0);
 			return BAD_BUFFER;
 		}
 		run = write_frame(&chain, 0, frame, rest, done);
-		rx_take(rx, &chain, run);
+		rx_take(rx, chain.head, run);
 	}
 	return DELIVERED;
 }
@@ -271,13 +280,12 @@ static enum delivery deliver(struct mv_rx *rx, const struct mv_frame *frame)
 		return TOO_SMALL;
 	hdr.num_buffers = 1;
 	done = write_frame(&first, rx->header, frame, &rest, 0);
-	rx_take(rx, &first, rx->header + done);
+	rx_take(rx, first.head, rx->header + done);
 	result = more_chains(rx, frame, &rest, done, &hdr.num_buffers);
 	if (result == DELIVERED) {
 		mv_chain_write(&first, 0, &hdr, rx->header);
 	} else if (result != BAD_BUFFER) {
-		mv_ring_untake(ring_of(rx), hdr.num_buffers);
-		rx->available += hdr.num_buffers;
+		rx_untake(rx, hdr.num_buffers);
 	}
 	return result;
 }
@@ -345,40 +353,45 @@ static int push(struct mv_rx *rx, const struct mv_frame *frame)
 	return mv_rx_is_up(port) ? backlog_add(port, frame) : -MV_DROP_RX_RING_DOWN;
 }
 
-/* The ring's next chain, if it is a simple one; what comes after it is fetched meanwhile. */
-static const struct mv_slot *next_slot(struct mv_rx *rx)
+const struct mv_slot *mv_rx_slot(struct mv_rx *rx)
 {
-	const struct mv_slot *slot = mv_ahead_next(&rx->ahead, ring_of(rx));
 	unsigned int n;
 
-	if (rx->available == 0)
-		rx->available = mv_ring_available(ring_of(rx));
-	if (slot || rx->available == 0 || mv_ahead_covers(&rx->ahead, ring_of(rx)))
-		return rx->available > 0 ? slot : NULL;
-	n = rx->available < rx->reach ? rx->available : rx->reach;
-	mv_ring_look_ahead(ring_of(rx), rx->port->memory, MV_TO_DRIVER, n, &rx->ahead);
-	rx->reach = MV_AHEAD;
-	return mv_ahead_next(&rx->ahead, ring_of(rx));
+	if (!rx->idle)
+		return NULL;
+	if (rx->ahead.next >= rx->ahead.n) {
+		if (rx->available == 0)
+			rx->available = mv_ring_available(ring_of(rx));
+		n = rx->available < rx->reach ? rx->available : rx->reach;
+		mv_ring_look_ahead(ring_of(rx), rx->port->memory, MV_TO_DRIVER, n, &rx->ahead);
+		rx->reach = MV_AHEAD;
+	}
+	return mv_ahead_next(&rx->ahead);
+}
+
+void mv_rx_take_slot(struct mv_rx *rx, const struct mv_slot *slot, uint32_t length)
+{
+	rx_take(rx, slot->head, rx->header + length);
+	count_delivered(rx, length);
 }
 
 /* What nearly all frames are: one that fits into the one descriptor that the driver has next. */
-static bool deliver_simply(struct mv_rx *rx, const struct mv_frame *frame)
+static bool deliver_to_slot(struct mv_rx *rx, const struct mv_frame *frame)
 {
-	const struct mv_slot *slot = next_slot(rx);
+	const struct mv_slot *slot = mv_rx_slot(rx);
 	struct mv_net_hdr hdr = frame->hdr;
 	struct mv_reader rest = frame->rest;
-	uint32_t head = frame->head_length, length = frame->length - head;
+	uint32_t head = frame->head_length;
+	uint8_t *into;
 
-	if (!slot || slot->length < sizeof(hdr) + frame->length || rx->header != sizeof(hdr))
+	if (!slot || slot->length < rx->header + frame->length)
 		return false;
 	hdr.num_buffers = 1;
-	memcpy(slot->host, &hdr, sizeof(hdr));
-	mv_copy_short(slot->host + sizeof(hdr), frame->head, head);
-	if (length > 0)
-		mv_reader_move(&rest, slot->host + sizeof(hdr) + head, length);
-	mv_ring_take(ring_of(rx), slot->head, (uint32_t)sizeof(hdr) + frame->length);
-	rx->available--;
-	count_delivered(rx, frame->length);
+	into = slot->host + rx->header;
+	memcpy(slot->host, &hdr, rx->header);
+	mv_copy_short(into, frame->head, head);
+	mv_reader_move(&rest, into + head, frame->length - head);
+	mv_rx_take_slot(rx, slot, frame->length);
 	return true;
 }
 
@@ -387,7 +400,7 @@ int mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame)
 	int r;
 
 	mv_turn_is_over(rx->turn, 0);
-	if (rx->idle && !rx->turn->overdue && deliver_simply(rx, frame))
+	if (!rx->turn->overdue && deliver_to_slot(rx, frame))
 		return 0;
 	r = push(rx, frame);
 	note_idle(rx);

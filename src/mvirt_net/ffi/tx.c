@@ -11,26 +11,9 @@ enum {
 	QUOTED = MV_ETH_SIZE + 1280 - MV_IPV6_SIZE - 8,
 };
 
-/* What one call of mv_port_drain() works with. */
-struct drain {
-	mv_port *port;
-	uint64_t now;
-	uint8_t *buffer;
-	size_t used;
-	struct mv_drained *result;
-	struct mv_turn turn;
-	struct mv_rx rx;	/* of the receiver of the last forwarded packet, if any: it is locked */
-	mv_port *touched[MV_MAX_WOKEN];	/* receivers */
-	unsigned int n_touched;
-	/* Not yet counted at the port. */
-	uint64_t frames;
-	uint64_t bytes;
-	uint64_t routed;
-};
-
 /* ---- the slow path ---- */
 
-static bool has_room(const struct drain *drain)
+static bool has_room(const struct mv_drain *drain)
 {
 	return drain->result->n_punts < MV_PUNT_FRAMES && drain->n_touched < MV_MAX_WOKEN &&
 	       MV_PUNT_BYTES - drain->used >= MV_MAX_FRAME;
@@ -40,7 +23,7 @@ static bool has_room(const struct drain *drain)
  * Copy the first `length` bytes of a frame: those that were judged from their private copy, the
  * rest from the guest.
  */
-static struct mv_punt *add_punt(struct drain *drain, enum mv_punt_kind kind,
+static struct mv_punt *add_punt(struct mv_drain *drain, enum mv_punt_kind kind,
 				const struct mv_packet *packet, uint32_t length)
 {
 	uint8_t *to = drain->buffer + drain->used;
@@ -57,7 +40,7 @@ static struct mv_punt *add_punt(struct drain *drain, enum mv_punt_kind kind,
 }
 
 /* A frame for a service, which wants its checksum whole. */
-static void add_service_punt(struct drain *drain, enum mv_punt_kind kind,
+static void add_service_punt(struct mv_drain *drain, enum mv_punt_kind kind,
 			     const struct mv_packet *packet)
 {
 	uint8_t *frame = drain->buffer + drain->used;
@@ -89,7 +72,7 @@ static bool take_error_token(struct mv_error_limit *limit, uint64_t now)
 }
 
 /* A packet that was dropped, for the message to its sender. */
-static void add_error_punt(struct drain *drain, const struct mv_verdict *verdict,
+static void add_error_punt(struct mv_drain *drain, const struct mv_verdict *verdict,
 			   const struct mv_packet *packet)
 {
 	struct mv_punt *punt;
@@ -105,7 +88,7 @@ static void add_error_punt(struct drain *drain, const struct mv_verdict *verdict
 
 /* ---- to other NICs ---- */
 
-static void touch(struct drain *drain, mv_port *to)
+static void touch(struct mv_drain *drain, mv_port *to)
 {
 	for (unsigned int i = 0; i < drain->n_touched; i++)
 		if (drain->touched[i] == to)
@@ -113,7 +96,7 @@ static void touch(struct drain *drain, mv_port *to)
 	drain->touched[drain->n_touched++] = to;
 }
 
-static void let_receiver_go(struct drain *drain)
+static void let_receiver_go(struct mv_drain *drain)
 {
 	if (!drain->rx.port)
 		return;
@@ -122,8 +105,7 @@ static void let_receiver_go(struct drain *drain)
 	drain->rx.port = NULL;
 }
 
-/* Packets come in runs to one receiver, so its ring is locked, and looked at, once for a run. */
-static void turn_to_receiver(struct drain *drain, mv_port *to)
+void mv_turn_to_receiver(struct mv_drain *drain, mv_port *to)
 {
 	if (drain->rx.port == to)
 		return;
@@ -133,16 +115,16 @@ static void turn_to_receiver(struct drain *drain, mv_port *to)
 	mv_rx_open(&drain->rx, to, &drain->turn);
 }
 
-static void forward(struct drain *drain, struct mv_packet *packet,
+static void forward(struct mv_drain *drain, struct mv_packet *packet,
 		    const struct mv_verdict *verdict)
 {
-	turn_to_receiver(drain, verdict->to);
+	mv_turn_to_receiver(drain, verdict->to);
 	mv_forward(&drain->rx, packet, verdict->mtu);
 	drain->routed++;
 }
 
 /* Publish once for each receiver, and note those whose task has something to do. */
-static void settle_receivers(struct drain *drain)
+static void settle_receivers(struct mv_drain *drain)
 {
 	struct mv_drained *result = drain->result;
 
@@ -177,7 +159,7 @@ static int open_frame(const mv_port *port, const struct mv_chain *chain, struct 
 	return 0;
 }
 
-static void receive_frame(struct drain *drain, const struct mv_chain *chain)
+static void receive_frame(struct mv_drain *drain, const struct mv_chain *chain)
 {
 	mv_port *port = drain->port;
 	struct mv_packet packet;
@@ -205,28 +187,9 @@ static void receive_frame(struct drain *drain, const struct mv_chain *chain)
 	}
 }
 
-static void take_tx_chain(struct drain *drain, const struct mv_chain *chain)
+/* The chain of one descriptor that a slot is. */
+static void chain_of(const struct mv_slot *slot, struct mv_chain *chain)
 {
-	struct mv_ring *ring = &drain->port->rings[MV_TX];
-
-	drain->frames++;
-	if (ring->enabled)
-		receive_frame(drain, chain);
-	else
-		mv_port_count_drop(drain->port, MV_DROP_RING_DISABLED);
-	/* The device writes nothing into a transmitted buffer (virtio 1.2, 2.7.8.2). */
-	mv_ring_take(ring, chain->head, 0);
-}
-
-/* The ring's next chain; false: the ring is broken. */
-static bool next_chain(struct drain *drain, const struct mv_ahead *ahead, struct mv_chain *chain)
-{
-	mv_port *port = drain->port;
-	const struct mv_slot *slot = mv_ahead_next(ahead, &port->rings[MV_TX]);
-
-	if (!slot)
-		return mv_ring_peek(&port->rings[MV_TX], mv_port_ring_features(port), port->memory,
-				    MV_FROM_DRIVER, chain);
 	chain->head = slot->head;
 	chain->faulty = false;
 	chain->n_descs = 1;
@@ -234,11 +197,42 @@ static bool next_chain(struct drain *drain, const struct mv_ahead *ahead, struct
 	chain->length = slot->length;
 	chain->segments[0].host = slot->host;
 	chain->segments[0].length = slot->length;
+}
+
+/* Deal with the ring's next chain, of which *slot may know all; false: the ring is broken. */
+static bool receive_chain(struct mv_drain *drain, const struct mv_slot *slot)
+{
+	mv_port *port = drain->port;
+	struct mv_ring *ring = &port->rings[MV_TX];
+	struct mv_chain chain;
+
+	if (slot)
+		chain_of(slot, &chain);
+	else if (!mv_ring_peek(ring, mv_port_ring_features(port), port->memory, MV_FROM_DRIVER, &chain))
+		return false;
+	if (ring->enabled)
+		receive_frame(drain, &chain);
+	else
+		mv_port_count_drop(port, MV_DROP_RING_DISABLED);
+	drain->turn.work += chain.n_descs;
+	drain->turn.bytes += chain.length;
+	/* The device writes nothing into a transmitted buffer (virtio 1.2, 2.7.8.2). */
+	mv_ring_take(ring, chain.head, 0);
+	return true;
+}
+
+/* The same for one that goes by express. */
+static bool receive_express(struct mv_drain *drain, const struct mv_slot *slot)
+{
+	if (!slot || !mv_express(drain, slot))
+		return false;
+	drain->turn.bytes += slot->length;
+	mv_ring_take(&drain->port->rings[MV_TX], slot->head, 0);
 	return true;
 }
 
 /* Let both drivers go on with what has been done so far, and count it. */
-static void show_progress(struct drain *drain)
+static void show_progress(struct mv_drain *drain)
 {
 	struct mv_stats *stats = &drain->port->stats;
 
@@ -254,29 +248,29 @@ static void show_progress(struct drain *drain)
 }
 
 /* Take the next n chains as far as the bounds allow: true if all were taken, or the ring is broken. */
-static bool drain_batch(struct drain *drain, unsigned int n)
+static bool drain_batch(struct mv_drain *drain, unsigned int n)
 {
 	mv_port *port = drain->port;
 	struct mv_ring *ring = &port->rings[MV_TX];
 	struct mv_ahead ahead;
-	struct mv_chain chain;
 
 	mv_ring_look_ahead(ring, port->memory, MV_FROM_DRIVER, n, &ahead);
-	for (; n > 0; n--) {
+	for (; n > 0; n--, ahead.next++) {
+		const struct mv_slot *slot = mv_ahead_next(&ahead);
+
 		if (!has_room(drain))
 			return false;
-		if (!next_chain(drain, &ahead, &chain))
+		if (!receive_express(drain, slot) && !receive_chain(drain, slot))
 			return true;
-		take_tx_chain(drain, &chain);
-		drain->turn.work += chain.n_descs;
-		if (mv_turn_is_over(&drain->turn, chain.length))
+		drain->frames++;
+		if (mv_turn_is_over(&drain->turn, 0))
 			return n == 1 && mv_ring_available(ring) == 0;
 	}
 	return true;
 }
 
 /* Empty the ring as far as the bounds allow: true when it is empty or broken. */
-static bool drain_ring(struct drain *drain)
+static bool drain_ring(struct mv_drain *drain)
 {
 	struct mv_ring *ring = &drain->port->rings[MV_TX];
 	unsigned int n;
@@ -289,7 +283,7 @@ static bool drain_ring(struct drain *drain)
 	return done;
 }
 
-static int drain_port(struct drain *drain)
+static int drain_port(struct mv_drain *drain)
 {
 	mv_port *port = drain->port;
 	struct mv_ring *ring = &port->rings[MV_TX];
@@ -301,6 +295,7 @@ static int drain_port(struct drain *drain)
 		mv_count(&port->stats.kicks, 1);
 	mv_ring_refuse_kicks(ring, mv_port_ring_features(port));
 	drain->turn = mv_turn_begin();
+	drain->express = ring->enabled && mv_net_hdr_size(port->features) == sizeof(struct mv_net_hdr);
 	empty = drain_ring(drain);
 	settle_receivers(drain);
 	mv_port_publish(port, MV_TX);
@@ -314,7 +309,7 @@ static int drain_port(struct drain *drain)
 int mv_port_drain(mv_worker *worker, mv_port *port, uint64_t now, uint8_t *buffer,
 		  struct mv_drained *drained)
 {
-	struct drain drain;
+	struct mv_drain drain;
 	int next;
 
 	drain.port = port;

@@ -329,12 +329,21 @@ bool mv_ring_peek(struct mv_ring *ring, struct mv_ring_features features, const 
 	return false;
 }
 
-/* Fetch the first lines of a buffer: more of a long one are fetched by the processor as it is read. */
-static void prefetch(const uint8_t *host, uint32_t length)
+/*
+ * Fetch the first lines of a buffer; the processor itself fetches more of a long one as it is used. A
+ * line that will be written is fetched for that: taking it over later would cost as much again.
+ */
+static void fetch(const uint8_t *host, uint32_t length, enum mv_direction direction)
 {
-	__builtin_prefetch(host);
-	if (length > CACHE_LINE)
-		__builtin_prefetch(host + CACHE_LINE);
+	if (direction == MV_TO_DRIVER) {
+		__builtin_prefetch(host, 1);
+		if (length > CACHE_LINE)
+			__builtin_prefetch(host + CACHE_LINE, 1);
+	} else {
+		__builtin_prefetch(host);
+		if (length > CACHE_LINE)
+			__builtin_prefetch(host + CACHE_LINE);
+	}
 }
 
 void mv_ring_look_ahead(const struct mv_ring *ring, const mv_memory *memory,
@@ -344,8 +353,8 @@ void mv_ring_look_ahead(const struct mv_ring *ring, const mv_memory *memory,
 	struct desc desc;
 	uint32_t run;
 
-	ahead->first = ring->last_avail;
-	ahead->n = (uint16_t)n;
+	ahead->n = n;
+	ahead->next = 0;
 	for (unsigned int i = 0; i < n; i++) {
 		struct mv_slot *slot = &ahead->slots[i];
 
@@ -369,7 +378,7 @@ void mv_ring_look_ahead(const struct mv_ring *ring, const mv_memory *memory,
 			slot->host = NULL;
 			continue;
 		}
-		prefetch(slot->host, desc.len);
+		fetch(slot->host, desc.len, direction);
 	}
 }
 

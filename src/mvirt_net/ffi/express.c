@@ -1,0 +1,181 @@
+/*
+ * The way of most packets: a frame in one descriptor, IP without options, extension headers or
+ * fragments, nothing left to the device, of a flow that is known, to a guest that has nothing waiting
+ * and whose next buffer it fits into.
+ *
+ * Theory of operation. What is done here is what classify.c, forward.c and rx.c do with such a packet,
+ * less the questions that it has answered by being one. Whatever is not so, or is wrong in any way, is
+ * left to them before anything was done, and they begin from the start with a copy of their own. So
+ * this file knows no reason to drop a packet, and could be taken away without any difference but one:
+ * a packet takes a third of the instructions.
+ *
+ * Each byte of the headers is loaded once, into a number that is looked at and then stored for the
+ * receiver. There is no copy in memory: to load from it what was stored in pieces of another size would
+ * stall the processor several times for each packet.
+ */
+#include "core.h"
+
+enum {
+	HEADER = sizeof(struct mv_net_hdr),
+	SHORTEST = HEADER + MV_ETH_SIZE + MV_IPV6_SIZE,
+
+	VERSION_4_WITHOUT_OPTIONS = 0x45,
+	DONT_FRAGMENT = 0x4000,
+};
+
+/* The headers of a frame, and virtio's before it; parts of a header that lie side by side together. */
+struct front {
+	uint64_t virtio;
+	uint64_t macs;
+	uint32_t macs_rest;
+	uint16_t type;
+	uint64_t ip[5];		/* IPv4: two and a half */
+};
+
+enum { IP_AT = HEADER + MV_ETH_SIZE };
+
+static struct front load_front(const uint8_t *host)
+{
+	struct front front = {
+		.virtio = mv_load64(host),
+		.macs = mv_load64(host + HEADER),
+		.macs_rest = mv_load32(host + HEADER + 8),
+		.type = mv_load16(host + HEADER + 12),
+		.ip[0] = mv_load64(host + IP_AT),
+		.ip[1] = mv_load64(host + IP_AT + 8),
+	};
+
+	if (front.type == __builtin_bswap16(MV_TYPE_IPV6)) {
+		front.ip[2] = mv_load64(host + IP_AT + 16);
+		front.ip[3] = mv_load64(host + IP_AT + 24);
+		front.ip[4] = mv_load64(host + IP_AT + 32);
+	} else {
+		front.ip[2] = mv_load32(host + IP_AT + 16);
+	}
+	mv_load_once();
+	return front;
+}
+
+/* The 16-bit field at byte `at` of a number that was loaded from a header. */
+static unsigned int field(uint64_t loaded, unsigned int at)
+{
+	return __builtin_bswap16((uint16_t)(loaded >> 8 * at));
+}
+
+static unsigned int byte(uint64_t loaded, unsigned int at)
+{
+	return loaded >> 8 * at & 0xff;
+}
+
+/* Whether the driver leaves a checksum or segmentation to the device (virtio 1.2, 5.1.6.2). */
+static bool asks_for_work(uint64_t virtio)
+{
+	return (byte(virtio, offsetof(struct mv_net_hdr, flags)) & MV_HDR_NEEDS_CSUM) ||
+	       byte(virtio, offsetof(struct mv_net_hdr, gso_type)) != MV_GSO_NONE;
+}
+
+/*
+ * The length of an IP packet in so many bytes; 0: it is not a plain one. These two follow
+ * mv_parse_ipv4() and mv_parse_ipv6().
+ */
+static uint32_t plain_ipv4(const struct front *front, uint32_t room)
+{
+	uint32_t total = field(front->ip[0], 2);
+
+	if (byte(front->ip[0], 0) != VERSION_4_WITHOUT_OPTIONS || total < MV_IPV4_SIZE || total > room)
+		return 0;
+	if ((field(front->ip[0], 6) & ~(unsigned int)DONT_FRAGMENT) || byte(front->ip[1], 0) <= 1 ||
+	    !mv_ipv4_sum_is_right(front->ip[0], front->ip[1], (uint32_t)front->ip[2]))
+		return 0;
+	return total;
+}
+
+static uint32_t plain_ipv6(const struct front *front, uint32_t room)
+{
+	uint32_t total = MV_IPV6_SIZE + field(front->ip[0], 4);
+
+	if (byte(front->ip[0], 0) >> 4 != 6 || total > room || byte(front->ip[0], 7) <= 1 ||
+	    mv_is_extension((uint8_t)byte(front->ip[0], 6)))
+		return 0;
+	return total;
+}
+
+static struct mv_flow_key flow_of(const struct front *front, enum mv_family family)
+{
+	struct mv_flow_key key = {
+		.macs = front->macs, .macs_rest = front->macs_rest, .family = family,
+	};
+
+	if (family == MV_IPV4)
+		key.addresses[0] = front->ip[1] >> 32 | front->ip[2] << 32;
+	else
+		memcpy(key.addresses, front->ip + 1, sizeof(key.addresses));
+	return key;
+}
+
+/* Store the headers as the receiver gets them; returns where they end. */
+static uint32_t store_front(uint8_t *host, const struct front *front, enum mv_family family,
+			    const mv_port *to)
+{
+	static const struct mv_net_hdr hdr = { .num_buffers = 1 };
+	uint64_t ip;
+
+	_Static_assert(offsetof(mv_port, gateway_mac) == offsetof(mv_port, mac) + 6, "side by side");
+	memcpy(host, &hdr, sizeof(hdr));
+	memcpy(host + HEADER, to->mac, 6);
+	memcpy(host + HEADER + 6, to->gateway_mac, 6);
+	memcpy(host + HEADER + 12, &front->type, sizeof(front->type));
+	if (family == MV_IPV6) {
+		ip = front->ip[0] - (UINT64_C(1) << 56);	/* hop limit */
+		memcpy(host + IP_AT, &ip, sizeof(ip));
+		memcpy(host + IP_AT + 8, front->ip + 1, MV_IPV6_SIZE - 8);
+		return IP_AT + MV_IPV6_SIZE;
+	}
+	ip = (front->ip[1] & ~UINT64_C(0xffff0000)) - 1;	/* TTL */
+	ip |= (uint64_t)__builtin_bswap16((uint16_t)mv_ipv4_sum_of_hop(field(front->ip[1], 2))) << 16;
+	memcpy(host + IP_AT, front->ip, 8);
+	memcpy(host + IP_AT + 8, &ip, sizeof(ip));
+	memcpy(host + IP_AT + 16, front->ip + 2, 4);
+	return IP_AT + MV_IPV4_SIZE;
+}
+
+bool mv_express(struct mv_drain *drain, const struct mv_slot *slot)
+{
+	const struct mv_slot *into;
+	struct mv_flow_key key;
+	struct front front;
+	enum mv_family family;
+	uint32_t room, length, done;
+	mv_port *to;
+
+	if (!drain->express || slot->length < SHORTEST || slot->length > HEADER + MV_MAX_FRAME)
+		return false;
+	front = load_front(slot->host);
+	room = slot->length - IP_AT;
+	if (front.type == __builtin_bswap16(MV_TYPE_IPV4)) {
+		family = MV_IPV4;
+		length = plain_ipv4(&front, room);
+	} else if (front.type == __builtin_bswap16(MV_TYPE_IPV6)) {
+		family = MV_IPV6;
+		length = plain_ipv6(&front, room);
+	} else {
+		return false;
+	}
+	if (length == 0 || asks_for_work(front.virtio))
+		return false;
+	key = flow_of(&front, family);
+	to = mv_flow_find(drain->port, &key);
+	if (!to || to == drain->port || length > mv_port_mtu(to, family))
+		return false;
+	mv_turn_to_receiver(drain, to);
+	into = mv_rx_slot(&drain->rx);
+	if (!into || drain->rx.header != HEADER || into->length < IP_AT + length)
+		return false;
+	done = store_front(into->host, &front, family, to);
+	/* The one copy of the rest; two guests may share memory, and then it may be the same bytes. */
+	memmove(into->host + done, slot->host + done, IP_AT + length - done);
+	mv_rx_take_slot(&drain->rx, into, MV_ETH_SIZE + length);
+	drain->bytes += slot->length - HEADER;
+	drain->routed++;
+	return true;
+}

@@ -1,0 +1,324 @@
+"""The way of most packets makes no difference but in time.
+
+A packet goes by it only when another one of its flow was found good before. So each packet here is
+sent twice: as the first one between two guests, and behind a good packet of its flow. What becomes
+of it must be the same.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrRouting
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+
+from mvirt_net.ffi import Punt
+from tests.harness.virtio import VirtioNetHdr
+
+from .rig import EVENT_IDX, MRG_RXBUF, Rig
+from .test_ffi_forward import (
+    A4,
+    A6,
+    ALL_GUEST,
+    ALL_HOST,
+    B4,
+    B6,
+    ETHER,
+    FROM_A4,
+    FROM_A6,
+    NEEDS_CSUM,
+    Pair,
+    open_pair,
+)
+
+DATAGRAM = UDP(sport=1, dport=2)
+GOOD = {4: bytes(FROM_A4 / DATAGRAM / bytes(100)), 6: bytes(FROM_A6 / DATAGRAM / bytes(100))}
+
+
+@attrs.frozen
+class Setting:
+    """What both guests have agreed to, and what the receiver offers.
+
+    Args:
+        buffers: sizes of its receive buffers, header included.
+    """
+
+    buffers: tuple[int, ...] = (2048, 2048)
+    sends: int = 0
+    takes: int = 0
+    mtu: int = 1500
+
+
+PLAIN = Setting()
+
+
+@attrs.frozen
+class Fate:
+    """What became of a packet."""
+
+    received: list[bytes]
+    """With headers, by buffer."""
+    drops: list[dict[str, int]]
+    """At the sender and at the receiver."""
+    punts: list[Punt]
+    counted: tuple[int, ...]
+    """Frames and bytes: sent, routed, received."""
+    buffers_left: int
+    backlog: int
+
+
+def buffers_used(rig: Rig) -> list[bytes]:
+    """What the device has written into each buffer that it gave back."""
+    rig.flush()
+    used = []
+    while (buffer := rig.rx.pop_used()) is not None:
+        used.append(rig.rx.read_rx_data(buffer.writable, buffer.length))
+    return used
+
+
+def counters(pair: Pair) -> tuple[int, ...]:
+    a, b = pair.a.port.stats(), pair.b.port.stats()
+    return (a.tx_frames, a.tx_bytes, a.routed, b.rx_frames, b.rx_bytes)
+
+
+def fate(frame: bytes, setting: Setting, first: bytes | None, **how: Any) -> Fate:
+    """What becomes of a frame, behind another one (which is none of it)."""
+    with open_pair(sends=setting.sends, takes=setting.takes, mtu=setting.mtu) as pair:
+        if first is not None:
+            pair.b.offer(2048)
+            pair.send(first)
+            assert len(pair.received()) == 1
+        before = counters(pair)
+        for size in setting.buffers:
+            pair.b.offer(size)
+        punts = pair.send(frame, **how)
+        return Fate(
+            buffers_used(pair.b),
+            [pair.a.drops(), pair.b.drops()],
+            punts,
+            tuple(now - then for now, then in zip(counters(pair), before, strict=True)),
+            pair.b.rx.outstanding,
+            pair.b.port.backlog,
+        )
+
+
+def same_fate(frame: bytes, setting: Setting = PLAIN, family: int = 4, **how: Any) -> Fate:
+    """Assert that it makes no difference whether the flow is known; what becomes of the frame."""
+    fates = [fate(frame, setting, first, **how) for first in (None, GOOD[family])]
+    assert fates[0] == fates[1]
+    return fates[0]
+
+
+FRAMES: dict[str, Packet] = {
+    "whole": FROM_A4 / DATAGRAM / bytes(100),
+    "short": FROM_A4 / UDP(sport=1, dport=2),
+    "as short as it gets": FROM_A4 / Raw(bytes(20)),
+    "long": FROM_A4 / DATAGRAM / bytes(range(250)) / bytes(1222),
+    "don't fragment": ETHER / IP(src=A4, dst=B4, flags="DF") / DATAGRAM,
+    "padded by Ethernet": FROM_A4 / DATAGRAM / Raw(b"data") / Raw(bytes(0)),
+    "TTL 2": ETHER / IP(src=A4, dst=B4, ttl=2) / DATAGRAM / bytes(40),
+    "TTL 1": ETHER / IP(src=A4, dst=B4, ttl=1) / DATAGRAM / bytes(40),
+    "TTL 0": ETHER / IP(src=A4, dst=B4, ttl=0) / DATAGRAM / bytes(40),
+    "wrong checksum": ETHER / IP(src=A4, dst=B4, chksum=1) / DATAGRAM / bytes(40),
+    "options": ETHER / IP(src=A4, dst=B4, options=[IPOption_NOP()] * 4) / DATAGRAM / bytes(40),
+    "first fragment": ETHER / IP(src=A4, dst=B4, flags="MF") / DATAGRAM / bytes(40),
+    "later fragment": ETHER / IP(src=A4, dst=B4, frag=3) / bytes(40),
+    "ping of death": ETHER / IP(src=A4, dst=B4, frag=8191) / bytes(40),
+    "reserved flag": ETHER / IP(src=A4, dst=B4, flags=4) / DATAGRAM / bytes(40),
+    "length beyond the frame": ETHER / IP(src=A4, dst=B4, len=200) / DATAGRAM / bytes(40),
+    "length below the header": ETHER / IP(src=A4, dst=B4, len=19) / DATAGRAM / bytes(40),
+    "version 5": ETHER / IP(src=A4, dst=B4, version=5) / DATAGRAM / bytes(40),
+    "header of 16 bytes": ETHER / IP(src=A4, dst=B4, ihl=4) / DATAGRAM / bytes(40),
+    "other source": ETHER / IP(src="10.0.0.9", dst=B4) / DATAGRAM / bytes(40),
+    "other target": ETHER / IP(src=A4, dst="10.0.0.9") / DATAGRAM / bytes(40),
+    "other source MAC": Ether(src="52:54:00:00:00:0b", dst=ETHER.dst)
+    / IP(src=A4, dst=B4)
+    / DATAGRAM,
+    "other target MAC": Ether(src=ETHER.src, dst="02:00:00:00:00:02")
+    / IP(src=A4, dst=B4)
+    / DATAGRAM,
+    "to all": Ether(src=ETHER.src, dst="ff:ff:ff:ff:ff:ff") / IP(src=A4, dst=B4) / DATAGRAM,
+    "too long for the link": FROM_A4 / DATAGRAM / bytes(1600),
+    "too long, don't fragment": ETHER / IP(src=A4, dst=B4, flags="DF") / DATAGRAM / bytes(1600),
+    "of another type": Ether(src=ETHER.src, dst=ETHER.dst, type=0x86DD)
+    / IP(src=A4, dst=B4)
+    / bytes(40),
+}
+FRAMES6: dict[str, Packet] = {
+    "whole": FROM_A6 / DATAGRAM / bytes(100),
+    "short": FROM_A6,
+    "long": FROM_A6 / DATAGRAM / bytes(range(250)) / bytes(1202),
+    "hop limit 2": ETHER / IPv6(src=A6, dst=B6, hlim=2) / DATAGRAM,
+    "hop limit 1": ETHER / IPv6(src=A6, dst=B6, hlim=1) / DATAGRAM / bytes(40),
+    "hop limit 0": ETHER / IPv6(src=A6, dst=B6, hlim=0) / DATAGRAM / bytes(40),
+    "traffic class and flow label": ETHER / IPv6(src=A6, dst=B6, tc=0xFF, fl=0xFFFFF) / DATAGRAM,
+    "extension header": FROM_A6 / IPv6ExtHdrDestOpt() / DATAGRAM / bytes(40),
+    "source route": FROM_A6 / IPv6ExtHdrRouting(addresses=["fd00::9"]) / DATAGRAM,
+    "nine extension headers": reduce(Packet.__truediv__, [FROM_A6, *[IPv6ExtHdrDestOpt()] * 9]),
+    "fragment": FROM_A6 / IPv6ExtHdrFragment(offset=3) / bytes(40),
+    "length beyond the frame": ETHER / IPv6(src=A6, dst=B6, plen=200) / DATAGRAM / bytes(40),
+    "length 0": ETHER / IPv6(src=A6, dst=B6, plen=0) / DATAGRAM / bytes(40),
+    "version 4": ETHER / IPv6(src=A6, dst=B6, version=4) / DATAGRAM / bytes(40),
+    "other source": ETHER / IPv6(src="fd00::9", dst=B6) / DATAGRAM,
+    "other half of the source": ETHER / IPv6(src="fd01::1", dst=B6) / DATAGRAM,
+    "other target": ETHER / IPv6(src=A6, dst="fd00::9") / DATAGRAM,
+    "other half of the target": ETHER / IPv6(src=A6, dst="fd01::2") / DATAGRAM,
+    "too long for the link": FROM_A6 / DATAGRAM / bytes(1600),
+    "of another type": Ether(src=ETHER.src, dst=ETHER.dst, type=0x0800)
+    / IPv6(src=A6, dst=B6)
+    / bytes(40),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_ipv4(name: str) -> None:
+    same_fate(bytes(FRAMES[name]))
+
+
+@pytest.mark.parametrize("name", FRAMES6)
+def test_ipv6(name: str) -> None:
+    same_fate(bytes(FRAMES6[name]), family=6)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_ethernet_padded_is_left_out(family: int) -> None:
+    whole = same_fate(GOOD[family], family=family)
+    padded = same_fate(GOOD[family] + bytes(30), family=family)
+    assert padded.received == whole.received
+    assert whole.received
+
+
+@pytest.mark.parametrize("length", [13, 14, 33, 34, 53, 54])
+@pytest.mark.parametrize("family", [4, 6])
+def test_short_frames(length: int, family: int) -> None:
+    same_fate(GOOD[family][:length], family=family)
+
+
+@pytest.mark.parametrize("length", [0, 11, 12, 25, 26, 45, 46, 65, 66])
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_lies_behind_a_short_frame_is_not_part_of_it(length: int, family: int) -> None:
+    """A chain that ends within the headers; in memory they go on."""
+    with open_pair() as pair:
+        pair.b.offer(2048, 2)
+        pair.send(GOOD[family])
+        packet = VirtioNetHdr().pack() + GOOD[family]
+        where = pair.a.buffer(len(packet))
+        pair.a.guest.write(where, packet)
+        pair.a.tx.add_chain([(where, length)], ())
+        pair.a.drain()
+        assert len(pair.received()) == 1
+        assert sum(pair.a.drops().values()) == 1
+
+
+@pytest.mark.parametrize(
+    "buffers",
+    [(), (11,), (12,), (12 + 142,), (12 + 141, 2048), (11, 2048), (12 + 141,), (2048, 11)],
+    ids=str,
+)
+@pytest.mark.parametrize("takes", [0, MRG_RXBUF, EVENT_IDX])
+def test_buffers_of_any_size(buffers: tuple[int, ...], takes: int) -> None:
+    assert len(GOOD[4]) == 142
+    same_fate(GOOD[4], Setting(buffers, takes=takes))
+
+
+HEADERS = {
+    "nothing": VirtioNetHdr(),
+    "other fields": VirtioNetHdr(hdr_len=7, gso_size=9, csum_start=8, csum_offset=3),
+    "other flags": VirtioNetHdr(flags=0xFE),
+    "checksum": VirtioNetHdr(flags=NEEDS_CSUM, csum_start=34, csum_offset=6),
+    "checksum elsewhere": VirtioNetHdr(flags=NEEDS_CSUM, csum_start=33, csum_offset=6),
+    "segmentation": VirtioNetHdr(
+        flags=NEEDS_CSUM, gso_type=1, gso_size=50, hdr_len=54, csum_start=34, csum_offset=16
+    ),
+    "segmentation of a kind that is none": VirtioNetHdr(gso_type=0x40),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.parametrize("sends", [0, ALL_HOST])
+@pytest.mark.parametrize("takes", [0, ALL_GUEST])
+@pytest.mark.parametrize("transport", [DATAGRAM, TCP(sport=1, dport=2)], ids=("UDP", "TCP"))
+def test_what_is_left_to_the_device(name: str, sends: int, takes: int, transport: Packet) -> None:
+    frame = bytes(FROM_A4 / transport / bytes(100))
+    same_fate(frame, Setting(sends=sends, takes=takes), header=HEADERS[name])
+
+
+def test_smaller_mtu_of_the_link() -> None:
+    same_fate(GOOD[4], Setting(mtu=1280))
+    same_fate(bytes(FROM_A4 / DATAGRAM / bytes(1300)), Setting(mtu=1280))
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@settings(max_examples=150)
+@given(data=st.data())
+def test_any_change_of_a_good_packet(family: int, data: st.DataObject) -> None:
+    frame = bytearray(GOOD[family])
+    for at in data.draw(st.lists(st.integers(0, 60), min_size=1, max_size=3)):
+        frame[at] = data.draw(st.integers(0, 255))
+    same_fate(bytes(frame), family=family)
+
+
+def test_packet_to_its_sender_is_refused_again_and_again() -> None:
+    with open_pair() as pair:
+        for _ in range(3):
+            pair.send(ETHER / IP(src=A4, dst=A4) / DATAGRAM / bytes(40))
+        assert pair.a.drops() == {"HOST_UNREACHABLE": 3}
+
+
+def test_flow_ends_with_its_route() -> None:
+    """The next packet goes where the route goes now."""
+    with open_pair() as pair:
+        pair.b.offer(2048, 2)
+        pair.send(GOOD[4])
+        assert len(pair.received()) == 1
+        pair.b.port.set_routes([])
+        pair.send(GOOD[4])
+        assert pair.a.drops() == {"HOST_UNREACHABLE": 1}
+        assert pair.received() == []
+
+
+def test_flow_ends_with_the_right_to_its_source() -> None:
+    with open_pair() as pair:
+        pair.b.offer(2048, 2)
+        pair.send(GOOD[4])
+        pair.a.port.set_routes([])
+        pair.send(GOOD[4])
+        assert pair.a.drops() == {"SOURCE_ADDRESS": 1}
+        assert len(pair.received()) == 1
+
+
+def test_receiver_that_is_down_gets_nothing_of_a_known_flow() -> None:
+    with open_pair() as pair:
+        pair.b.offer(2048, 2)
+        pair.send(GOOD[4])
+        pair.b.port.enable_ring(0, False)
+        pair.send(GOOD[4])
+        assert pair.b.drops() == {"RX_RING_DOWN": 1}
+        assert len(pair.received()) == 1
+
+
+def test_disabled_ring_of_a_known_flow_is_discarded() -> None:
+    with open_pair() as pair:
+        pair.b.offer(2048, 2)
+        pair.send(GOOD[4])
+        pair.a.port.enable_ring(1, False)
+        pair.send(GOOD[4])
+        assert pair.a.drops() == {"RING_DISABLED": 1}
+        assert len(pair.received()) == 1
+
+
+def test_what_waits_goes_first() -> None:
+    with open_pair() as pair:
+        pair.b.offer(2048)
+        for number in range(3):
+            pair.send(bytes(FROM_A4 / DATAGRAM / bytes([number])))
+        pair.b.offer(2048, 3)
+        pair.send(bytes(FROM_A4 / DATAGRAM / bytes([3])))
+        assert [frame.frame[-1] for frame in pair.received()] == [0, 1, 2, 3]
