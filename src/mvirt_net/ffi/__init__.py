@@ -430,8 +430,22 @@ class Port:
             punts=stats.punts,
             routed=stats.routed,
             icmp_errors=stats.icmp_errors,
+            slow_signals=stats.slow_signals,
             drops=drops,
         )
+
+    @property
+    def owes(self) -> float:
+        """Seconds in which nothing should be done for it that can be made to take long."""
+        return lib.mv_port_owes_ns(self._handle) / 1e9  # type: ignore[no-any-return]
+
+    def charge(self, seconds: float) -> None:
+        """Something done for it has held up the others so long. Nobody owes for a closed port."""
+        lib.mv_port_charge(self._handle, int(seconds * 1e9))
+
+    def settle(self) -> None:
+        """It has waited for what it owes."""
+        lib.mv_port_settle(self._handle)
 
     def close(self) -> None:
         """Free the port. Nothing else may be called afterwards, but for `close` itself."""

@@ -34,14 +34,30 @@ static inline void mv_count_shared(uint64_t *counter, uint64_t n)
 /* Nanoseconds of CLOCK_MONOTONIC. */
 uint64_t mv_now_ns(void);
 
-/*
- * Signalling an eventfd takes a microsecond; this leaves room for a thread that was interrupted. Who
- * makes it take longer does so to all others too.
- */
-enum { MV_SLOW_EVENT_NS = 5 * 1000 * 1000 };
+/* Processor time of this thread, in nanoseconds. */
+uint64_t mv_thread_ns(void);
 
 /* A page of the host, and what sizes and offsets of regions must be a multiple of. */
 enum { MV_PAGE = 4096 };
+
+/* ---- debt.c: time that the kernel takes for one NIC, and everybody waits ---- */
+
+/* One for each port; all fields are atomic. */
+struct mv_debt {
+	uint64_t suspect_until;	/* of mv_now_ns(): until then processor time is measured too */
+	uint64_t due_until;	/* and until then nothing slow may be done for the port again */
+	uint64_t slow_calls;	/* in this debt */
+	uint64_t slow_ever;	/* and in all */
+};
+
+/*
+ * mv_event_write() on behalf of a port, which owes for the time that it takes; -EBUSY: it owes too
+ * much.
+ */
+int mv_debt_signal(struct mv_debt *debt, int fd);
+
+/* Whether the port owes so much that it must not be signalled to. */
+bool mv_debt_is_too_high(const struct mv_debt *debt);
 
 /* ---- memory.c ---- */
 
@@ -105,7 +121,7 @@ struct mv_ring {
 	uint16_t starved_at;		/* ... up to here */
 	int call_fd;
 	int err_fd;
-	unsigned int slow_calls;	/* in a row */
+	struct mv_debt *debt;		/* the port's */
 };
 
 /* What the driver accepted, as the ring code needs it. */
@@ -170,7 +186,7 @@ bool mv_ring_publish(struct mv_ring *ring, struct mv_ring_features features);
  */
 bool mv_ring_owes_call(const struct mv_ring *ring, struct mv_ring_features features);
 
-/* Interrupt the driver: whether there is a call descriptor. Breaks the ring if it takes too long. */
+/* Interrupt the driver: whether it was. Breaks the ring if that takes too long too often. */
 bool mv_ring_call(struct mv_ring *ring);
 
 /* Tell the driver that no kick is needed until mv_ring_ask_for_kick(). */
@@ -472,6 +488,7 @@ struct mv_port {
 	unsigned int backlog_length;
 	size_t backlog_bytes;
 	struct mv_error_limit errors;
+	struct mv_debt debt;
 	struct mv_route_memo from;	/* of what the guest sends: its last source ... */
 	struct mv_route_memo to;	/* ... and target */
 	struct mv_stats stats;		/* atomic */

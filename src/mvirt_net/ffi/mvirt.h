@@ -140,6 +140,7 @@ struct mv_stats {
 	uint64_t punts;			/* frames for services */
 	uint64_t routed;		/* TX frames sent on to other ports */
 	uint64_t icmp_errors;		/* dropped packets whose sender was to hear why */
+	uint64_t slow_signals;		/* by call and err, that were made to take long */
 	uint64_t drops[MV_DROP_REASONS];
 };
 
@@ -344,6 +345,17 @@ bool mv_port_is_up(const mv_port *port);
 /* Frames in the backlog. */
 unsigned int mv_port_backlog(mv_port *port);
 
+/* ---- debt.c: time that the kernel takes for one NIC, and everybody waits ---- */
+
+/* For so many nanoseconds nothing should be done for the port that can be made to take long. */
+uint64_t mv_port_owes_ns(const mv_port *port);
+
+/* Something done for the port has held up the others for so many nanoseconds. NULL is allowed. */
+void mv_port_charge(mv_port *port, uint64_t ns);
+
+/* The port has waited for what it owes. */
+void mv_port_settle(mv_port *port);
+
 /* ---- event.c: foreign eventfds ---- */
 
 /* 1: an eventfd, 0: something else, negative: fd unusable. */
@@ -353,9 +365,8 @@ int mv_event_check(int fd);
 int mv_event_read(int fd);
 
 /*
- * Add 1 without ever blocking: 1 added (a full counter stays full), negative error; -ETIME: added,
- * but it took so long that it is better not done again. Without mv_event_never_blocks() also 0: the
- * counter is full.
+ * Add 1 without ever blocking: 1 added (a full counter stays full), negative error. Without
+ * mv_event_never_blocks() also 0: the counter is full.
  */
 int mv_event_write(int fd);
 
