@@ -61,17 +61,20 @@ bool mv_debt_is_too_high(const struct mv_debt *debt);
 
 /* ---- memory.c ---- */
 
-/* One mapping; owned by all the tables that hold it. */
+/* One mapping; owned by all the tables that hold it, or by whoever has made it. */
 struct mv_region {
 	uint64_t guest_addr;
 	uint64_t user_addr;
 	uint64_t size;
+	uint64_t mmap_offset;
 	uint8_t *host;		/* the region's first byte */
-	uint8_t *map;		/* the mapping: may begin before host and end after the region */
+	uint8_t *map;		/* the mapping: may begin before host and end after the region; NULL: not yet */
 	size_t map_size;
 	size_t page;		/* the file's */
+	bool watched;
 	unsigned int watch;	/* slot in the SIGBUS table */
 	unsigned int tables;
+	struct mv_region *next;	/* to be unmapped after this one */
 };
 
 struct mv_memory {

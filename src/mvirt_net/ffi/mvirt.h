@@ -169,6 +169,7 @@ struct mv_prefix {
 };
 
 typedef struct mv_memory mv_memory;
+typedef struct mv_region mv_region;
 typedef struct mv_network mv_network;
 typedef struct mv_port mv_port;
 typedef struct mv_worker mv_worker;
@@ -194,6 +195,36 @@ mv_memory *mv_memory_copy(const mv_memory *memory);
  * -ENODEV: not a file of tmpfs (memfd) or hugetlbfs; -EACCES, ...: what fstat or mmap said.
  */
 int mv_memory_add(mv_memory *memory, const struct mv_region_spec *spec, int fd);
+
+/*
+ * The same in steps, for the one that may take long, which another thread may take. mv_region_new()
+ * sees whether the region could be in a table and maps nothing; errors as mv_memory_add().
+ */
+int mv_region_new(mv_region **region, const mv_memory *memory, const struct mv_region_spec *spec,
+		  int fd);
+
+/*
+ * Whether mv_region_map() may have to wait for others: on hugetlbfs it waits until nobody is at work
+ * on the file, and meanwhile no other thread can change the address space of the process.
+ */
+bool mv_region_may_wait(const mv_region *region);
+
+/* Map it, from a descriptor of the same file; negative: what mmap said. */
+int mv_region_map(mv_region *region, int fd);
+
+/* Unmap and free what is in no table. NULL is allowed. */
+void mv_region_free(mv_region *region);
+
+/* Add a mapped region, the table's from then on. Errors as mv_memory_add(): nothing has changed then. */
+int mv_memory_adopt(mv_memory *memory, mv_region *region);
+
+/*
+ * From mv_unmap_aside_begin() to the mv_unmap_aside_end() that belongs to it, no thread that gives up
+ * a table waits until its regions are unmapped: a thread of the core's does that. Large regions it
+ * unmaps at any time.
+ */
+void mv_unmap_aside_begin(void);
+void mv_unmap_aside_end(void);
 
 /* Take the region with exactly these addresses and size out of the table; -ENOENT: none such. */
 int mv_memory_remove(mv_memory *memory, const struct mv_region_spec *spec);
