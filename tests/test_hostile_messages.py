@@ -32,6 +32,7 @@ from tests.harness.client import (
 from tests.harness.clock import virtual_time
 from tests.harness.exchanges import arp_gateway
 from tests.harness.memory import Region, RegionInfo
+from tests.harness.multitude import watched
 from tests.harness.packets import arp_request, is_arp_reply
 from tests.harness.scene import IP, MAC, Scene
 from tests.harness.vhost_user import (
@@ -457,6 +458,33 @@ async def test_m21_call_that_is_made_to_block_afterwards(scene: Scene) -> None:
         await client.recv_packet()
     finally:
         os.close(full)
+
+
+async def test_m21_call_that_wakes_a_multitude_again_and_again(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its NIC waits for as long as leaves the others nearly all of their time, and says so."""
+    nic = scene.backend.nic
+    slow = os.eventfd(0)
+    try:
+        with watched(slow, 500):
+            for _ in range(2):
+                client = await scene.connect(driver=False)
+                await client.connection.set_vring_call(TX_QUEUE_IDX, slow)
+                for _ in range(3):
+                    client.send_packet_nowait(arp_request(MAC, IP, GATEWAY_IP))
+                    await wait_all_tasks_blocked()
+                await scene.ask_bystander()
+                await scene.send_attackers_away()
+                began = trio.current_time()
+                with contextlib.closing(await Connection.open(scene.backend.socket_path)) as next_:
+                    await next_.get_features()
+                assert trio.current_time() - began > 1
+    finally:
+        os.close(slow)
+    assert nic.stats().slow_signals == 4
+    told = [record for record in caplog.records if "has to wait" in record.message]
+    assert len(told) == 2
 
 
 async def test_m22_one_eventfd_for_everything(scene: Scene) -> None:

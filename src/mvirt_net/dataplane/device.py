@@ -95,12 +95,17 @@ class VhostDevice:
 
     # Mapping before the session asks for it, where that takes long.
 
-    def prepare(self, wanted: Iterable[tuple[MemoryRegion, int]]) -> list[tuple[Mapping, int]]:
-        """What a request is going to have mapped: to be mapped, in this order, and to be closed.
+    def prepare(self, wanted: Sequence[tuple[MemoryRegion, int]]) -> list[tuple[Mapping, int]]:
+        """What a request is going to need: to be mapped, in this order, and to be closed.
 
         Args:
             wanted: regions, and the descriptors that come with them.
+
+        Raises:
+            CoreError: out of memory.
         """
+        if not wanted:
+            return []
         with contextlib.closing(GuestMemory.empty(self.fault_fd)) as table:
             return [(table.prepare(region, fd), fd) for region, fd in wanted]
 
