@@ -7,8 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
 
 HUGE_PAGE = 2 << 20
+
+_NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 
 _KEEP_BUSY = """
 import ctypes, sys
@@ -21,6 +26,24 @@ while True:
     libc.fallocate(fd, 0, *offset)
     libc.fallocate(fd, 3, *offset)  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 """
+
+
+@contextmanager
+def reserved_pages(count: int) -> Iterator[None]:
+    """So many huge pages for a test, which is skipped where they cannot be had; only root may."""
+    before = _NR_HUGEPAGES.read_text()
+    if int(before) < count:
+        try:
+            _NR_HUGEPAGES.write_text(str(count))
+        except OSError as error:
+            pytest.skip(f"needs vm.nr_hugepages={count}, which only root can set: {error}")
+    try:
+        if int(_NR_HUGEPAGES.read_text()) < count:
+            pytest.skip(f"needs vm.nr_hugepages={count}, for which no memory is left")
+        yield
+    finally:
+        if int(before) < count:
+            _NR_HUGEPAGES.write_text(before)
 
 
 @contextmanager
