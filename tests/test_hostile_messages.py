@@ -1,4 +1,4 @@
-"""What a hostile frontend may say, row by row of the project's list (M1 to M56), on a real socket.
+"""What a hostile frontend may say, row by row of the project's list (M1 to M57), on a real socket.
 
 Each row has its unit tests where it is decided; here the whole backend is asked, and afterwards it
 must serve the same frontend where it has refused a request, and others in any case.
