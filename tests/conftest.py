@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import hypothesis
 import pytest
 import trio
 
 from tests.harness.footprint import open_files
+from tests.harness.hugetlb import reserved_pages
 from tests.harness.scene import Scene
 
 # The same examples each time, and no limit but that of every test: machines stand still at times.
@@ -18,8 +18,6 @@ hypothesis.settings.load_profile("tests")
 
 HUGE_PAGES = 16
 """Of 2 MiB. DPDK maps eight, and takes one more before it gives another back."""
-
-_NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 
 
 @pytest.fixture(autouse=True)
@@ -42,14 +40,8 @@ async def scene(nursery: trio.Nursery) -> AsyncIterator[Scene]:
 @pytest.fixture
 def huge_pages() -> Iterator[None]:
     """Reserves some huge pages for a test, if there are none; only root may."""
-    before = _NR_HUGEPAGES.read_text()
-    if int(before) < HUGE_PAGES:
-        try:
-            _NR_HUGEPAGES.write_text(str(HUGE_PAGES))
-        except OSError as error:
-            pytest.skip(f"needs vm.nr_hugepages={HUGE_PAGES}, which only root can set: {error}")
-    yield
-    _NR_HUGEPAGES.write_text(before)
+    with reserved_pages(HUGE_PAGES):
+        yield
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

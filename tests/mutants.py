@@ -64,10 +64,12 @@ _CHECKS_PY = _in("vhost_user/checks.py")
 _CHANNEL_PY = _in("dataplane/channel.py")
 _BACKEND_PY = _in("dataplane/backend.py")
 _DEVICE_PY = _in("dataplane/device.py")
+_MAPPING_PY = _in("dataplane/mapping.py")
 _NIC_PY = _in("nic.py")
 _MEMORY_C = _in("ffi/memory.c")
 _VRING_C = _in("ffi/vring.c")
 _EVENT_C = _in("ffi/event.c")
+_DEBT_C = _in("ffi/debt.c")
 _TX_C = _in("ffi/tx.c")
 _RX_C = _in("ffi/rx.c")
 _OFFLOAD_C = _in("ffi/offload.c")
@@ -231,6 +233,55 @@ MUTANTS: tuple[Mutant, ...] = (
         "if (poll(&p, 1, 0) != 1 || !(p.revents & POLLOUT))",
         "if (0 && poll(&p, 1, 0) != 1)",
         ("tests/unit/test_ffi_event.py::test_m21_full_counter_without_asynchronous_io",),
+    ),
+    Mutant(
+        "m21",
+        _DEBT_C,
+        "	if (mv_debt_is_too_high(debt))\n		return -EBUSY;",
+        "",
+        ("tests/unit/test_ffi_event.py::test_m21_restart_does_not_pay",),
+    ),
+    Mutant(
+        "m21",
+        _DEBT_C,
+        "	if (due <= now) {",
+        "	if (true) {",
+        ("tests/unit/test_ffi_event.py::test_m21_call_that_wakes_a_multitude",),
+    ),
+    Mutant(
+        "m21",
+        _VRING_C,
+        "(void)mv_debt_signal(ring->debt, ring->err_fd);",
+        "(void)mv_event_write(ring->err_fd);",
+        ("tests/unit/test_ffi_event.py::test_m21_err_that_wakes_a_multitude",),
+    ),
+    Mutant(
+        "m21",
+        _NIC_PY,
+        "            await self._settle_debt()\n",
+        "",
+        (_M + "test_m21_call_that_wakes_a_multitude_again_and_again",),
+    ),
+    Mutant(
+        "m57",
+        _MAPPING_PY,
+        "        with trio.fail_after(MAPPING_TIME_LIMIT):",
+        "        with trio.fail_after(100 * MAPPING_TIME_LIMIT):",
+        (_M + "test_m57_memory_that_takes_too_long_to_map",),
+    ),
+    Mutant(
+        "m57",
+        _MAPPING_PY,
+        "    if turn.borrowed_tokens or any(mapping.may_wait for mapping, _ in prepared):",
+        "    if any(mapping.may_wait for mapping, _ in prepared):",
+        ("tests/unit/test_mapping.py::test_one_thread_however_many_come",),
+    ),
+    Mutant(
+        "m57",
+        _MAPPING_PY,
+        "            if self._abandoned:\n                self._close()",
+        "            pass",
+        ("tests/unit/test_mapping.py::test_too_long",),
     ),
     Mutant(
         "m24",

@@ -1,4 +1,4 @@
-"""What a hostile frontend may say, row by row of the project's list (M1 to M56), on a real socket.
+"""What a hostile frontend may say, row by row of the project's list (M1 to M57), on a real socket.
 
 Each row has its unit tests where it is decided; here the whole backend is asked, and afterwards it
 must serve the same frontend where it has refused a request, and others in any case.
@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -22,6 +23,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from mvirt_net.dataplane.channel import MESSAGE_TIME_LIMIT, REPLY_TIME_LIMIT
+from mvirt_net.dataplane.mapping import MAPPING_TIME_LIMIT, _turn
+from mvirt_net.ffi import Mapping
 from tests.harness import GATEWAY_IP, VhostTestClient
 from tests.harness.client import (
     DEFAULT_FEATURES,
@@ -31,7 +34,9 @@ from tests.harness.client import (
 )
 from tests.harness.clock import virtual_time
 from tests.harness.exchanges import arp_gateway
+from tests.harness.footprint import shared_mappings
 from tests.harness.memory import Region, RegionInfo
+from tests.harness.multitude import watched
 from tests.harness.packets import arp_request, is_arp_reply
 from tests.harness.scene import IP, MAC, Scene
 from tests.harness.vhost_user import (
@@ -42,10 +47,12 @@ from tests.harness.vhost_user import (
     BackendHungUpError,
     BackendRefusedError,
     Connection,
+    Feature,
     ProtocolFeature,
     Request,
     encode,
     encode_mem_table,
+    encode_single_region,
     encode_state,
     encode_u64,
     encode_vring_addr,
@@ -457,6 +464,41 @@ async def test_m21_call_that_is_made_to_block_afterwards(scene: Scene) -> None:
         await client.recv_packet()
     finally:
         os.close(full)
+
+
+async def wait_for_service(scene: Scene) -> None:
+    """The next frontend has to wait for what the ones before it have done."""
+    with contextlib.closing(await Connection.open(scene.backend.socket_path)) as connection:
+        await connection.send_raw(encode(Request.GET_FEATURES))
+        await connection.receive(timeout=3600)
+
+
+async def test_m21_call_that_wakes_a_multitude_again_and_again(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its NIC waits for as long as leaves the others nearly all of their time, and says so."""
+    nic = scene.backend.nic
+    slow = os.eventfd(0)
+    try:
+        with watched(slow, 500):
+            for _ in range(2):
+                client = await scene.connect(
+                    driver=False, features=DEFAULT_FEATURES & ~Feature.EVENT_IDX
+                )
+                await client.connection.set_vring_call(TX_QUEUE_IDX, slow)
+                for _ in range(3):
+                    client.send_packet_nowait(arp_request(MAC, IP, GATEWAY_IP))
+                    await wait_all_tasks_blocked()
+                await scene.ask_bystander()
+                await scene.send_attackers_away()
+                began = trio.current_time()
+                await wait_for_service(scene)
+                assert trio.current_time() - began > 1
+    finally:
+        os.close(slow)
+    assert nic.stats().slow_signals == 4
+    told = [record for record in caplog.records if "has to wait" in record.message]
+    assert len(told) == 2
 
 
 async def test_m22_one_eventfd_for_everything(scene: Scene) -> None:
@@ -877,3 +919,44 @@ async def test_m56_memory_file_that_grows(scene: Scene) -> None:
     (region,) = client.memory.get_region_info()
     os.ftruncate(region.fd, 4 * region.size)
     await arp_gateway(client, MAC, IP)
+
+
+async def test_m57_memory_that_takes_too_long_to_map(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That ends the connection, and nobody else's. What comes of it at last is unmapped."""
+    begun, release = threading.Event(), threading.Event()
+    map_at_once = Mapping.map
+
+    def map_when_told(mapping: Mapping, fd: int) -> bool:
+        begun.set()
+        assert release.wait(30)
+        return map_at_once(mapping, fd)
+
+    client = await scene.connect(protocol_features=EVERY_PROTOCOL_FEATURE)
+    region = RegionInfo(1 << 40, PAGE, 1 << 50, 0, fd=a_memfd(PAGE))
+    with monkeypatch.context() as patched:
+        patched.setattr(Mapping, "may_wait", True)
+        patched.setattr(Mapping, "map", map_when_told)
+        message = encode(Request.ADD_MEM_REG, encode_single_region(region))
+        await client.connection.send_raw(message, [region.fd])
+        os.close(region.fd)
+        while not begun.is_set():
+            await trio.lowlevel.checkpoint()
+        await scene.ask_bystander()
+        began = trio.current_time()
+        await client.connection.wait_hung_up(timeout=3600)
+        assert trio.current_time() - began == pytest.approx(MAPPING_TIME_LIMIT, abs=0.5)
+        await scene.send_attackers_away()
+        without_attacker = shared_mappings()
+        # Who only talks need not wait for the thread that is still there.
+        with contextlib.closing(await Connection.open(scene.backend.socket_path)) as connection:
+            await connection.get_features()
+        release.set()
+        while _turn.get().borrowed_tokens:
+            await trio.lowlevel.checkpoint()
+    while shared_mappings() != without_attacker:
+        await trio.lowlevel.checkpoint()
+    [broken] = [record for record in caplog.records if record.message == "connection broken"]
+    assert "mapping its memory took too long" in vars(broken)["reason"]
+    await wait_for_service(scene)

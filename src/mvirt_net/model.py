@@ -254,6 +254,8 @@ class NicStats:
     """TX frames sent on to other NICs of the network."""
     icmp_errors: int
     """Dropped TX frames whose sender was told why by ICMP."""
+    slow_signals: int
+    """Of its call and err eventfds, that its frontend had made to take some milliseconds each."""
     drops: Mapping[DropReason, int]
     """Only the reasons seen so far."""
     refused_frontends: int = 0

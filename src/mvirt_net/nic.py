@@ -24,7 +24,7 @@ from functools import partial
 import attrs
 import trio
 
-from .dataplane import VhostNetBackend, services_for
+from .dataplane import VhostNetBackend, services_for, settle_debt
 from .errors import ConnectionBroken, CoreError, GuestMemoryLost, leaves
 from .ffi import Network, Port
 from .log import get_logger
@@ -126,6 +126,8 @@ class Nic:
         self._refused = 0
         """Processes that were not allowed to connect."""
         self._refusal_told_at: float | None = None
+        self._debt_told = False
+        """Whether the log says why its frontends wait now."""
         self._scopes: set[trio.CancelScope] = set()
         """Of all that uses the port: `serve` and each connection."""
         self._closed = False
@@ -400,6 +402,7 @@ class Nic:
         """Serve a frontend whose turn it is; all its failures end here."""
         reason = ""
         try:
+            await self._settle_debt()
             self._backend = self._make_backend(sock)
             await self._backend.serve()
         except* ConnectionBroken as group:
@@ -414,6 +417,19 @@ class Nic:
         finally:
             self._backend = None
             self._set_disconnected(reason)
+
+    async def _settle_debt(self) -> None:
+        """Wait while the frontends of this NIC have taken more than their share of the time.
+
+        Each may go and come back, and would take it again.
+        """
+        if (owes := self._port.owes) and not self._debt_told:
+            self._debt_told = True
+            self._log.warning(
+                "frontend has to wait: this NIC has held up all others", seconds=round(owes, 1)
+            )
+        await settle_debt(self._port)
+        self._debt_told = False
 
     def _say_failure(self, group: ExceptionGroup) -> str:
         """Log what ended a connection through no fault of its frontend; returns one line."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import resource
-import select
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from mvirt_net.ffi import events_never_block, write_event
-from mvirt_net.model import TX_QUEUE
+from mvirt_net.model import RX_QUEUE, TX_QUEUE
+from tests.harness.multitude import watched
 
-from .rig import open_rig
+from .rig import Rig, open_rig
 
 FULL = 2**64 - 2
 """The most that can be written to the counter of an eventfd."""
@@ -46,11 +44,12 @@ int poll(struct pollfd *fds, nfds_t n, int timeout)
 """
 """What a frontend may do between a look and a write, when it is quick."""
 
-REFUSED_CALL = """
+CAUGHT_CALL = """
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdarg.h>
 #include <sys/syscall.h>
+#include <time.h>
 
 static int after = AFTER;
 
@@ -63,9 +62,8 @@ long syscall(long number, ...)
     for (int i = 0; i < 6; i++)
         arguments[i] = va_arg(list, long);
     va_end(list);
-    if (number == REFUSED && after-- <= 0) {
-        errno = ERROR;
-        return -1;
+    if (number == CAUGHT && after-- <= 0) {
+        WHAT
     }
     register long r10 __asm__("r10") = arguments[3];
     register long r8 __asm__("r8") = arguments[4];
@@ -84,7 +82,16 @@ long syscall(long number, ...)
 
 def refusing(call: str, error: str, after: int) -> str:
     """A shim under which a system call works so many times, and then fails."""
-    return f"#define REFUSED {call}\n#define ERROR {error}\n#define AFTER {after}\n{REFUSED_CALL}"
+    return catching(call, f"errno = {error}; return -1;", after)
+
+
+def sleeping(call: str, milliseconds: int) -> str:
+    """A shim under which a system call takes so long, in which its thread does nothing."""
+    return catching(call, f"nanosleep(&(struct timespec){{ 0, {milliseconds * 1_000_000} }}, 0);")
+
+
+def catching(call: str, what: str, after: int = 0) -> str:
+    return f"#define CAUGHT {call}\n#define WHAT {what}\n#define AFTER {after}\n{CAUGHT_CALL}"
 
 
 def run(folder: Path, shim: str, program: str) -> subprocess.CompletedProcess[str]:
@@ -185,21 +192,17 @@ def test_each_counts_in_a_child_too() -> None:
     os.close(fd)
 
 
-@contextmanager
-def watched(fd: int, times: int) -> Iterator[None]:
-    """The square of so many wait for the eventfd."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2 * times + 1000), hard))
-    with ExitStack() as stack:
-        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-        copies = [os.dup(fd) for _ in range(times)]
-        for copy in copies:
-            stack.callback(os.close, copy)
-        for _ in range(times):
-            epoll = stack.enter_context(select.epoll())
-            for copy in copies:
-                epoll.register(copy, select.EPOLLIN | select.EPOLLET)
-        yield
+@pytest.fixture
+def fast() -> Iterator[int]:
+    """An eventfd for which nobody waits."""
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    yield fd
+    os.close(fd)
+
+
+def send(rig: Rig) -> None:
+    rig.send(bytes(60))
+    rig.drain()
 
 
 def test_m21_call_that_wakes_a_multitude() -> None:
@@ -209,6 +212,93 @@ def test_m21_call_that_wakes_a_multitude() -> None:
         with watched(rig.calls[TX_QUEUE], 500):
             for _ in range(3):
                 assert not rig.port.ring_broken(TX_QUEUE)
-                rig.send(bytes(60))
-                rig.drain()
+                send(rig)
             assert rig.port.ring_broken(TX_QUEUE)
+        assert rig.port.stats().slow_signals == 2  # of the first it is not known whose fault it was
+        assert rig.port.owes > 0.5
+
+
+def test_m21_calls_in_between_that_are_fast(fast: int) -> None:
+    with open_rig() as rig:
+        rig.start()
+        slow = rig.calls[TX_QUEUE]
+        with watched(slow, 500):
+            for _ in range(3):
+                rig.port.set_call(TX_QUEUE, slow)
+                send(rig)
+                rig.port.set_call(TX_QUEUE, fast)
+                send(rig)
+            assert rig.port.ring_broken(TX_QUEUE)
+
+
+def test_m21_restart_does_not_pay(fast: int) -> None:
+    """Until it has waited, nothing is signalled for the port, whatever the eventfd."""
+    with open_rig() as rig:
+        rig.start()
+        with watched(rig.calls[TX_QUEUE], 500):
+            for _ in range(3):
+                send(rig)
+        rig.port.set_call(TX_QUEUE, fast)
+        for queue in (RX_QUEUE, TX_QUEUE):
+            rig.port.stop_ring(queue)
+        rig.start()
+        send(rig)
+        assert rig.port.ring_broken(TX_QUEUE)
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(fast)
+
+        rig.port.settle()
+        assert rig.port.owes == 0
+        for queue in (RX_QUEUE, TX_QUEUE):
+            rig.port.stop_ring(queue)
+        rig.start()
+        send(rig)
+        assert not rig.port.ring_broken(TX_QUEUE)
+        assert os.eventfd_read(fast) == 1
+
+
+def test_m21_err_that_wakes_a_multitude() -> None:
+    with open_rig() as rig:
+        with watched(rig.errs[TX_QUEUE], 500):
+            for _ in range(5):
+                rig.start()
+                rig.tx.write_avail_idx(rig.size + 1)
+                rig.drain()
+                assert rig.port.ring_broken(TX_QUEUE)
+                for queue in (RX_QUEUE, TX_QUEUE):
+                    rig.port.stop_ring(queue)
+        assert os.eventfd_read(rig.errs[TX_QUEUE]) == 3
+        assert rig.port.stats().slow_signals == 2
+
+
+def test_interruptions_cost_nothing(tmp_path: Path) -> None:
+    """A thread that others interrupt while it signals, as often as that happens."""
+    program = """
+import os
+from mvirt_net.model import TX_QUEUE
+from tests.unit.rig import open_rig
+with open_rig() as rig:
+    rig.start()
+    for _ in range(10):
+        rig.send(bytes(60))
+        rig.drain()
+    print(rig.port.ring_broken(TX_QUEUE), rig.port.owes, rig.called(TX_QUEUE))
+"""
+    ended = run(tmp_path, sleeping("SYS_io_submit", milliseconds=6), program)
+    assert (ended.returncode, ended.stdout) == (0, "False 0.0 10\n"), ended.stderr
+
+
+def test_what_was_charged_is_owed_a_hundredfold() -> None:
+    with open_rig() as rig:
+        rig.port.charge(0.5)
+        assert 49 < rig.port.owes <= 50
+        rig.port.charge(0.1)
+        assert 59 < rig.port.owes <= 60
+        rig.port.settle()
+        assert rig.port.owes == 0
+
+
+def test_nobody_owes_for_a_port_that_is_closed() -> None:
+    with open_rig() as rig:
+        rig.port.close()
+        rig.port.charge(1.0)

@@ -267,6 +267,7 @@ def test_any_change_of_a_good_packet(family: int, data: st.DataObject) -> None:
 
 def test_packet_to_its_sender_is_refused_again_and_again() -> None:
     with open_pair() as pair:
+        pair.a.offer(2048, 3)
         for _ in range(3):
             pair.send(ETHER / IP(src=A4, dst=A4) / DATAGRAM / bytes(40))
         assert pair.a.drops() == {"HOST_UNREACHABLE": 3}

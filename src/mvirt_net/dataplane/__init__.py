@@ -6,6 +6,7 @@ from .arp import ArpResponder
 from .backend import VhostNetBackend
 from .dhcpv4 import Dhcpv4Server
 from .icmp import IcmpResponder
+from .mapping import settle_debt
 from .services import services_for
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "IcmpResponder",
     "VhostNetBackend",
     "services_for",
+    "settle_debt",
 ]

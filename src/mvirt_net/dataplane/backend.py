@@ -13,8 +13,8 @@ state of its ring allows, and sleep on what it says comes next; whoever changes 
 `Doorbell` of its task. Between that answer and the sleep there is no checkpoint, so no change and
 no kick is missed.
 
-This module, `channel`, `doorbell` and `advertiser` are the only ones in this package that know of
-trio.
+This module, `channel`, `mapping`, `doorbell` and `advertiser` are the only ones in this package
+that know of trio.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from .device import VhostDevice
 from .doorbell import Doorbell
 from .fds import close_fd, close_fds
 from .limit import cost_of
+from .mapping import map_prepared
 from .ndp import NdpResponder
 from .packet import Service
 from .slowpath import SlowPath
@@ -195,7 +196,7 @@ class VhostNetBackend:
         session = Session(device, mac=self._mac, mtu=self._mtu)
         try:
             while (message := await channel.receive()) is not None:
-                reply = self._handle(session, message)
+                reply = await self._handle(session, device, message)
                 self._hint_at_memory(session)
                 self._on_connected()
                 self._on_connected = _nothing
@@ -232,9 +233,17 @@ class VhostNetBackend:
 
     # What they are made of.
 
-    def _handle(self, session: Session, message: Message) -> bytes | None:
+    async def _handle(
+        self, session: Session, device: VhostDevice, message: Message
+    ) -> bytes | None:
+        """Have a request carried out. A checkpoint only where mapping memory has to wait."""
+        header, payload, fds = message.header, message.payload, message.fds
         try:
-            outcome = session.handle(message.header, message.payload, message.fds)
+            prepared = device.prepare(session.memory_wanted(header, payload, fds))
+            if prepared:
+                await map_prepared(prepared, self._port)
+            with device.using(prepared):
+                outcome = session.handle(header, payload, fds)
         finally:
             close_fds(message.fds)
         if outcome.refused is not None:

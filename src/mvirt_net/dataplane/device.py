@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import attrs
 
 from ..errors import CoreError, RequestRefused
-from ..ffi import GuestMemory, Port, is_eventfd, read_event
+from ..ffi import GuestMemory, Mapping, Port, is_eventfd, read_event
 from ..model import RX_QUEUE, TX_QUEUE, MemoryRegion, VringAddr
 from .fds import close_fd
 
@@ -72,6 +72,7 @@ class VhostDevice:
         self._fds = {RX_QUEUE: VringFds(), TX_QUEUE: VringFds()}
         self.fault_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Readable once guest memory has vanished."""
+        self._prepared: dict[int, Mapping] = {}
         try:
             self._memory = GuestMemory.empty(self.fault_fd)
         except BaseException:
@@ -92,6 +93,33 @@ class VhostDevice:
         except OSError:
             self.drop_vring_kick(index)
 
+    # Mapping before the session asks for it, where that takes long.
+
+    def prepare(self, wanted: Sequence[tuple[MemoryRegion, int]]) -> list[tuple[Mapping, int]]:
+        """What a request is going to need: to be mapped, in this order, and to be closed.
+
+        Args:
+            wanted: regions, and the descriptors that come with them.
+
+        Raises:
+            CoreError: out of memory.
+        """
+        if not wanted:
+            return []
+        with contextlib.closing(GuestMemory.empty(self.fault_fd)) as table:
+            return [(table.prepare(region, fd), fd) for region, fd in wanted]
+
+    @contextlib.contextmanager
+    def using(self, prepared: Iterable[tuple[Mapping, int]]) -> Iterator[None]:
+        """For the time in which the session carries out the request."""
+        self._prepared = {fd: mapping for mapping, fd in prepared}
+        try:
+            yield
+        finally:
+            for mapping in self._prepared.values():
+                mapping.close()
+            self._prepared = {}
+
     # What the session asks for; see `vhost_user.session.Device`.
 
     def set_features(self, features: int) -> None:
@@ -107,12 +135,12 @@ class VhostDevice:
         for region, fd in zip(regions, fds, strict=True):
             # Tables never change, so each step makes the last one superfluous.
             with contextlib.closing(memory), _refusing():
-                memory = memory.with_region(region, fd)
+                memory = self._with_region(memory, region, fd)
         self._use(memory)
 
     def add_memory_region(self, region: MemoryRegion, fd: int) -> None:
         with _refusing():
-            memory = self._memory.with_region(region, fd)
+            memory = self._with_region(self._memory, region, fd)
         self._use(memory)
 
     def remove_memory_region(self, region: MemoryRegion) -> None:
@@ -212,6 +240,11 @@ class VhostDevice:
         self._port.set_memory(None)
         self._memory.close()
         self._release(self.fault_fd)
+
+    def _with_region(self, memory: GuestMemory, region: MemoryRegion, fd: int) -> GuestMemory:
+        if fd in self._prepared:
+            return memory.with_mapping(self._prepared[fd])
+        return memory.with_region(region, fd)
 
     def _use(self, memory: GuestMemory) -> None:
         """Put `memory`, now ours, in the place of the present table; or close it."""

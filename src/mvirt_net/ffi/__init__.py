@@ -35,6 +35,7 @@ __all__ = [
     "MAX_REGIONS",
     "Drained",
     "GuestMemory",
+    "Mapping",
     "Network",
     "NextStep",
     "Port",
@@ -42,6 +43,7 @@ __all__ = [
     "events_never_block",
     "is_eventfd",
     "read_event",
+    "unmap_aside",
     "write_event",
 ]
 
@@ -148,6 +150,24 @@ class GuestMemory:
             raise
         return table
 
+    def prepare(self, region: MemoryRegion, fd: int) -> Mapping:
+        """What `with_region` does with the file, to be done in its time. Nothing is mapped yet."""
+        return Mapping(self._handle, region, fd)
+
+    def with_mapping(self, mapping: Mapping) -> Self:
+        """A new table with this region, mapped already, besides the present ones.
+
+        Raises:
+            CoreError: as `with_region`.
+        """
+        table = type(self)(lib.mv_memory_copy(self._handle))
+        try:
+            mapping._give_to(table._handle)
+        except CoreError:
+            table.close()
+            raise
+        return table
+
     def without_region(self, region: MemoryRegion) -> Self:
         """A new table without the region of these addresses and this size.
 
@@ -166,6 +186,55 @@ class GuestMemory:
         """Give up the table; unmaps what no other table shares. May be called again."""
         handle, self._handle = self._handle, ffi.NULL
         lib.mv_memory_free(handle)
+
+
+class Mapping:
+    """A region of guest memory on its way into a table; `GuestMemory.prepare` makes it.
+
+    What is wrong with it is kept until a table is to have it, so that the frontend hears of it when
+    and how it would have without all this.
+    """
+
+    def __init__(self, table: Any, region: MemoryRegion, fd: int) -> None:
+        place = ffi.new("mv_region **")
+        self._result = lib.mv_region_new(place, table, _region_spec(region), fd)
+        self._handle = place[0]
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether `map` may take long: the kernel may wait for others who use the file."""
+        return self._handle != ffi.NULL and bool(lib.mv_region_may_wait(self._handle))
+
+    def map(self, fd: int) -> bool:
+        """Map it; False when it cannot be. Any thread may do this, and nothing else meanwhile.
+
+        Args:
+            fd: of the same file.
+        """
+        if self._result == 0:
+            self._result = lib.mv_region_map(self._handle, fd)
+        return bool(self._result == 0)
+
+    def _give_to(self, table: Any) -> None:
+        _check("memory region", self._result)
+        _check("memory region", lib.mv_memory_adopt(table, self._handle))
+        self._handle = ffi.NULL
+
+    def close(self) -> None:
+        """Unmap what no table has got. May be called again."""
+        handle, self._handle = self._handle, ffi.NULL
+        lib.mv_region_free(handle)
+
+
+def unmap_aside(begin: bool) -> None:
+    """Leave unmapping to another thread, or as often as before no longer.
+
+    While one thread waits in `Mapping.map`, others that unmap or map would wait for it.
+    """
+    if begin:
+        lib.mv_unmap_aside_begin()
+    else:
+        lib.mv_unmap_aside_end()
 
 
 Prefix = IPv4Network | IPv6Network
@@ -430,8 +499,22 @@ class Port:
             punts=stats.punts,
             routed=stats.routed,
             icmp_errors=stats.icmp_errors,
+            slow_signals=stats.slow_signals,
             drops=drops,
         )
+
+    @property
+    def owes(self) -> float:
+        """Seconds in which nothing should be done for it that can be made to take long."""
+        return lib.mv_port_owes_ns(self._handle) / 1e9  # type: ignore[no-any-return]
+
+    def charge(self, seconds: float) -> None:
+        """Something done for it has held up the others so long. Nobody owes for a closed port."""
+        lib.mv_port_charge(self._handle, int(seconds * 1e9))
+
+    def settle(self) -> None:
+        """It has waited for what it owes."""
+        lib.mv_port_settle(self._handle)
 
     def close(self) -> None:
         """Free the port. Nothing else may be called afterwards, but for `close` itself."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from cffi import FFI
 
 SOURCES = (
-    *("memory.c", "sigbus.c", "event.c", "vring.c", "chain.c", "checksum.c"),
+    *("memory.c", "sigbus.c", "event.c", "debt.c", "vring.c", "chain.c", "checksum.c"),
     *("nethdr.c", "packet.c", "offload.c", "route.c", "classify.c"),
     *("worker.c", "port.c", "tx.c", "express.c", "rx.c", "forward.c", "rights.c"),
 )

@@ -59,28 +59,47 @@ static inline void mv_copy_short(uint8_t *to, const uint8_t *from, size_t n)
 /* Nanoseconds of CLOCK_MONOTONIC. */
 uint64_t mv_now_ns(void);
 
-/*
- * Signalling an eventfd takes a microsecond; this leaves room for a thread that was interrupted. Who
- * makes it take longer does so to all others too.
- */
-enum { MV_SLOW_EVENT_NS = 5 * 1000 * 1000 };
+/* Processor time of this thread, in nanoseconds. */
+uint64_t mv_thread_ns(void);
 
 /* A page of the host, and what sizes and offsets of regions must be a multiple of. */
 enum { MV_PAGE = 4096 };
 
+/* ---- debt.c: time that the kernel takes for one NIC, and everybody waits ---- */
+
+/* One for each port; all fields are atomic. */
+struct mv_debt {
+	uint64_t suspect_until;	/* of mv_now_ns(): until then processor time is measured too */
+	uint64_t due_until;	/* and until then nothing slow may be done for the port again */
+	uint64_t slow_calls;	/* in this debt */
+	uint64_t slow_ever;	/* and in all */
+};
+
+/*
+ * mv_event_write() on behalf of a port, which owes for the time that it takes; -EBUSY: it owes too
+ * much.
+ */
+int mv_debt_signal(struct mv_debt *debt, int fd);
+
+/* Whether the port owes so much that it must not be signalled to. */
+bool mv_debt_is_too_high(const struct mv_debt *debt);
+
 /* ---- memory.c ---- */
 
-/* One mapping; owned by all the tables that hold it. */
+/* One mapping; owned by all the tables that hold it, or by whoever has made it. */
 struct mv_region {
 	uint64_t guest_addr;
 	uint64_t user_addr;
 	uint64_t size;
+	uint64_t mmap_offset;
 	uint8_t *host;		/* the region's first byte */
-	uint8_t *map;		/* the mapping: may begin before host and end after the region */
+	uint8_t *map;		/* the mapping: may begin before host and end after the region; NULL: not yet */
 	size_t map_size;
 	size_t page;		/* the file's */
+	bool watched;
 	unsigned int watch;	/* slot in the SIGBUS table */
 	unsigned int tables;
+	struct mv_region *next;	/* to be unmapped after this one */
 };
 
 struct mv_memory {
@@ -145,7 +164,7 @@ struct mv_ring {
 	uint16_t starved_at;		/* ... up to here */
 	int call_fd;
 	int err_fd;
-	unsigned int slow_calls;	/* in a row */
+	struct mv_debt *debt;		/* the port's */
 };
 
 /* What the driver accepted, as the ring code needs it. */
@@ -245,7 +264,7 @@ bool mv_ring_publish(struct mv_ring *ring, struct mv_ring_features features);
  */
 bool mv_ring_owes_call(const struct mv_ring *ring, struct mv_ring_features features);
 
-/* Interrupt the driver: whether there is a call descriptor. Breaks the ring if it takes too long. */
+/* Interrupt the driver: whether it was. Breaks the ring if that takes too long too often. */
 bool mv_ring_call(struct mv_ring *ring);
 
 /* Tell the driver that no kick is needed until mv_ring_ask_for_kick(). */
@@ -631,6 +650,7 @@ struct mv_port {
 	unsigned int backlog_length;
 	size_t backlog_bytes;
 	struct mv_error_limit errors;
+	struct mv_debt debt;
 	struct mv_flow flows[MV_FLOWS];
 	struct mv_stats stats;		/* atomic */
 };

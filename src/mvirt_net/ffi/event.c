@@ -130,7 +130,7 @@ bool mv_event_never_blocks(void)
 	return aio != 0;
 }
 
-static int signal_event(int fd)
+int mv_event_write(int fd)
 {
 	int r;
 
@@ -144,15 +144,4 @@ static int signal_event(int fd)
 	}
 	/* The kernel has no memory for it; a driver that is never called would wait for ever. */
 	return r == -EAGAIN || r == -ENOMEM ? write_if_writable(fd) : r;
-}
-
-int mv_event_write(int fd)
-{
-	uint64_t begin = mv_now_ns();
-	int r = signal_event(fd);
-
-	/* The kernel goes through all who wait for it, and the other end may have any number wait. */
-	if (r == 1 && mv_now_ns() - begin > MV_SLOW_EVENT_NS)
-		return -ETIME;
-	return r;
 }

@@ -47,45 +47,126 @@ mv_memory *mv_memory_copy(const mv_memory *memory)
 	return copy;
 }
 
-/* Nobody uses it any more, and its addresses may be mapped anew once they are free. */
-static void *region_unmap(void *argument)
-{
-	struct mv_region *region = argument;
-
-	mv_sigbus_unwatch(region->watch);
-	munmap(region->map, region->map_size);
-	free(region);
-	return NULL;
-}
+/* ---- unmapping ---- */
 
 /*
  * Where this is the last mapping of a file, its pages are freed with it: 0.1 s and more for each GiB,
- * for which nobody else should have to wait.
+ * for which nobody else should have to wait. Nor for another thread's mmap() (mv_region_map), by which
+ * an munmap() is held up. So there is a thread for that, made when it is needed first, for good.
  */
-static bool unmap_aside(struct mv_region *region)
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t work;
+	struct mv_region *first;
+	bool started;
+	bool handles_fork;
+	unsigned int users;	/* of mv_unmap_aside_begin(); atomic */
+} aside = { .lock = PTHREAD_MUTEX_INITIALIZER, .work = PTHREAD_COND_INITIALIZER };
+
+/* Nobody uses it any more, and its addresses may be mapped anew once they are free. */
+static void region_unmap(struct mv_region *region)
+{
+	if (region->map) {
+		if (region->watched)
+			mv_sigbus_unwatch(region->watch);
+		munmap(region->map, region->map_size);
+	}
+	free(region);
+}
+
+static void *unmap_for_others(void *argument)
+{
+	(void)argument;
+	for (;;) {
+		struct mv_region *region;
+
+		pthread_mutex_lock(&aside.lock);
+		while (!aside.first)
+			pthread_cond_wait(&aside.work, &aside.lock);
+		region = aside.first;
+		aside.first = region->next;
+		pthread_mutex_unlock(&aside.lock);
+		region_unmap(region);
+	}
+	return NULL;
+}
+
+/* The thread is the parent's, and so are the regions, whose mappings the child only shares. */
+static void aside_after_fork(void)
+{
+	pthread_mutex_init(&aside.lock, NULL);
+	pthread_cond_init(&aside.work, NULL);
+	aside.first = NULL;
+	aside.started = false;
+	aside.users = 0;
+}
+
+/* With the lock: have the thread, or false. */
+static bool aside_start(void)
 {
 	pthread_attr_t attributes;
 	sigset_t all, before;
 	pthread_t thread;
-	bool started;
 
+	if (aside.started)
+		return true;
+	if (!aside.handles_fork)
+		aside.handles_fork = pthread_atfork(NULL, NULL, aside_after_fork) == 0;
 	/* Signals are for the threads that know of them. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	pthread_attr_init(&attributes);
 	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-	started = pthread_create(&thread, &attributes, region_unmap, region) == 0;
+	aside.started = pthread_create(&thread, &attributes, unmap_for_others, NULL) == 0;
 	pthread_attr_destroy(&attributes);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return aside.started;
+}
+
+static bool unmap_aside(struct mv_region *region)
+{
+	bool started;
+
+	pthread_mutex_lock(&aside.lock);
+	started = aside_start();
+	if (started) {
+		region->next = aside.first;
+		aside.first = region;
+		pthread_cond_signal(&aside.work);
+	}
+	pthread_mutex_unlock(&aside.lock);
 	return started;
+}
+
+void mv_unmap_aside_begin(void)
+{
+	/* A thread needs a stack, which could not be mapped later. */
+	pthread_mutex_lock(&aside.lock);
+	(void)aside_start();
+	pthread_mutex_unlock(&aside.lock);
+	__atomic_fetch_add(&aside.users, 1, __ATOMIC_SEQ_CST);
+}
+
+void mv_unmap_aside_end(void)
+{
+	__atomic_fetch_sub(&aside.users, 1, __ATOMIC_SEQ_CST);
+}
+
+static bool unmapping_is_slow(const struct mv_region *region)
+{
+	return region->map_size >= UNMAP_ASIDE || __atomic_load_n(&aside.users, __ATOMIC_SEQ_CST) > 0;
+}
+
+void mv_region_free(mv_region *region)
+{
+	if (region && (!unmapping_is_slow(region) || !unmap_aside(region)))
+		region_unmap(region);
 }
 
 static void region_release(struct mv_region *region)
 {
-	if (--region->tables > 0)
-		return;
-	if (region->map_size < UNMAP_ASIDE || !unmap_aside(region))
-		region_unmap(region);
+	if (--region->tables == 0)
+		mv_region_free(region);
 }
 
 void mv_memory_free(mv_memory *memory)
@@ -157,73 +238,93 @@ static int file_check(const struct mv_region_spec *spec, int fd, uint64_t page)
 	return 0;
 }
 
-/* Map the region shared and writable. On hugetlbfs the mapping may begin before the region. */
-static int region_map(struct mv_region *region, const struct mv_region_spec *spec, int fd)
+/* ---- mapping ---- */
+
+int mv_region_new(mv_region **result, const mv_memory *memory, const struct mv_region_spec *spec,
+		  int fd)
 {
-	uint64_t page = file_page_size(fd), lead = spec->mmap_offset % page;
-	int r = file_check(spec, fd, page);
-
-	if (r < 0)
-		return r;
-	/*
-	 * The file is not sealed against shrinking: for that the kernel waits for whoever is at work on
-	 * the file, as long as that takes. Who shrinks it loses the memory (sigbus.c).
-	 */
-	region->page = page;
-	region->map_size = (lead + spec->size + page - 1) / page * page;
-	region->map = mmap(NULL, region->map_size, PROT_READ | PROT_WRITE,
-			   MAP_SHARED | MAP_NORESERVE, fd, (off_t)(spec->mmap_offset - lead));
-	if (region->map == MAP_FAILED)
-		return -errno;
-	region->host = region->map + lead;
-	return 0;
-}
-
-static int region_new(struct mv_region **result, const struct mv_region_spec *spec, int fd,
-		      int fault_fd)
-{
-	struct mv_region *region = calloc(1, sizeof(*region));
-	int r;
-
-	if (!region)
-		return -ENOMEM;
-	r = region_map(region, spec, fd);
-	if (r < 0)
-		goto fail;
-	r = mv_sigbus_watch(region->map, region->map_size, region->page, fault_fd);
-	if (r < 0) {
-		munmap(region->map, region->map_size);
-		goto fail;
-	}
-	/* Guest memory in a core dump of the daemon would be a leak, and huge. */
-	(void)madvise(region->map, region->map_size, MADV_DONTDUMP);
-	region->watch = (unsigned int)r;
-	region->guest_addr = spec->guest_addr;
-	region->user_addr = spec->user_addr;
-	region->size = spec->size;
-	region->tables = 1;
-	*result = region;
-	return 0;
-fail:
-	free(region);
-	return r;
-}
-
-int mv_memory_add(mv_memory *memory, const struct mv_region_spec *spec, int fd)
-{
+	uint64_t page = file_page_size(fd);
 	struct mv_region *region;
 	int r;
 
 	if (!spec_is_sane(spec))
 		return -EINVAL;
 	r = spec_fits_table(memory, spec);
+	if (r == 0)
+		r = file_check(spec, fd, page);
 	if (r < 0)
 		return r;
-	r = region_new(&region, spec, fd, memory->fault_fd);
+	region = calloc(1, sizeof(*region));
+	if (!region)
+		return -ENOMEM;
+	region->guest_addr = spec->guest_addr;
+	region->user_addr = spec->user_addr;
+	region->size = spec->size;
+	region->mmap_offset = spec->mmap_offset;
+	region->page = page;
+	*result = region;
+	return 0;
+}
+
+bool mv_region_may_wait(const mv_region *region)
+{
+	return region->page != MV_PAGE;
+}
+
+/* Shared and writable. On hugetlbfs the mapping may begin before the region. */
+int mv_region_map(mv_region *region, int fd)
+{
+	uint64_t page = region->page, lead = region->mmap_offset % page;
+	void *map;
+
+	/*
+	 * The file is not sealed against shrinking: for that the kernel waits for whoever is at work on
+	 * the file, as long as that takes. Who shrinks it loses the memory (sigbus.c).
+	 */
+	region->map_size = (lead + region->size + page - 1) / page * page;
+	map = mmap(NULL, region->map_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd,
+		   (off_t)(region->mmap_offset - lead));
+	if (map == MAP_FAILED)
+		return -errno;
+	region->map = map;
+	region->host = region->map + lead;
+	/* Guest memory in a core dump of the daemon would be a leak, and huge. */
+	(void)madvise(region->map, region->map_size, MADV_DONTDUMP);
+	return 0;
+}
+
+int mv_memory_adopt(mv_memory *memory, mv_region *region)
+{
+	const struct mv_region_spec spec = {
+		.guest_addr = region->guest_addr, .size = region->size, .user_addr = region->user_addr,
+	};
+	int r = region->map ? spec_fits_table(memory, &spec) : -EINVAL;
+
 	if (r < 0)
 		return r;
+	r = mv_sigbus_watch(region->map, region->map_size, region->page, memory->fault_fd);
+	if (r < 0)
+		return r;
+	region->watch = (unsigned int)r;
+	region->watched = true;
+	region->tables = 1;
 	memory->regions[memory->n_regions++] = region;
 	return 0;
+}
+
+int mv_memory_add(mv_memory *memory, const struct mv_region_spec *spec, int fd)
+{
+	mv_region *region;
+	int r = mv_region_new(&region, memory, spec, fd);
+
+	if (r < 0)
+		return r;
+	r = mv_region_map(region, fd);
+	if (r == 0)
+		r = mv_memory_adopt(memory, region);
+	if (r < 0)
+		mv_region_free(region);
+	return r;
 }
 
 int mv_memory_remove(mv_memory *memory, const struct mv_region_spec *spec)

@@ -140,6 +140,7 @@ struct mv_stats {
 	uint64_t punts;			/* frames for services */
 	uint64_t routed;		/* TX frames sent on to other ports */
 	uint64_t icmp_errors;		/* dropped packets whose sender was to hear why */
+	uint64_t slow_signals;		/* by call and err, that were made to take long */
 	uint64_t drops[MV_DROP_REASONS];
 };
 
@@ -168,6 +169,7 @@ struct mv_prefix {
 };
 
 typedef struct mv_memory mv_memory;
+typedef struct mv_region mv_region;
 typedef struct mv_network mv_network;
 typedef struct mv_port mv_port;
 typedef struct mv_worker mv_worker;
@@ -193,6 +195,36 @@ mv_memory *mv_memory_copy(const mv_memory *memory);
  * -ENODEV: not a file of tmpfs (memfd) or hugetlbfs; -EACCES, ...: what fstat or mmap said.
  */
 int mv_memory_add(mv_memory *memory, const struct mv_region_spec *spec, int fd);
+
+/*
+ * The same in steps, for the one that may take long, which another thread may take. mv_region_new()
+ * sees whether the region could be in a table and maps nothing; errors as mv_memory_add().
+ */
+int mv_region_new(mv_region **region, const mv_memory *memory, const struct mv_region_spec *spec,
+		  int fd);
+
+/*
+ * Whether mv_region_map() may have to wait for others: on hugetlbfs it waits until nobody is at work
+ * on the file, and meanwhile no other thread can change the address space of the process.
+ */
+bool mv_region_may_wait(const mv_region *region);
+
+/* Map it, from a descriptor of the same file; negative: what mmap said. */
+int mv_region_map(mv_region *region, int fd);
+
+/* Unmap and free what is in no table. NULL is allowed. */
+void mv_region_free(mv_region *region);
+
+/* Add a mapped region, the table's from then on. Errors as mv_memory_add(): nothing has changed then. */
+int mv_memory_adopt(mv_memory *memory, mv_region *region);
+
+/*
+ * From mv_unmap_aside_begin() to the mv_unmap_aside_end() that belongs to it, no thread that gives up
+ * a table waits until its regions are unmapped: a thread of the core's does that. Large regions it
+ * unmaps at any time.
+ */
+void mv_unmap_aside_begin(void);
+void mv_unmap_aside_end(void);
 
 /* Take the region with exactly these addresses and size out of the table; -ENOENT: none such. */
 int mv_memory_remove(mv_memory *memory, const struct mv_region_spec *spec);
@@ -344,6 +376,17 @@ bool mv_port_is_up(const mv_port *port);
 /* Frames in the backlog. */
 unsigned int mv_port_backlog(mv_port *port);
 
+/* ---- debt.c: time that the kernel takes for one NIC, and everybody waits ---- */
+
+/* For so many nanoseconds nothing should be done for the port that can be made to take long. */
+uint64_t mv_port_owes_ns(const mv_port *port);
+
+/* Something done for the port has held up the others for so many nanoseconds. NULL is allowed. */
+void mv_port_charge(mv_port *port, uint64_t ns);
+
+/* The port has waited for what it owes. */
+void mv_port_settle(mv_port *port);
+
 /* ---- event.c: foreign eventfds ---- */
 
 /* 1: an eventfd, 0: something else, negative: fd unusable. */
@@ -353,9 +396,8 @@ int mv_event_check(int fd);
 int mv_event_read(int fd);
 
 /*
- * Add 1 without ever blocking: 1 added (a full counter stays full), negative error; -ETIME: added,
- * but it took so long that it is better not done again. Without mv_event_never_blocks() also 0: the
- * counter is full.
+ * Add 1 without ever blocking: 1 added (a full counter stays full), negative error. Without
+ * mv_event_never_blocks() also 0: the counter is full.
  */
 int mv_event_write(int fd);
 

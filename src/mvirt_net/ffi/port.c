@@ -60,6 +60,7 @@ mv_port *mv_port_new(mv_network *network, const uint8_t *mac, uint32_t tag)
 	for (unsigned int i = 0; i < MV_QUEUES; i++) {
 		port->rings[i].call_fd = -1;
 		port->rings[i].err_fd = -1;
+		port->rings[i].debt = &port->debt;
 	}
 	port->network = network;
 	port->edition = mv_network_enter(network);
@@ -130,6 +131,7 @@ void mv_port_stats(const mv_port *port, struct mv_stats *stats)
 
 	for (size_t i = 0; i < sizeof(*stats) / sizeof(*to); i++)
 		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+	stats->slow_signals = __atomic_load_n(&port->debt.slow_ever, __ATOMIC_RELAXED);
 }
 
 void mv_port_count_drop(mv_port *port, unsigned int reason)
@@ -290,7 +292,7 @@ int mv_ring_set_err(mv_port *port, unsigned int queue, int fd)
 	mv_lock(port, queue);
 	port->rings[queue].err_fd = fd;
 	if (fd >= 0 && port->rings[queue].running && port->rings[queue].broken)
-		(void)mv_event_write(fd);
+		(void)mv_debt_signal(&port->debt, fd);
 	mv_unlock(port, queue);
 	return 0;
 }
@@ -302,12 +304,22 @@ enum {
 	GRACE_NS = 150 * 1000,	/* more, for the packet that is being sent on in pieces */
 };
 
-uint64_t mv_now_ns(void)
+static uint64_t clock_ns(clockid_t clock)
 {
 	struct timespec t;
 
-	clock_gettime(CLOCK_MONOTONIC, &t);
+	clock_gettime(clock, &t);
 	return (uint64_t)t.tv_sec * 1000000000U + (uint64_t)t.tv_nsec;
+}
+
+uint64_t mv_now_ns(void)
+{
+	return clock_ns(CLOCK_MONOTONIC);
+}
+
+uint64_t mv_thread_ns(void)
+{
+	return clock_ns(CLOCK_THREAD_CPUTIME_ID);
 }
 
 void mv_turn_look_at_clock(struct mv_turn *turn)

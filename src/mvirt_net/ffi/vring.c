@@ -32,7 +32,6 @@ enum {
 	AVAIL_F_NO_INTERRUPT = 1,
 	USED_F_NO_NOTIFY = 1,
 
-	MAX_SLOW_CALLS = 3,	/* in a row */
 	CACHE_LINE = 64,
 
 	DESC_ALIGN = 16,
@@ -181,7 +180,6 @@ void mv_ring_begin(struct mv_ring *ring, int base)
 	ring->armed = false;
 	ring->most = 0;
 	ring->starved = false;
-	ring->slow_calls = 0;
 	ring->broken = false;
 	ring->running = true;
 }
@@ -194,7 +192,7 @@ void mv_ring_break(struct mv_ring *ring)
 		return;
 	ring->broken = true;
 	if (ring->err_fd >= 0)
-		(void)mv_event_write(ring->err_fd);
+		(void)mv_debt_signal(ring->debt, ring->err_fd);
 }
 
 unsigned int mv_ring_available(struct mv_ring *ring)
@@ -426,21 +424,14 @@ static bool wants_call(struct mv_ring *ring, struct mv_ring_features features)
 
 bool mv_ring_call(struct mv_ring *ring)
 {
-	int r;
+	bool called;
 
 	if (ring->call_fd < 0)
 		return false;
-	r = mv_event_write(ring->call_fd);
-	if (r != -ETIME) {
-		ring->slow_calls = 0;
-		return r == 1;
-	}
-	/* Once this thread may have been interrupted just there, but not again and again. */
-	if (++ring->slow_calls == MAX_SLOW_CALLS) {
-		ring->call_fd = -1;
+	called = mv_debt_signal(ring->debt, ring->call_fd) == 1;
+	if (mv_debt_is_too_high(ring->debt))
 		mv_ring_break(ring);
-	}
-	return true;
+	return called;
 }
 
 void mv_ring_show(struct mv_ring *ring)

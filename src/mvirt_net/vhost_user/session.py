@@ -48,7 +48,7 @@ whether the vring is still within memory, and refuses if not.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import attrs
@@ -147,6 +147,8 @@ class Rule(Generic[_P]):
     needs: ProtocolFeature = _NOTHING
     legal_in: LegalIn = LegalIn.ANY
     answer: Answer = Answer.ACK
+    regions: Callable[[Session, _P, Sequence[int]], tuple[MemoryRegion, ...]] | None = None
+    """The memory that it asks for, one region for each descriptor; raises RequestRefused."""
 
 
 @attrs.define(eq=False)
@@ -196,6 +198,23 @@ class Session:
         """Whether a vring was given its kick, and there is no memory at all for it."""
         return not self._regions and any(vring.kicked for vring in self._vrings)
 
+    def memory_wanted(
+        self, header: Header, payload: bytes, fds: Sequence[int]
+    ) -> Sequence[tuple[MemoryRegion, int]]:
+        """The regions that `handle` would ask the device to map from these descriptors.
+
+        Whoever has to wait for mappings makes them before `handle`, and gives them to the device.
+        Nothing is changed here, and a request that will be refused wants nothing.
+        """
+        rule = TABLE.get(header.request, _UNKNOWN)
+        if rule.regions is None:
+            return ()
+        try:
+            regions = rule.regions(self, self._legal_message(rule, payload, fds), fds)
+        except RequestRefused:
+            return ()
+        return tuple(zip(regions, fds, strict=True))
+
     def handle(self, header: Header, payload: bytes, fds: list[int]) -> Outcome:
         """Carry out one request.
 
@@ -227,13 +246,16 @@ class Session:
 
     def _carry_out(self, rule: Rule[Any], payload: bytes, fds: list[int]) -> bytes | None:
         """Check everything that the row says, then do it; raises RequestRefused."""
+        return rule.handler(self, self._legal_message(rule, payload, fds), fds)
+
+    def _legal_message(self, rule: Rule[_P], payload: bytes, fds: Sequence[int]) -> _P:
         message = rule.payload.parse(payload)
         if len(fds) not in rule.fds:
             raise RequestRefused(f"{len(fds)} descriptors")
         if rule.needs not in self._protocol_features:
             raise RequestRefused(f"{rule.needs.name} has not been negotiated")
         self._check_state(rule.legal_in, message)
-        return rule.handler(self, message, fds)
+        return message
 
     def _check_state(self, legal_in: LegalIn, message: Any) -> None:
         if legal_in is LegalIn.UNOWNED and self._owned:
@@ -316,10 +338,17 @@ class Session:
 
     # -- memory --------------------------------------------------------------------------------
 
-    def _set_mem_table(self, message: MemoryTable, fds: list[int]) -> None:
+    def _regions_of_table(
+        self, message: MemoryTable, fds: Sequence[int]
+    ) -> tuple[MemoryRegion, ...]:
+        """All to be mapped; raises RequestRefused unless they can be one memory."""
         if len(fds) != len(message.regions):
             raise RequestRefused(f"{len(message.regions)} regions, {len(fds)} descriptors")
         check_regions(message.regions)
+        return message.regions
+
+    def _set_mem_table(self, message: MemoryTable, fds: list[int]) -> None:
+        self._regions_of_table(message, fds)
         self._device.set_memory_table(message.regions, fds)
         self._regions = message.regions
         self._start_held_vrings()
@@ -327,13 +356,20 @@ class Session:
     def _get_max_mem_slots(self, _message: Empty, _fds: list[int]) -> bytes:
         return U64(MAX_MEM_SLOTS).pack()
 
-    def _add_mem_reg(self, message: SingleRegion, fds: list[int]) -> None:
+    def _region_to_add(
+        self, message: SingleRegion, _fds: Sequence[int]
+    ) -> tuple[MemoryRegion, ...]:
+        """The one; raises RequestRefused unless it can be with those that there are."""
         regions = (*self._regions, message.region)
         if len(regions) > MAX_MEM_SLOTS:
             raise RequestRefused(f"more than {MAX_MEM_SLOTS} memory regions")
         check_regions(regions)
+        return (message.region,)
+
+    def _add_mem_reg(self, message: SingleRegion, fds: list[int]) -> None:
+        self._region_to_add(message, fds)
         self._device.add_memory_region(message.region, fds[0])
-        self._regions = regions
+        self._regions = (*self._regions, message.region)
         self._start_held_vrings()
 
     def _rem_mem_reg(self, message: SingleRegion, _fds: list[int]) -> None:
@@ -493,7 +529,12 @@ TABLE: Mapping[int, Rule[Any]] = {
     Request.SET_FEATURES: Rule(U64, Session._set_features),
     Request.SET_OWNER: Rule(Empty, Session._set_owner, legal_in=LegalIn.UNOWNED),
     Request.RESET_OWNER: Rule(Empty, Session._reset_owner),
-    Request.SET_MEM_TABLE: Rule(MemoryTable, Session._set_mem_table, fds=_TABLE_FDS),
+    Request.SET_MEM_TABLE: Rule(
+        MemoryTable,
+        Session._set_mem_table,
+        fds=_TABLE_FDS,
+        regions=Session._regions_of_table,
+    ),
     Request.SET_LOG_BASE: _UNKNOWN,
     # The event that tells of new dirty pages; without a log there will never be one.
     Request.SET_LOG_FD: Rule(Empty, Session._ignore, fds=_ONE_FD),
@@ -532,7 +573,11 @@ TABLE: Mapping[int, Rule[Any]] = {
         Empty, Session._get_max_mem_slots, needs=_Needs.CONFIGURE_MEM_SLOTS, answer=_OWN
     ),
     Request.ADD_MEM_REG: Rule(
-        SingleRegion, Session._add_mem_reg, fds=_ONE_FD, needs=_Needs.CONFIGURE_MEM_SLOTS
+        SingleRegion,
+        Session._add_mem_reg,
+        fds=_ONE_FD,
+        needs=_Needs.CONFIGURE_MEM_SLOTS,
+        regions=Session._region_to_add,
     ),
     # QEMU before 7.1 sends a descriptor, which backends have to close.
     Request.REM_MEM_REG: Rule(
