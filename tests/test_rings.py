@@ -48,9 +48,12 @@ EVERYTHING = INDIRECT | MERGEABLE | Feature.IN_ORDER
 SLOTS = DEFAULT_PROTOCOL_FEATURES | ProtocolFeature.CONFIGURE_MEM_SLOTS
 
 
-@pytest.fixture
-async def backend(nursery: trio.Nursery) -> TestBackend:
-    return await TestBackend.start(nursery, MAC, ipv4=IP)
+@pytest.fixture(params=[0, Feature.RING_PACKED], ids=["split", "packed"])
+async def backend(nursery: trio.Nursery, request: pytest.FixtureRequest) -> TestBackend:
+    """With guests whose rings are split, and packed: every test runs with either."""
+    backend = await TestBackend.start(nursery, MAC, ipv4=IP)
+    backend.layout = request.param
+    return backend
 
 
 async def ping(client: VhostTestClient, size: int = 64, **how: Any) -> None:

@@ -17,7 +17,7 @@ import trio
 
 import mvirt_net
 
-from .client import VhostTestClient
+from .client import DEFAULT_FEATURES, VhostTestClient
 from .packets import Ip, Mac, ip_bytes, ipv6_bytes, mac_bytes
 
 NIC_NAME = "test-nic"
@@ -39,6 +39,8 @@ class TestBackend:
         self.switch: mvirt_net.Switch
         self.nic: mvirt_net.Nic
         self.folder: Path
+        self.layout = 0
+        """Added to the features of every frontend: RING_PACKED for guests with packed rings."""
 
     @classmethod
     async def start(
@@ -134,6 +136,7 @@ class TestBackend:
         """
         path = self.socket_path if nic is None else nic.spec.socket_path
         assert path is not None
+        options["features"] = options.get("features", DEFAULT_FEATURES) | self.layout
         return await VhostTestClient.connect(self._nursery, path, **options)
 
     async def aclose(self) -> None:

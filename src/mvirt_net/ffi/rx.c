@@ -121,7 +121,7 @@ static bool rx_peek(struct mv_rx *rx, struct mv_chain *chain)
 
 static void rx_take(struct mv_rx *rx, const struct mv_chain *chain, uint32_t written)
 {
-	mv_ring_take(ring_of(rx), chain->head, written);
+	mv_ring_take(ring_of(rx), chain, written);
 	rx->available--;
 }
 
@@ -183,14 +183,12 @@ static enum delivery out_of_chains(const struct mv_rx *rx, unsigned int n)
 }
 
 /* Whether all that a frame was too large for is still all there is. */
-static bool still_starved(struct mv_rx *rx)
+static bool still_starved(const struct mv_rx *rx)
 {
 	struct mv_ring *ring = ring_of(rx);
 
-	if (!ring->starved)
-		return false;
-	rx->available = mv_ring_available(ring);
-	ring->starved = !ring->broken && (uint16_t)(ring->last_avail + rx->available) == ring->starved_at;
+	if (ring->starved)
+		ring->starved = !ring->broken && !mv_ring_goes_beyond(ring, ring->starved_at);
 	return ring->starved;
 }
 

@@ -212,7 +212,7 @@ static void take_tx_chain(struct drain *drain, const struct mv_chain *chain)
 	else
 		mv_port_count_drop(drain->port, MV_DROP_RING_DISABLED);
 	/* The device writes nothing into a transmitted buffer (virtio 1.2, 2.7.8.2). */
-	mv_ring_take(ring, chain->head, 0);
+	mv_ring_take(ring, chain, 0);
 }
 
 /* Empty the ring as far as the bounds allow: true when it is empty. */
