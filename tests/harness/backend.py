@@ -32,6 +32,9 @@ class TestBackend:
 
     __test__ = False
 
+    layout = 0
+    """Added to the features of every frontend; the `layout` fixture of the tests changes it."""
+
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._scope = trio.CancelScope()
@@ -39,8 +42,6 @@ class TestBackend:
         self.switch: mvirt_net.Switch
         self.nic: mvirt_net.Nic
         self.folder: Path
-        self.layout = 0
-        """Added to the features of every frontend: RING_PACKED for guests with packed rings."""
 
     @classmethod
     async def start(

@@ -249,7 +249,9 @@ class VhostTestClient:
             self._connection.close()
             self._connection = None
 
-    async def reconnect(self, *, bases: Sequence[int] | None = None) -> None:
+    async def reconnect(
+        self, *, bases: Sequence[int] | None = None, wire_base: int | None = None
+    ) -> None:
         """Connect again with the same guest, as QEMU does when its backend comes back.
 
         Like QEMU it enables the rings before anything else: a ring that starts disabled would
@@ -258,6 +260,7 @@ class VhostTestClient:
         Args:
             bases: first avail index of each ring; by default where its used ring stands, so that
                 what the device never returned is given to it again.
+            wire_base: what SET_VRING_BASE says of both, whatever is right.
         """
         if bases is None:
             bases = [vring.queue.used_idx() for vring in self.vrings]
@@ -267,7 +270,7 @@ class VhostTestClient:
         await self.enable(True)
         await self.share_memory()
         for index, base in enumerate(bases):
-            await self.start_vring(index, base)
+            await self.start_vring(index, base, wire_base=wire_base)
 
     @property
     def connection(self) -> Connection:
@@ -318,12 +321,18 @@ class VhostTestClient:
         """SET_MEM_TABLE with the memory as it is laid out now."""
         await self.connection.set_mem_table(self.memory.get_region_info())
 
-    async def start_vring(self, index: int, base: int) -> None:
-        """NUM, ADDR, BASE, KICK, CALL, ENABLE, and ERR before it if there is one."""
+    async def start_vring(self, index: int, base: int, *, wire_base: int | None = None) -> None:
+        """NUM, ADDR, BASE, KICK, CALL, ENABLE, and ERR before it if there is one.
+
+        Args:
+            wire_base: what SET_VRING_BASE says, if it is not that the ring stands at `base`.
+        """
         connection, vring = self.connection, self.vrings[index]
+        if wire_base is None:
+            wire_base = vring.queue.wire_base(base)
         await connection.set_vring_num(index, vring.queue.size)
         await self.set_vring_addr(index)
-        await connection.set_vring_base(index, vring.queue.wire_base(base))
+        await connection.set_vring_base(index, wire_base)
         await connection.set_vring_kick(index, vring.kick)
         await connection.set_vring_call(index, vring.call)
         if vring.err is not None:

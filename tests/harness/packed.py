@@ -41,12 +41,16 @@ RING_EVENT_FLAGS_DESC = 2
 EVENT_SIZE = 4
 """Bytes of an event suppression area."""
 
-_FLAGS = 14
-"""Where the flags are in a descriptor."""
 _WRAP = 1 << 15
 _NO_ID = 0xFFFF
 """In all descriptors of a chain but the last, whose id counts."""
+_DESC = struct.Struct("<QIHH")
 _LEN_AND_ID = struct.Struct("<IH")
+
+
+def pack_desc(desc: VringDesc) -> bytes:
+    """The sixteen bytes of a descriptor, of the ring or of an indirect table; `next` is its id."""
+    return _DESC.pack(desc.addr, desc.len, desc.next, desc.flags)
 
 
 class PackedQueue(VirtioQueue):
@@ -60,6 +64,8 @@ class PackedQueue(VirtioQueue):
 
     The others are those of `VirtioQueue`.
     """
+
+    DESC_FLAGS = 14
 
     @staticmethod
     def part_sizes(size: int) -> tuple[int, int, int]:
@@ -78,7 +84,7 @@ class PackedQueue(VirtioQueue):
         self.memory.write(self.desc_table, bytes(DESC_SIZE * self.size))
         for number in range(max(0, base - self.size), base):
             both = VRING_DESC_F_AVAIL | VRING_DESC_F_USED if self._wrap(number) else 0
-            self.memory.store16(self._slot_addr(number) + _FLAGS, both)
+            self.memory.store16(self._slot_addr(number) + self.DESC_FLAGS, both)
         self.memory.write(self.avail_ring, bytes(EVENT_SIZE))
         self.memory.write(self.used_ring, bytes(EVENT_SIZE))
         if self.event_idx:
@@ -119,7 +125,7 @@ class PackedQueue(VirtioQueue):
         descs = [VringDesc(*s) for s in readable]
         descs += [VringDesc(*s, VRING_DESC_F_WRITE) for s in writable]
         if table is not None:
-            self.memory.write(table, b"".join(desc.pack() for desc in descs))
+            self.memory.write(table, b"".join(map(pack_desc, descs)))
             descs = [VringDesc(table, DESC_SIZE * len(descs), VRING_DESC_F_INDIRECT)]
         if len(descs) > self._free_slots:
             raise QueueFullError(f"{len(descs)} descriptors wanted, {self._free_slots} free")
@@ -139,13 +145,12 @@ class PackedQueue(VirtioQueue):
         for number, desc in reversed(list(enumerate(descs, start=self.next_avail))):
             bit = VRING_DESC_F_AVAIL if self._wrap(number) else VRING_DESC_F_USED
             addr, flags = self._slot_addr(number), desc.flags | bit
-            body = struct.pack("<QIH", desc.addr, desc.len, desc.next)
-            self.memory.write(addr, body)
+            self.memory.write(addr, pack_desc(desc)[:self.DESC_FLAGS])
             if number == self.next_avail and self._held_back is None:
-                self._held_back = addr + _FLAGS, flags
+                self._held_back = addr + self.DESC_FLAGS, flags
             else:
                 fence()
-                self.memory.store16(addr + _FLAGS, flags)
+                self.memory.store16(addr + self.DESC_FLAGS, flags)
         self.next_avail += len(descs)
         self._free_slots -= len(descs)
         if publish:
@@ -177,7 +182,7 @@ class PackedQueue(VirtioQueue):
 
     def _is_used(self, number: int) -> bool:
         """Whether the device has marked this slot; not if the driver still holds it back."""
-        flags = self.memory.load16(self._slot_addr(number) + _FLAGS)
+        flags = self.memory.load16(self._slot_addr(number) + self.DESC_FLAGS)
         bits = VRING_DESC_F_AVAIL | VRING_DESC_F_USED
         return number < self.next_avail and flags & bits == (bits if self._wrap(number) else 0)
 
@@ -203,7 +208,7 @@ class PackedQueue(VirtioQueue):
         if returned is None:
             return None
         element, slots = returned
-        flags = self.memory.load16(self._slot_addr(self.last_used) + _FLAGS)
+        flags = self.memory.load16(self._slot_addr(self.last_used) + self.DESC_FLAGS)
         if bool(flags & VRING_DESC_F_WRITE) is not bool(element.len):
             raise DeviceError(f"{element.len} bytes were written, and the flags are {flags:#x}")
         chain = self._take_back(element)
@@ -263,7 +268,7 @@ class PackedQueue(VirtioQueue):
 
     def write_slot(self, number: int, desc: VringDesc) -> None:
         """Write to the ring itself; `next` is the id, and the flags are taken as they are."""
-        self.memory.write(self._slot_addr(number), desc.pack())
+        self.memory.write(self._slot_addr(number), pack_desc(desc))
 
     def write_avail_flags(self, flags: int) -> None:
         """Write the flags of the driver event suppression area."""

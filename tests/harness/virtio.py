@@ -246,6 +246,9 @@ class VirtioQueue:
         self.features = features
         self._reset(base)
 
+    DESC_FLAGS = 12
+    """Where the flags are in a descriptor."""
+
     @staticmethod
     def part_sizes(size: int) -> tuple[int, int, int]:
         """Bytes of the descriptor table, the avail ring and the used ring."""
@@ -253,7 +256,7 @@ class VirtioQueue:
 
     def wire_base(self, index: int) -> int:
         """How SET_VRING_BASE says that the ring stands at this index."""
-        return index
+        return index & 0xFFFF
 
     def _reset(self, base: int) -> None:
         self.next_avail = base

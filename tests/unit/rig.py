@@ -27,6 +27,9 @@ RING_PACKED = 1 << 34
 
 PAGE = 4096
 
+layout = 0
+"""Added to the features of every rig; the `layout` fixture of the tests changes it."""
+
 
 @attrs.define(eq=False)
 class Rig:
@@ -173,6 +176,7 @@ def open_rig(
         network: shared with other rigs; by default one of its own.
         routes: prefixes or addresses that are routed to the guest.
     """
+    features |= layout
     with ExitStack() as stack:
         fault_fd = os.eventfd(0, os.EFD_NONBLOCK)
         stack.callback(os.close, fault_fd)

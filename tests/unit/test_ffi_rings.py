@@ -19,8 +19,11 @@ from tests.harness.virtio import (
     VirtioNetHdr,
     VringDesc,
 )
+from tests.layouts import BOTH_LAYOUTS, SPLIT_ONLY
 
 from .rig import EVENT_IDX, INDIRECT_DESC, MAC, MRG_RXBUF, PAGE, VERSION_1, Rig, open_rig
+
+pytestmark = BOTH_LAYOUTS
 
 ARP = arp_request(MAC.packed, [10, 0, 0, 5], GATEWAY_IP)
 
@@ -55,6 +58,7 @@ def test_frame_for_a_service_is_handed_up_and_its_buffer_returned() -> None:
         assert rig.port.stats().tx_bytes == len(ARP)
 
 
+@SPLIT_ONLY
 @pytest.mark.parametrize("size", [2, 4, 256, 32768])
 def test_ring_sizes_and_wrap_around_of_the_indices(size: int) -> None:
     with open_rig(size=size, regions=[Region(0, 4 << 20)]) as rig:
@@ -245,6 +249,7 @@ def test_new_call_of_a_ring_without_news_stays_silent() -> None:
         assert rig.called(TX_QUEUE) == 0
 
 
+@SPLIT_ONLY
 def test_err_that_comes_after_the_break_is_told_of_it() -> None:
     with open_rig() as rig:
         rig.start()
@@ -415,6 +420,7 @@ def test_longest_frame_goes_both_ways() -> None:
 # Start, stop, move
 
 
+@SPLIT_ONLY
 @pytest.mark.parametrize(
     ("base", "used", "avail", "expected"),
     [
@@ -470,6 +476,7 @@ def test_running_ring_moves() -> None:
         assert rig.tx.used_idx() == 2
 
 
+@SPLIT_ONLY
 @pytest.mark.parametrize("size", [0, 1, 3, 255, 65536, 1 << 31])
 def test_m35_ring_sizes_that_are_none(size: int) -> None:
     with open_rig() as rig, pytest.raises(CoreError) as caught:
@@ -491,6 +498,7 @@ def test_m36_misaligned_parts(part: str, offset: int) -> None:
         assert caught.value.errno == errno.EINVAL
 
 
+@SPLIT_ONLY
 @pytest.mark.parametrize("part", ["desc", "avail", "used"])
 @pytest.mark.parametrize("where", ["end", "hole", "overflow", "null", "guest address"])
 def test_m36_m37_parts_outside_memory(part: str, where: str) -> None:
@@ -510,6 +518,7 @@ def test_m36_m37_parts_outside_memory(part: str, where: str) -> None:
         assert caught.value.errno == errno.EFAULT
 
 
+@SPLIT_ONLY
 def test_r21_parts_that_overlap_one_another() -> None:
     with open_rig() as rig:
         base = rig.user_addr(0x10000)
@@ -550,6 +559,7 @@ def break_tx(rig: Rig) -> None:
     assert len(rig.drain()) == 1
 
 
+@SPLIT_ONLY
 @pytest.mark.parametrize("jump", [257, 32768, 65535])
 def test_r01_available_index_that_jumps(jump: int) -> None:
     with open_rig() as rig:
@@ -558,6 +568,7 @@ def test_r01_available_index_that_jumps(jump: int) -> None:
         break_tx(rig)
 
 
+@SPLIT_ONLY
 @pytest.mark.parametrize("head", [256, 65535])
 def test_r02_head_outside_the_table(head: int) -> None:
     with open_rig() as rig:
@@ -570,6 +581,7 @@ def next_desc(index: int) -> VringDesc:
     return VringDesc(0x1000, 16, VRING_DESC_F_NEXT, index)
 
 
+@SPLIT_ONLY
 @pytest.mark.parametrize(
     "table",
     [
@@ -588,6 +600,7 @@ def test_r03_links_without_an_end(table: dict[int, VringDesc]) -> None:
         break_tx(rig)
 
 
+@SPLIT_ONLY
 def test_r04_same_chain_twice_is_sent_twice() -> None:
     with open_rig() as rig:
         rig.start()
@@ -623,6 +636,7 @@ def test_r05_indirect_without_negotiation() -> None:
         break_tx(rig)
 
 
+@SPLIT_ONLY
 @pytest.mark.parametrize(
     "inner",
     [
@@ -650,6 +664,7 @@ def test_r06_indirect_table_outside_memory(addr: int) -> None:
         break_tx(rig)
 
 
+@SPLIT_ONLY
 def test_indirect_table_may_follow_direct_descriptors() -> None:
     """Virtio 1.2, 2.7.5.3.2: the device must handle it."""
     with open_rig(features=VERSION_1 | INDIRECT_DESC) as rig:
@@ -721,6 +736,7 @@ def test_r15_chains_of_more_than_1024_descriptors_are_dropped() -> None:
             assert drops.items() <= rig.drops().items()
 
 
+@SPLIT_ONLY
 def test_r07_endless_empty_chains_do_not_hold_up_the_device() -> None:
     """A frame may take 1024 descriptors; the chains that it did not fit in are given back."""
     with open_rig(features=VERSION_1 | MRG_RXBUF, size=2048) as rig:
@@ -743,6 +759,7 @@ def test_r07_endless_empty_chains_do_not_hold_up_the_device() -> None:
         assert 2 <= rig.rx.used_idx() <= 4
 
 
+@SPLIT_ONLY
 def test_r15_indirect_table_counts_for_its_chain() -> None:
     with open_rig(features=VERSION_1 | INDIRECT_DESC, size=1024) as rig:
         rig.start()

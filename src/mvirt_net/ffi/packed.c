@@ -32,7 +32,8 @@
  * and the driver keeps the bit when it makes the slot available again. So all slots before the
  * position have one value, all from there on the other. With chains of several slots that is not so;
  * a used descriptor keeps the NEXT bit of its chain (drivers have to ignore it), and if any is there,
- * or the bits do not fit, the frontend is believed. So is one that names another slot than 0.
+ * or the ring does not fit together, the frontend is believed. So is one that names another slot
+ * than 0: what it says it has from a device that was stopped.
  *
  * Barriers, by letter as in vring.c; the partner of each stands in the driver:
  *   A  acquire load of a first descriptor's flags: with the driver's release of them after filling
@@ -170,9 +171,25 @@ int mv_packed_translate(struct mv_ring *ring, const mv_memory *memory, unsigned 
 	return 0;
 }
 
+/* Whether once round the ring there are available descriptors first, and then no more of them. */
+static bool may_stand_at(const struct mv_ring *ring, uint16_t position)
+{
+	bool before = true;
+
+	for (unsigned int n = 0; n < ring->size; n++) {
+		bool now = mv_packed_goes_beyond(ring, forward(ring, position, n));
+
+		if (now && !before)
+			return false;
+		before = now;
+	}
+	return true;
+}
+
 /* Where the USED bits of the ring say that it stands; `otherwise` if they do not. */
 static uint16_t find_position(const struct mv_ring *ring, uint16_t otherwise)
 {
+	uint16_t found;
 	uint16_t first = load16(flags_at(ring, 0)) & DESC_F_USED, last = first;
 	unsigned int turns = 0, turned_at = 0;
 
@@ -187,10 +204,9 @@ static uint16_t find_position(const struct mv_ring *ring, uint16_t otherwise)
 			turns++;
 		}
 	}
-	if (turns > 1)
-		return otherwise;
 	/* The bit before the position is the wrap counter there. */
-	return turns == 1 ? (uint16_t)(turned_at | first) : first ^ WRAP;
+	found = turns == 1 ? (uint16_t)(turned_at | first) : first ^ WRAP;
+	return turns <= 1 && may_stand_at(ring, found) ? found : otherwise;
 }
 
 _Static_assert((int)DESC_F_USED == (int)WRAP, "one is made from the other");
