@@ -126,7 +126,7 @@ static struct plan take_plan(struct input *input, bool packed)
 	}
 	/* Of a packed ring: a position. */
 	if (packed)
-		plan.base = plan.base % plan.size % 0x8000 | (plan.base & 0x8000);
+		plan.base = (int)((uint32_t)plan.base % plan.size % 0x8000) | (plan.base & 0x8000);
 	if (how & 0x40)
 		plan.base = -1;
 	return plan;

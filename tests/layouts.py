@@ -1,6 +1,7 @@
 """Tests that run with split rings and again with packed ones, and those that mean one of the two.
 
-A module whose tests do so has `BOTH_LAYOUTS` among its marks; the fixture is in ``tests/conftest.py``.
+A module whose tests do so has `BOTH_LAYOUTS` among its marks; the fixture that this asks for is in
+``tests/conftest.py``.
 """
 
 from __future__ import annotations

@@ -50,7 +50,10 @@ socket_path = "{socket}"
 """
 
 FEATURE_BITS = {
-    **{"host_mtu": 3, "mrg_rxbuf": 15, "indirect_desc": 28, "event_idx": 29},
+    "host_mtu": 3,
+    "mrg_rxbuf": 15,
+    "indirect_desc": 28,
+    "event_idx": 29,
     "packed": 34,
 }
 """Bits of the virtio features that Linux and QEMU use when the daemon has them (virtio 1.2)."""
@@ -173,8 +176,12 @@ async def test_driver_link_and_cable_come_back(image: Image, folder: Path) -> No
         assert await ping(guest) == 3
 
 
-async def test_daemon_restarted_and_killed(image: Image, folder: Path) -> None:
-    async with guest_on_daemon(image, folder) as setup:
+LAYOUTS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+
+
+@LAYOUTS
+async def test_daemon_restarted_and_killed(image: Image, folder: Path, packed: bool) -> None:
+    async with guest_on_daemon(image, folder, attrs.evolve(PLAIN, packed=packed)) as setup:
         guest, daemon = setup.guest, setup.daemon
         await lease_by_udhcpc(guest)
         # Rings that have wrapped: the daemon must find its place in them again.
@@ -194,8 +201,9 @@ async def test_daemon_restarted_and_killed(image: Image, folder: Path) -> None:
         assert await configuration(guest) == LEASE
 
 
-async def test_daemon_killed_under_load(image: Image, folder: Path) -> None:
-    async with guest_on_daemon(image, folder) as setup:
+@LAYOUTS
+async def test_daemon_killed_under_load(image: Image, folder: Path, packed: bool) -> None:
+    async with guest_on_daemon(image, folder, attrs.evolve(PLAIN, packed=packed)) as setup:
         guest, daemon = setup.guest, setup.daemon
         await lease_by_udhcpc(guest)
         await guest.run(f"ping -f -n {GATEWAY} > /run/flood 2>&1 & echo $! > /run/flood.pid")

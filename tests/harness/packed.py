@@ -145,7 +145,7 @@ class PackedQueue(VirtioQueue):
         for number, desc in reversed(list(enumerate(descs, start=self.next_avail))):
             bit = VRING_DESC_F_AVAIL if self._wrap(number) else VRING_DESC_F_USED
             addr, flags = self._slot_addr(number), desc.flags | bit
-            self.memory.write(addr, pack_desc(desc)[:self.DESC_FLAGS])
+            self.memory.write(addr, pack_desc(desc)[: self.DESC_FLAGS])
             if number == self.next_avail and self._held_back is None:
                 self._held_back = addr + self.DESC_FLAGS, flags
             else:

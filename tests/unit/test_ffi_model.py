@@ -186,7 +186,9 @@ descriptors = st.lists(
         st.one_of(st.integers(0, 2 * MIB), st.integers(0, (1 << 64) - 1)),
         st.one_of(st.integers(0, 4096), st.integers(0, (1 << 32) - 1)),
         st.one_of(
-            st.builds(lambda low, lap: low | lap, st.integers(0, 7), st.sampled_from([0x80, 0x8000])),
+            st.builds(
+                lambda low, lap: low | lap, st.integers(0, 7), st.sampled_from([0x80, 0x8000])
+            ),
             st.integers(0, 65535),
         ),
         st.integers(0, 65535),

@@ -21,7 +21,17 @@ from tests.harness.virtio import (
 )
 from tests.layouts import BOTH_LAYOUTS, SPLIT_ONLY
 
-from .rig import EVENT_IDX, INDIRECT_DESC, MAC, MRG_RXBUF, PAGE, VERSION_1, Rig, open_rig
+from .rig import (
+    EVENT_IDX,
+    INDIRECT_DESC,
+    MAC,
+    MRG_RXBUF,
+    PAGE,
+    RING_PACKED,
+    VERSION_1,
+    Rig,
+    open_rig,
+)
 
 pytestmark = BOTH_LAYOUTS
 
@@ -837,3 +847,73 @@ def test_memory_above_4_gib_at_an_offset() -> None:
         rig.start()
         rig.send(ARP)
         assert [punt.frame for punt in rig.drain()] == [ARP]
+
+
+# What packed rings have of their own
+
+
+@SPLIT_ONLY
+@pytest.mark.parametrize("size", [0, 32769, 65536, 1 << 31])
+def test_m35_packed_ring_sizes_that_are_none(size: int) -> None:
+    with open_rig(features=VERSION_1 | RING_PACKED) as rig, pytest.raises(CoreError) as caught:
+        rig.port.check_ring(size, rig.lay_out(RX_QUEUE))
+    assert caught.value.errno == errno.EINVAL
+
+
+@SPLIT_ONLY
+@pytest.mark.parametrize(
+    ("desc", "avail", "used"),
+    [
+        (8, 0x2000, 0x3000),
+        (0, 0x2002, 0x3000),
+        (0, 0x2000, 0x3002),
+        (0, 0x2000, 0x2000),
+        (0, 0, 0x3000),
+        (0, 16 * 256 - 4, 0x3000),
+        (0x2000, 0x1000, 0x2008),
+    ],
+)
+def test_r21_m36_packed_parts_that_cannot_be(desc: int, avail: int, used: int) -> None:
+    with open_rig(features=VERSION_1 | RING_PACKED) as rig:
+        addr = VringAddr(
+            desc=rig.user_addr(desc), avail=rig.user_addr(avail), used=rig.user_addr(used)
+        )
+        with pytest.raises(CoreError) as caught:
+            rig.port.check_ring(256, addr)
+        assert caught.value.errno == errno.EINVAL
+
+
+@SPLIT_ONLY
+@pytest.mark.parametrize("part", ["desc", "avail", "used"])
+@pytest.mark.parametrize("where", [7 << 40, (1 << 64) - 4096, 0], ids=["hole", "end", "null"])
+def test_m36_m37_packed_parts_outside_memory(part: str, where: int) -> None:
+    with open_rig(features=VERSION_1 | RING_PACKED, regions=[Region(0, 1 << 20, 5 << 40)]) as rig:
+        parts = {"desc": 0x10000, "avail": 0x20000, "used": 0x30000}
+        addr = {name: rig.user_addr(at) for name, at in parts.items()} | {part: where}
+        with pytest.raises(CoreError) as caught:
+            rig.port.check_ring(256, VringAddr(**addr))
+        assert caught.value.errno == errno.EFAULT
+
+
+@SPLIT_ONLY
+@pytest.mark.parametrize("base", [3, 0x8003, 3 << 16, 0x8003 << 16, 0x7FFF, 1 << 32])
+def test_m38_packed_base_that_cannot_be(base: int) -> None:
+    with open_rig(features=VERSION_1 | RING_PACKED, size=3) as rig:
+        addr = rig.lay_out(RX_QUEUE)
+        with pytest.raises(CoreError) as caught:
+            rig.port.start_ring(RX_QUEUE, 3, addr, base)
+        assert caught.value.errno == errno.EINVAL
+
+
+@SPLIT_ONLY
+def test_packed_frames_of_many_buffers_take_turns() -> None:
+    """More chains than may be taken and unpublished at once; none is lost, and none comes twice."""
+    with open_rig(
+        features=VERSION_1 | RING_PACKED | MRG_RXBUF, size=8192, regions=[Region(0, 4 << 20)]
+    ) as rig:
+        rig.start()
+        rig.offer(12, 8192)
+        sent = [frame(12 * 900, number) for number in range(9)]
+        for one in sent:
+            assert rig.port.enqueue(one)
+        assert receive(rig) == sent

@@ -51,7 +51,7 @@ def without_mutant() -> set[str]:
 def functions(path: Path) -> set[str]:
     """What a source file defines: functions, and methods as ``Class.name``."""
     text = path.read_text()
-    if path.suffix == ".c":
+    if path.suffix in (".c", ".h"):
         return set(re.findall(r"^[a-z][^;={}()]*?\*?(\w+)\([^;{}]*\)\n\{", text, re.MULTILINE))
     names = set()
     for node in ast.parse(text).body:

@@ -501,9 +501,7 @@ class TestPacked:
         frontend.send(Request.SET_VRING_NUM, state(RX, size))
         if base is not None:
             frontend.send(Request.SET_VRING_BASE, state(RX, base))
-        frontend.send(
-            Request.SET_VRING_ADDR, vring_addr(RX, self.RING if size == 1 else RINGS[RX])
-        )
+        frontend.send(Request.SET_VRING_ADDR, vring_addr(RX, self.RING if size == 1 else RINGS[RX]))
         frontend.send(Request.SET_VRING_KICK, u64(RX), fds=1)
 
     @pytest.mark.parametrize("base", [BEGINNING, 0x8000, 0, None])
