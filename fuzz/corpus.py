@@ -18,6 +18,7 @@ import attrs
 
 from mvirt_net.model import PuntKind
 from tests.harness.memory import Region, TestGuestMemory
+from tests.harness.packed import PackedQueue
 from tests.harness.packets import (
     GATEWAY_IP,
     GATEWAY_IPV6,
@@ -45,8 +46,6 @@ from tests.harness.virtio import (
     VIRTIO_NET_HDR_GSO_UDP_L4,
     VirtioNetHdr,
     VirtioQueue,
-    avail_ring_size,
-    used_ring_size,
 )
 from tests.unit.vhost_user_peer import REGION, RINGS, mem_table, state, u64, vring_addr
 
@@ -153,6 +152,7 @@ class RingSeed:
     rx_buffers: Sequence[int] = (1526, 1526)
     script: Sequence[tuple[int, int, int, int, int]] = ()
     """Port, queue, operation and its two arguments."""
+    packed: bool = False
     edges: bool = False
     """With buffers in both rings that reach beyond the end of each region."""
 
@@ -184,7 +184,7 @@ class RingSeed:
         for header, frame in sent[: (2 << self.size_shift) // 4]:
             segments = [(memory.alloc_buffer(n), n) for n in (12, 14, len(frame) - 14)]
             tx.add_tx_buffer(segments, frame, header=header, table=self._table(memory))
-        layout = 1 if self.regions is IN_PARTS else 0
+        layout = (1 if self.regions is IN_PARTS else 0) | (2 if self.packed else 0)
         plans = b"".join(self._plan(queue) for queue in (rx, tx))
         return bytes([self.features, layout]) + plans
 
@@ -193,12 +193,14 @@ class RingSeed:
 
     def _queue(self, memory: TestGuestMemory, index: int) -> VirtioQueue:
         size = 2 << self.size_shift
-        queue = VirtioQueue(
+        layout = PackedQueue if self.packed else VirtioQueue
+        desc, avail, used = layout.part_sizes(size)
+        queue = layout(
             memory,
             index,
-            memory.alloc_buffer(16 * size),
-            memory.alloc_buffer(avail_ring_size(size), align=2),
-            memory.alloc_buffer(used_ring_size(size), align=4),
+            memory.alloc_buffer(desc),
+            memory.alloc_buffer(avail, align=4 if self.packed else 2),
+            memory.alloc_buffer(used, align=4),
             size=size,
         )
         queue.init(self.base)
@@ -206,7 +208,8 @@ class RingSeed:
 
     def _plan(self, queue: VirtioQueue) -> bytes:
         places = (queue.desc_table, queue.avail_ring, queue.used_ring)
-        return struct.pack("<BHHHH", self.size_shift, *map(self._place, places), self.base)
+        base = queue.wire_base(self.base) & 0xFFFF
+        return struct.pack("<BHHHH", self.size_shift, *map(self._place, places), base)
 
     def _place(self, guest_addr: int) -> int:
         """Where in the image, which all regions share, a guest address is."""
@@ -236,11 +239,17 @@ def rings() -> Iterator[tuple[str, bytes]]:
     yield "indirect", RingSeed(features=VERSION_1 | INDIRECT, script=exchange).encode()
     yield "wrap", RingSeed(base=0xFFFE, script=[*exchange, *refill, *exchange]).encode()
     yield "restart", RingSeed(script=[*exchange, *restart, *exchange]).encode()
+    back = RingSeed(packed=True, script=[*exchange, *restart, *refill, *exchange])
+    yield "packed", back.encode()
+    yield "packed-wrap", attrs.evolve(back, base=31, features=VERSION_1 | EVENT_IDX).encode()
+    yield "packed-indirect", attrs.evolve(back, features=VERSION_1 | INDIRECT).encode()
     for name, regions in (("whole", WHOLE), ("parts", IN_PARTS)):
         merge = VERSION_1 | MERGEABLE
         yield f"merge-{name}", RingSeed(merge, regions, 4, 0, small, [*inject, *refill]).encode()
         yield f"edges-{name}", RingSeed(regions=regions, script=inject, edges=True).encode()
-        yield f"all-{name}", RingSeed(ALL, regions, 4, 9, small, [*inject, *refill]).encode()
+        everything = RingSeed(ALL, regions, 4, 9, small, [*inject, *refill])
+        yield f"all-{name}", everything.encode()
+        yield f"packed-all-{name}", attrs.evolve(everything, packed=True).encode()
 
 
 # ---- forward.c ----

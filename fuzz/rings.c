@@ -1,5 +1,5 @@
 /*
- * Rings in arbitrary memory: two ports whose four rings lie in one image of guest memory, both
+ * Rings, split and packed, in arbitrary memory: two ports whose four rings lie in one image of guest memory, both
  * guests hostile and each able to write to what the other one reads.
  *
  * The input is
@@ -55,6 +55,7 @@ struct plan {
 struct player {
 	mv_port *port;
 	unsigned int layout;
+	bool packed;
 	struct plan plans[MV_QUEUES];
 	uint64_t enqueued;	/* frames that the daemon had for the guest */
 };
@@ -106,7 +107,7 @@ static struct mv_ring_addr ring_addr(const struct player *player, unsigned int q
 	};
 }
 
-static struct plan take_plan(struct input *input)
+static struct plan take_plan(struct input *input, bool packed)
 {
 	uint8_t how = take8(input);
 	struct plan plan = { .size = 2U << how % 8 };
@@ -120,9 +121,12 @@ static struct plan take_plan(struct input *input)
 		plan.size += how;
 	} else {
 		plan.desc &= 0xfff0;
-		plan.avail &= 0xfffe;
+		plan.avail &= packed ? 0xfffc : 0xfffe;
 		plan.used &= 0xfffc;
 	}
+	/* Of a packed ring: a position. */
+	if (packed)
+		plan.base = (int)((uint32_t)plan.base % plan.size % 0x8000) | (plan.base & 0x8000);
 	if (how & 0x40)
 		plan.base = -1;
 	return plan;
@@ -143,13 +147,15 @@ static void take_player(struct scene *scene, unsigned int i, struct input *input
 	player->port = mv_port_new(scene->network, mac, i + 1);
 	CHECK(player->port);
 	player->layout = layout % LAYOUTS;
+	player->packed = layout & 2;
+	bits |= player->packed ? MV_F_RING_PACKED : 0;
 	CHECK(mv_port_set_routes(player->port, routes, 2) == 0);
 	CHECK(mv_port_set_features(player->port, bits) == 0);
 	CHECK(mv_port_set_memory(player->port, layouts[player->layout]) == 0);
 	if (layout & 0x80)
 		mv_port_set_mtu(player->port, 68 + (layout & 0x7cU));
 	for (unsigned int queue = 0; queue < MV_QUEUES; queue++)
-		player->plans[queue] = take_plan(input);
+		player->plans[queue] = take_plan(input, player->packed);
 }
 
 /* ---- what the daemon does ---- */
@@ -168,9 +174,14 @@ static void start(struct player *player, unsigned int queue)
 
 static void stop(struct player *player, unsigned int queue)
 {
-	int base = mv_ring_stop(player->port, queue);
+	const struct mv_ring *ring = &player->port->rings[queue];
+	int64_t base = mv_ring_stop(player->port, queue);
 
-	CHECK(base >= 0 && base <= UINT16_MAX && mv_ring_stop(player->port, queue) == base);
+	CHECK(base >= 0 && mv_ring_stop(player->port, queue) == base);
+	if (ring->packed)
+		CHECK((base & 0xffff) == base >> 16 && (base & 0x7fff) < ring->size);
+	else
+		CHECK(base <= UINT16_MAX);
 	CHECK(!mv_ring_broken(player->port, queue));
 	CHECK(queue == MV_TX || mv_port_backlog(player->port) == 0);
 }
@@ -257,11 +268,32 @@ static uint16_t load16(uint32_t place)
 	return value;
 }
 
-/* Make the next entries of the available ring available, whatever is in them. */
+/* Turn the bits of the next descriptors of a packed ring, whatever else is in them. */
+static void offer_packed(const struct player *player, unsigned int queue, unsigned int n)
+{
+	const struct mv_ring *ring = &player->port->rings[queue];
+	unsigned int slot = ring->last_avail & 0x7fff, wrap = ring->last_avail >> 15;
+
+	for (; n > 0; n--) {
+		uint32_t flags = player->plans[queue].desc + 16 * slot + 14;
+
+		store16(flags, (uint16_t)((load16(flags) & ~0x8080U) | (wrap ? 0x80 : 0x8000)));
+		if (++slot >= ring->size) {
+			slot = 0;
+			wrap ^= 1;
+		}
+	}
+}
+
+/* Make the next entries of the ring available, whatever is in them. */
 static void offer(const struct player *player, unsigned int queue, uint16_t n)
 {
 	uint32_t index = player->plans[queue].avail + 2U;
 
+	if (player->packed) {
+		offer_packed(player, queue, n % (player->plans[queue].size + 2));
+		return;
+	}
 	store16(index, (uint16_t)(load16(index) + n % (player->plans[queue].size + 2)));
 }
 
@@ -312,7 +344,7 @@ static void step(struct scene *scene, struct input *input)
 		(void)mv_event_read(events[x % 2]);
 		break;
 	case 13:
-		player->plans[queue].base = x;
+		player->plans[queue].base = player->packed ? (int)(x % player->plans[queue].size) : x;
 		break;
 	case 14:
 	case 15:

@@ -8,9 +8,12 @@ import hypothesis
 import pytest
 import trio
 
+from tests.harness.backend import TestBackend
 from tests.harness.footprint import open_files
 from tests.harness.hugetlb import reserved_pages
 from tests.harness.scene import Scene
+from tests.layouts import PACKED, SPLIT
+from tests.unit import rig
 
 # The same examples each time, and no limit but that of every test: machines stand still at times.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
@@ -27,6 +30,15 @@ def no_fd_leaks() -> Iterator[None]:
     yield
     leaked = open_files() - before
     assert not leaked, f"file descriptors left open: {dict(leaked)}"
+
+
+@pytest.fixture(params=[SPLIT, PACKED], ids=["split", "packed"])
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The layout of all rings of a test's guests: see `tests.layouts`."""
+    features: int = request.param
+    monkeypatch.setattr(TestBackend, "layout", features)
+    monkeypatch.setattr(rig, "layout", features)
+    return features
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ import attrs
 _M = "tests/test_hostile_messages.py::"
 _R = "tests/test_hostile_rings.py::"
 _P = "tests/test_hostile_packets.py::"
+_PACKED = "tests/test_packed_rings.py::"
 _SESSION = "tests/unit/test_vhost_user_hostile.py::"
+_CONVERSATION = "tests/unit/test_vhost_user_session.py::"
 _CHANNEL = "tests/unit/test_channel.py"
 _MEMORY = "tests/unit/test_ffi_memory.py::"
 _CORE = "tests/unit/test_ffi_rings.py::"
@@ -68,6 +70,8 @@ _MAPPING_PY = _in("dataplane/mapping.py")
 _NIC_PY = _in("nic.py")
 _MEMORY_C = _in("ffi/memory.c")
 _VRING_C = _in("ffi/vring.c")
+_VRING_H = _in("ffi/vring.h")
+_PACKED_C = _in("ffi/packed.c")
 _EVENT_C = _in("ffi/event.c")
 _DEBT_C = _in("ffi/debt.c")
 _TX_C = _in("ffi/tx.c")
@@ -373,8 +377,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "m32 m33 r24",
         _PORT_C,
-        "memory, ring->size, &ring->addr) < 0)\n			r = -EFAULT;\n",
-        "memory, ring->size, &ring->addr) < 0)\n			r = 0;\n",
+        "&ring->addr) < 0)\n			r = -EFAULT;\n",
+        "&ring->addr) < 0)\n			r = 0;\n",
         (
             _R + "test_r24_region_of_the_rings_stays",
             _MEMORY + "test_table_without_a_running_ring_is_refused_and_nothing_changes",
@@ -407,9 +411,16 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "m35",
         _CHECKS_PY,
-        "if not MIN_VRING_SIZE <= size <= MAX_VRING_SIZE or size & (size - 1):",
-        "if False:",
+        "possible = MIN_SPLIT_SIZE <= size <= MAX_VRING_SIZE and not size & (size - 1)",
+        "possible = True",
         (_SESSION + "test_m35_vring_size_that_cannot_be",),
+    ),
+    Mutant(
+        "m35",
+        _CHECKS_PY,
+        "possible = 1 <= size <= MAX_VRING_SIZE",
+        "possible = True",
+        (_SESSION + "test_m35_packed_vring_size_that_cannot_be",),
     ),
     Mutant(
         "m35 m38",
@@ -469,10 +480,27 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "m38",
-        _SESSION_PY,
-        "if message.num > MAX_VRING_BASE:",
-        "if False:",
+        _CHECKS_PY,
+        "possible = base <= _MAX_SPLIT_BASE",
+        "possible = True",
         (_SESSION + "test_m38_base_that_cannot_be",),
+    ),
+    Mutant(
+        "m38",
+        _CHECKS_PY,
+        "max(base & _SLOT, base >> 16 & _SLOT) < size",
+        "base & _SLOT < size",
+        (_SESSION + "test_m38_packed_base_that_cannot_be",),
+    ),
+    Mutant(
+        "m35 m38",
+        _SESSION_PY,
+        "        check_vring_size(vring.size, packed=packed)\n",
+        "",
+        (
+            _CONVERSATION
+            + "TestPacked::test_what_is_none_of_a_split_vring_is_refused_at_its_start",
+        ),
     ),
     Mutant(
         "m39",
@@ -588,48 +616,48 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "r03 r15",
         _VRING_C,
-        "	for (unsigned int n = 0; n < table->size; n++) {\n		bool for_device;",
-        "	for (;;) {\n		bool for_device;",
+        "	for (unsigned int n = 0; n < table->size; n++) {",
+        "	for (;;) {",
         (_R + "test_r03_links",),
     ),
     Mutant(
         "r05",
         _VRING_C,
-        "if (!features.indirect || !indirect_is_sane",
-        "if (!indirect_is_sane",
+        "if (!features.indirect || (last.flags & DESC_F_NEXT) ||",
+        "if ((last.flags & DESC_F_NEXT) ||",
         (_R + "test_r05_indirect_without_negotiation",),
     ),
     Mutant(
         "r05",
         _VRING_C,
-        "return !(desc->flags & DESC_F_NEXT) && desc->len > 0",
-        "return desc->len > 0",
+        "if (!features.indirect || (last.flags & DESC_F_NEXT) ||",
+        "if (!features.indirect ||",
         (_R + "test_r05_indirect_with_next",),
     ),
     Mutant(
         "r06",
-        _VRING_C,
-        "desc->len % sizeof(*desc) == 0 &&",
+        _VRING_H,
+        "bytes % DESC_SIZE == 0 &&",
         "1 &&",
         (_R + "test_r06_indirect_table",),
     ),
     Mutant(
         "r06",
-        _VRING_C,
-        "desc->len / sizeof(*desc) <= ring_size;",
+        _VRING_H,
+        "bytes / DESC_SIZE <= ring_size;",
         "1;",
         (_R + "test_r06_indirect_table",),
     ),
     Mutant(
         "r08 r09",
-        _VRING_C,
+        _VRING_H,
         "	if (!host || chain->n_segments == MV_MAX_SEGMENTS)\n",
         "	if (!host)\n		return true;\n	if (chain->n_segments == MV_MAX_SEGMENTS)\n",
         (_R + "test_r07_to_r13_tx_buffers",),
     ),
     Mutant(
         "r10",
-        _VRING_C,
+        _VRING_H,
         "if (for_device != (direction == MV_FROM_DRIVER) ||",
         "if ((0 && for_device) ||",
         (_R + "test_r07_to_r13_tx_buffers",),
@@ -703,6 +731,77 @@ MUTANTS: tuple[Mutant, ...] = (
         "	if (!features.event_idx)\n		return !(load16(ring->avail + RING_FLAGS) & AVAIL_F_NO_INTERRUPT);\n",
         "",
         (_R + "test_r26_event_fields_without_event_idx",),
+    ),
+    # Packed rings
+    Mutant(
+        "r03",
+        _PACKED_C,
+        "	for (unsigned int slots = 1; slots <= most; slots++) {",
+        "	for (unsigned int slots = 1;; slots++) {",
+        (_PACKED + "test_r03_chain_without_an_end",),
+    ),
+    Mutant(
+        "r05",
+        _PACKED_C,
+        "return features.indirect && slots == 1 && !(desc.flags & DESC_F_NEXT) &&",
+        "return slots == 1 && !(desc.flags & DESC_F_NEXT) &&",
+        (_R + "test_r05_indirect_without_negotiation",),
+    ),
+    Mutant(
+        "r05",
+        _PACKED_C,
+        "return features.indirect && slots == 1 && !(desc.flags & DESC_F_NEXT) &&",
+        "return features.indirect && slots == 1 &&",
+        (_R + "test_r05_indirect_with_next",),
+    ),
+    Mutant(
+        "r05",
+        _PACKED_C,
+        "return features.indirect && slots == 1 && !(desc.flags & DESC_F_NEXT) &&",
+        "return features.indirect && !(desc.flags & DESC_F_NEXT) &&",
+        (_PACKED + "test_r05_direct_descriptors_and_then_a_table",),
+    ),
+    Mutant(
+        "r06",
+        _PACKED_C,
+        "table_is_sane(desc.len, ring->size) &&",
+        "1 &&",
+        (_R + "test_r06_indirect_table",),
+    ),
+    Mutant(
+        "r15",
+        _PACKED_C,
+        "if (chain->n_descs++ >= MV_MAX_CHAIN)",
+        "if (chain->n_descs++ >= 100 * MV_MAX_CHAIN)",
+        (_R + "test_r15_too_many_descriptors",),
+    ),
+    Mutant(
+        "r22",
+        _PACKED_C,
+        "	if (slot_of(position) == 0)",
+        "	if (0)",
+        (_PACKED + "test_ring_that_the_frontend_has_forgotten",),
+    ),
+    Mutant(
+        "r22",
+        _PACKED_C,
+        "	uint16_t position = used ? used : avail;",
+        "	uint16_t position = used ? avail : avail;",
+        (_PACKED + "test_r22_used_half_of_the_base_counts",),
+    ),
+    Mutant(
+        "r21 m36",
+        _PACKED_C,
+        "if (misaligned(addr->desc, addr->avail, addr->used) || ring_overlaps_itself(size, addr))",
+        "if (misaligned(addr->desc, addr->avail, addr->used))",
+        (_CORE + "test_r21_m36_packed_parts_that_cannot_be",),
+    ),
+    Mutant(
+        "m36 m37",
+        _PACKED_C,
+        "	if (!desc || !driver || !device)\n		return -EFAULT;\n",
+        "",
+        (_CORE + "test_m36_m37_packed_parts_outside_memory",),
     ),
     # Packets
     Mutant(

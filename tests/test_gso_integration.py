@@ -44,8 +44,9 @@ from tests.harness.virtio import (
     VIRTIO_NET_HDR_GSO_UDP_L4,
     VirtioNetHdr,
 )
+from tests.layouts import BOTH_LAYOUTS
 
-pytestmark = virtual_time
+pytestmark = [virtual_time, BOTH_LAYOUTS]
 
 MAC_A, MAC_B = "52:54:00:00:00:0a", "52:54:00:00:00:0b"
 A = RoutingNicConfig("a", MAC_A, "10.0.0.1", "fd00::1")

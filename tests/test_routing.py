@@ -49,8 +49,9 @@ from tests.harness.packets import (
     udp_frame6,
 )
 from tests.harness.vhost_user import Feature, ProtocolFeature
+from tests.layouts import BOTH_LAYOUTS
 
-pytestmark = virtual_time
+pytestmark = [virtual_time, BOTH_LAYOUTS]
 
 MAC_A, MAC_B, MAC_C = "52:54:00:00:00:0a", "52:54:00:00:00:0b", "52:54:00:00:00:0c"
 A = RoutingNicConfig("a", MAC_A, "10.0.0.1", "fd00::1")

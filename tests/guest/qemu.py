@@ -56,6 +56,8 @@ class GuestNic:
     """Entries of each ring; None leaves QEMU's 256."""
     host_mtu: int | None = None
     """What the device tells the driver by VIRTIO_NET_F_MTU."""
+    packed: bool = False
+    """Packed rings, which QEMU has its devices offer only when told to."""
     without: Sequence[str] = ()
     """Features of the device to switch off, as QEMU spells them: ``mrg_rxbuf``, ``event_idx``."""
 
@@ -71,6 +73,8 @@ class GuestNic:
             "romfile": "",
             **dict.fromkeys(self.without, "off"),
         }
+        if self.packed:
+            properties["packed"] = "on"
         if self.queue_size is not None:
             properties |= dict.fromkeys(("rx_queue_size", "tx_queue_size"), str(self.queue_size))
         if self.host_mtu is not None:

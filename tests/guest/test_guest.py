@@ -49,7 +49,13 @@ ipv4_address = "10.0.0.{host}"
 socket_path = "{socket}"
 """
 
-FEATURE_BITS = {"host_mtu": 3, "mrg_rxbuf": 15, "indirect_desc": 28, "event_idx": 29}
+FEATURE_BITS = {
+    "host_mtu": 3,
+    "mrg_rxbuf": 15,
+    "indirect_desc": 28,
+    "event_idx": 29,
+    "packed": 34,
+}
 """Bits of the virtio features that Linux and QEMU use when the daemon has them (virtio 1.2)."""
 
 LEASE = Configuration(
@@ -170,8 +176,12 @@ async def test_driver_link_and_cable_come_back(image: Image, folder: Path) -> No
         assert await ping(guest) == 3
 
 
-async def test_daemon_restarted_and_killed(image: Image, folder: Path) -> None:
-    async with guest_on_daemon(image, folder) as setup:
+LAYOUTS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+
+
+@LAYOUTS
+async def test_daemon_restarted_and_killed(image: Image, folder: Path, packed: bool) -> None:
+    async with guest_on_daemon(image, folder, attrs.evolve(PLAIN, packed=packed)) as setup:
         guest, daemon = setup.guest, setup.daemon
         await lease_by_udhcpc(guest)
         # Rings that have wrapped: the daemon must find its place in them again.
@@ -191,8 +201,9 @@ async def test_daemon_restarted_and_killed(image: Image, folder: Path) -> None:
         assert await configuration(guest) == LEASE
 
 
-async def test_daemon_killed_under_load(image: Image, folder: Path) -> None:
-    async with guest_on_daemon(image, folder) as setup:
+@LAYOUTS
+async def test_daemon_killed_under_load(image: Image, folder: Path, packed: bool) -> None:
+    async with guest_on_daemon(image, folder, attrs.evolve(PLAIN, packed=packed)) as setup:
         guest, daemon = setup.guest, setup.daemon
         await lease_by_udhcpc(guest)
         await guest.run(f"ping -f -n {GATEWAY} > /run/flood 2>&1 & echo $! > /run/flood.pid")
@@ -219,7 +230,8 @@ async def test_guest_reset(image: Image, folder: Path) -> None:
 
 def expected_bits(nic: GuestNic) -> set[int]:
     """The bits of `FEATURE_BITS` that driver and device must have agreed on."""
-    without = {*nic.without, *([] if nic.host_mtu else ["host_mtu"])}
+    without = set(nic.without)
+    without |= {name for name in ("host_mtu", "packed") if not getattr(nic, name)}
     return {bit for name, bit in FEATURE_BITS.items() if name not in without}
 
 
@@ -232,6 +244,9 @@ async def test_features_and_ring_sizes(image: Image, folder: Path) -> None:
         attrs.evolve(PLAIN, without=["mrg_rxbuf", "event_idx", "indirect_desc"]),
         attrs.evolve(PLAIN, queue_size=1024),
         attrs.evolve(PLAIN, queue_size=512, host_mtu=MTU),
+        attrs.evolve(PLAIN, packed=True),
+        attrs.evolve(PLAIN, packed=True, without=["event_idx", "indirect_desc"]),
+        attrs.evolve(PLAIN, packed=True, without=["mrg_rxbuf"], queue_size=1024),
     ]
     async with guest_on_daemon(image, folder, *variants) as setup:
         guest = setup.guest

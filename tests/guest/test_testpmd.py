@@ -133,6 +133,9 @@ async def answers_arp(setup: Setup) -> None:
         ",in_order=0",
         ",mrg_rxbuf=0,in_order=0,queue_size=1024",
         ",mrg_rxbuf=0,in_order=0,vectorized=1",
+        ",packed_vq=1",
+        ",packed_vq=1,mrg_rxbuf=0,in_order=0,queue_size=1024",
+        ",packed_vq=1,vectorized=1",
     ],
 )
 async def test_frames_both_ways(dpdk: Path, folder: Path, vdev: str) -> None:

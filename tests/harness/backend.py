@@ -17,7 +17,7 @@ import trio
 
 import mvirt_net
 
-from .client import VhostTestClient
+from .client import DEFAULT_FEATURES, VhostTestClient
 from .packets import Ip, Mac, ip_bytes, ipv6_bytes, mac_bytes
 
 NIC_NAME = "test-nic"
@@ -31,6 +31,9 @@ class TestBackend:
     """
 
     __test__ = False
+
+    layout = 0
+    """Added to the features of every frontend; the `layout` fixture of the tests changes it."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -134,6 +137,7 @@ class TestBackend:
         """
         path = self.socket_path if nic is None else nic.spec.socket_path
         assert path is not None
+        options["features"] = options.get("features", DEFAULT_FEATURES) | self.layout
         return await VhostTestClient.connect(self._nursery, path, **options)
 
     async def aclose(self) -> None:

@@ -17,6 +17,7 @@ import attrs
 import trio
 
 from .memory import MEMORY_SIZE, Region, TestGuestMemory
+from .packed import PackedQueue
 from .vhost_user import (
     BackendHungUpError,
     BackendRefusedError,
@@ -34,9 +35,7 @@ from .virtio import (
     UsedBuffer,
     VirtioNetHdr,
     VirtioQueue,
-    avail_ring_size,
     split_lengths,
-    used_ring_size,
 )
 
 RX_QUEUE_IDX = 0
@@ -78,8 +77,8 @@ class ClientOptions:
     Args:
         features, protocol_features: masks; what the backend offers of them is negotiated.
         regions: layout of guest memory; None: one region at guest address 0, large enough.
-        ring_size: descriptors of each queue, 2 to 32768.
-        base: where the ring indices start.
+        ring_size: descriptors of each queue, 2 to 32768 (packed: 1 to 32768).
+        base: where the ring indices start; of packed rings, how many slots were used before.
         rx_buffers: how many receive buffers to keep with the device.
         rx_buffer_size: bytes of each; a sequence makes it a chain of descriptors of those lengths.
         indirect: put every chain into an indirect table (needs INDIRECT_DESC).
@@ -107,6 +106,11 @@ class ClientOptions:
     handshake: bool = True
 
     @property
+    def layout(self) -> type[VirtioQueue]:
+        """Which queues the guest has; RING_PACKED among the features makes them packed."""
+        return PackedQueue if self.features & Feature.RING_PACKED else VirtioQueue
+
+    @property
     def rx_lengths(self) -> Sequence[int]:
         """Lengths of the descriptors of one receive buffer."""
         size = self.rx_buffer_size
@@ -116,7 +120,7 @@ class ClientOptions:
         """Memory for the rings, the receive buffers, and a short frame for each descriptor."""
         if self.regions is not None:
             return TestGuestMemory(self.regions, data_offset=0)
-        rings = sum(map(_whole_pages, _ring_part_sizes(self.ring_size)))
+        rings = sum(map(_whole_pages, self.layout.part_sizes(self.ring_size)))
         rx = self.rx_buffers * (sum(self.rx_lengths) + 32 * len(self.rx_lengths))
         tx = max(MEMORY_SIZE // 2, 128 * self.ring_size)
         size = max(MEMORY_SIZE, _whole_pages(2 * rings + rx + tx))
@@ -176,11 +180,12 @@ class VhostTestClient:
 
     def _make_vring(self, index: int) -> VringEnd:
         options = self.options
+        layout = options.layout
         desc, avail, used = (
             self.memory.alloc_buffer(_whole_pages(size), align=_PAGE)
-            for size in _ring_part_sizes(options.ring_size)
+            for size in layout.part_sizes(options.ring_size)
         )
-        queue = VirtioQueue(self.memory, index, desc, avail, used, size=options.ring_size)
+        queue = layout(self.memory, index, desc, avail, used, size=options.ring_size)
         queue.init(options.base)
         return VringEnd(
             queue,
@@ -244,7 +249,9 @@ class VhostTestClient:
             self._connection.close()
             self._connection = None
 
-    async def reconnect(self, *, bases: Sequence[int] | None = None) -> None:
+    async def reconnect(
+        self, *, bases: Sequence[int] | None = None, wire_base: int | None = None
+    ) -> None:
         """Connect again with the same guest, as QEMU does when its backend comes back.
 
         Like QEMU it enables the rings before anything else: a ring that starts disabled would
@@ -253,6 +260,7 @@ class VhostTestClient:
         Args:
             bases: first avail index of each ring; by default where its used ring stands, so that
                 what the device never returned is given to it again.
+            wire_base: what SET_VRING_BASE says of both, whatever is right.
         """
         if bases is None:
             bases = [vring.queue.used_idx() for vring in self.vrings]
@@ -262,7 +270,7 @@ class VhostTestClient:
         await self.enable(True)
         await self.share_memory()
         for index, base in enumerate(bases):
-            await self.start_vring(index, base)
+            await self.start_vring(index, base, wire_base=wire_base)
 
     @property
     def connection(self) -> Connection:
@@ -313,12 +321,18 @@ class VhostTestClient:
         """SET_MEM_TABLE with the memory as it is laid out now."""
         await self.connection.set_mem_table(self.memory.get_region_info())
 
-    async def start_vring(self, index: int, base: int) -> None:
-        """NUM, ADDR, BASE, KICK, CALL, ENABLE, and ERR before it if there is one."""
+    async def start_vring(self, index: int, base: int, *, wire_base: int | None = None) -> None:
+        """NUM, ADDR, BASE, KICK, CALL, ENABLE, and ERR before it if there is one.
+
+        Args:
+            wire_base: what SET_VRING_BASE says, if it is not that the ring stands at `base`.
+        """
         connection, vring = self.connection, self.vrings[index]
+        if wire_base is None:
+            wire_base = vring.queue.wire_base(base)
         await connection.set_vring_num(index, vring.queue.size)
         await self.set_vring_addr(index)
-        await connection.set_vring_base(index, base)
+        await connection.set_vring_base(index, wire_base)
         await connection.set_vring_kick(index, vring.kick)
         await connection.set_vring_call(index, vring.call)
         if vring.err is not None:
@@ -636,10 +650,6 @@ def _deadline(seconds: float, problem: Callable[[], str]) -> Iterator[None]:
 
 def _eventfd() -> int:
     return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-
-def _ring_part_sizes(ring_size: int) -> tuple[int, int, int]:
-    return DESC_SIZE * ring_size, avail_ring_size(ring_size), used_ring_size(ring_size)
 
 
 def _whole_pages(size: int) -> int:

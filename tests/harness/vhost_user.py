@@ -101,6 +101,7 @@ class Feature(enum.IntFlag):
     EVENT_IDX = 1 << 29
     PROTOCOL_FEATURES = 1 << 30
     VERSION_1 = 1 << 32
+    RING_PACKED = 1 << 34
     IN_ORDER = 1 << 35
     GUEST_USO4 = 1 << 54
     GUEST_USO6 = 1 << 55

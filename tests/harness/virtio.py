@@ -246,6 +246,18 @@ class VirtioQueue:
         self.features = features
         self._reset(base)
 
+    DESC_FLAGS = 12
+    """Where the flags are in a descriptor."""
+
+    @staticmethod
+    def part_sizes(size: int) -> tuple[int, int, int]:
+        """Bytes of the descriptor table, the avail ring and the used ring."""
+        return DESC_SIZE * size, avail_ring_size(size), used_ring_size(size)
+
+    def wire_base(self, index: int) -> int:
+        """How SET_VRING_BASE says that the ring stands at this index."""
+        return index & 0xFFFF
+
     def _reset(self, base: int) -> None:
         self.next_avail = base
         self.last_used = base

@@ -335,7 +335,7 @@ static void exchange_call(struct guest *guest)
 static void restart(struct guest *guest, unsigned int queue)
 {
 	struct mv_ring_addr at = ring_at(queue);
-	int base = mv_ring_stop(guest->port, queue);
+	int64_t base = mv_ring_stop(guest->port, queue);
 
 	check(mv_ring_start(guest->port, queue, SIZE, &at, base) == 0, "cannot start a ring");
 }

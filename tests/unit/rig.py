@@ -12,7 +12,8 @@ import attrs
 from mvirt_net.ffi import GuestMemory, Network, NextStep, Port, Punt
 from mvirt_net.model import RX_QUEUE, TX_QUEUE, MacAddress, MemoryRegion, VringAddr
 from tests.harness.memory import Region, RegionInfo, TestGuestMemory
-from tests.harness.virtio import QUEUE_SIZE, VirtioQueue, avail_ring_size, used_ring_size
+from tests.harness.packed import PackedQueue
+from tests.harness.virtio import QUEUE_SIZE, VirtioQueue
 
 MAC = MacAddress.parse("52:54:00:12:34:56")
 IPV4 = "10.0.0.5"
@@ -22,8 +23,12 @@ VERSION_1 = 1 << 32
 EVENT_IDX = 1 << 29
 INDIRECT_DESC = 1 << 28
 MRG_RXBUF = 1 << 15
+RING_PACKED = 1 << 34
 
 PAGE = 4096
+
+layout = 0
+"""Added to the features of every rig; the `layout` fixture of the tests changes it."""
 
 
 @attrs.define(eq=False)
@@ -60,12 +65,14 @@ class Rig:
 
     def lay_out(self, queue: int, base: int = 0) -> VringAddr:
         """Put an empty ring of `size` entries somewhere in memory."""
-        ring = VirtioQueue(
+        layout = PackedQueue if self.features & RING_PACKED else VirtioQueue
+        desc, avail, used = layout.part_sizes(self.size)
+        ring = layout(
             self.guest,
             queue,
-            self.guest.alloc_buffer(16 * self.size, align=16),
-            self.guest.alloc_buffer(avail_ring_size(self.size), align=2),
-            self.guest.alloc_buffer(used_ring_size(self.size), align=4),
+            self.guest.alloc_buffer(desc, align=16),
+            self.guest.alloc_buffer(avail, align=4),
+            self.guest.alloc_buffer(used, align=4),
             size=self.size,
             event_idx=bool(self.features & EVENT_IDX),
             features=self.features,
@@ -85,7 +92,9 @@ class Rig:
     def start(self, base: int | None = 0) -> None:
         """Start and enable both rings, empty."""
         for queue in (RX_QUEUE, TX_QUEUE):
-            self.port.start_ring(queue, self.size, self.lay_out(queue, base or 0), base)
+            addr = self.lay_out(queue, base or 0)
+            wire = None if base is None else self.queues[queue].wire_base(base)
+            self.port.start_ring(queue, self.size, addr, wire)
             self.port.enable_ring(queue, True)
 
     def buffer(self, size: int) -> int:
@@ -167,6 +176,7 @@ def open_rig(
         network: shared with other rigs; by default one of its own.
         routes: prefixes or addresses that are routed to the guest.
     """
+    features |= layout
     with ExitStack() as stack:
         fault_fd = os.eventfd(0, os.EFD_NONBLOCK)
         stack.callback(os.close, fault_fd)

@@ -8,10 +8,20 @@ from hypothesis import strategies as st
 from mvirt_net.ffi import NextStep
 from mvirt_net.model import RX_QUEUE, TX_QUEUE
 from tests.harness.memory import Region
+from tests.harness.packed import PackedQueue
 from tests.harness.packets import ethernet_frame
-from tests.harness.virtio import split_lengths
+from tests.harness.virtio import VringDesc, split_lengths
 
-from .rig import EVENT_IDX, INDIRECT_DESC, MAC, MRG_RXBUF, VERSION_1, Rig, open_rig
+from .rig import (
+    EVENT_IDX,
+    INDIRECT_DESC,
+    MAC,
+    MRG_RXBUF,
+    RING_PACKED,
+    VERSION_1,
+    Rig,
+    open_rig,
+)
 
 MIB = 1 << 20
 LAYOUTS = (
@@ -20,9 +30,10 @@ LAYOUTS = (
     (Region(1 << 32, 2 * MIB, user_offset=0),),
 )
 
-feature_sets = st.sets(st.sampled_from([EVENT_IDX, INDIRECT_DESC, MRG_RXBUF])).map(
+split_features = st.sets(st.sampled_from([EVENT_IDX, INDIRECT_DESC, MRG_RXBUF])).map(
     lambda bits: VERSION_1 | sum(bits)
 )
+feature_sets = st.tuples(split_features, st.sampled_from([0, RING_PACKED])).map(sum)
 frames = st.lists(
     st.tuples(st.binary(max_size=3000), st.lists(st.integers(1, 400), max_size=12), st.booleans()),
     min_size=1,
@@ -61,7 +72,9 @@ def test_what_the_driver_sends_is_what_the_services_get(
             used = rig.tx.pop_used()
             assert used is not None
             assert used.length == 0
-        assert rig.port.stop_ring(TX_QUEUE) == (base + len(sent)) % 65536
+        stands = rig.tx.used_idx()
+        assert rig.port.stop_ring(TX_QUEUE) == rig.tx.wire_base(stands)
+        assert rig.tx.outstanding == 0
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -112,7 +125,7 @@ def test_what_arrives_is_a_part_of_what_was_sent_in_order(
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
-    features=feature_sets,
+    features=split_features,
     desc=st.lists(
         st.builds(
             lambda addr, length, flags, following: (
@@ -144,16 +157,76 @@ def test_no_ring_content_harms_the_device(
         for index in indices:
             for queue in rig.queues.values():
                 queue.write_avail_idx(index)
-            rig.port.enqueue(bytes(60))
-            for _ in range(40):
-                steps = {rig.port.drain().next, rig.port.flush()}
-                if NextStep.CALL_AGAIN not in steps:
-                    break
-            else:
-                raise AssertionError("endless work")
-        for number in (RX_QUEUE, TX_QUEUE):
-            rig.port.stop_ring(number)
-            rig.port.start_ring(number, rig.size, rig.lay_out(number), 0)
-        frame = ethernet_frame(b"\xff" * 6, MAC.packed, 0x0806, bytes(28))
-        rig.send(frame)
-        assert [punt.frame for punt in rig.drain()] == [frame]
+            work_to_an_end(rig)
+        assert_works_again(rig)
+
+
+def work_to_an_end(rig: Rig) -> None:
+    """Drain and flush, with a frame for the guest, until nothing is left to do."""
+    rig.port.enqueue(bytes(60))
+    for _ in range(40):
+        if NextStep.CALL_AGAIN not in {rig.port.drain().next, rig.port.flush()}:
+            return
+    raise AssertionError("endless work")
+
+
+def assert_works_again(rig: Rig) -> None:
+    """Both rings stop, and fresh ones are served."""
+    for number in (RX_QUEUE, TX_QUEUE):
+        rig.port.stop_ring(number)
+        rig.port.start_ring(number, rig.size, rig.lay_out(number), None)
+    frame = ethernet_frame(b"\xff" * 6, MAC.packed, 0x0806, bytes(28))
+    rig.send(frame)
+    assert [punt.frame for punt in rig.drain()] == [frame]
+
+
+descriptors = st.lists(
+    st.builds(
+        VringDesc,
+        st.one_of(st.integers(0, 2 * MIB), st.integers(0, (1 << 64) - 1)),
+        st.one_of(st.integers(0, 4096), st.integers(0, (1 << 32) - 1)),
+        st.one_of(
+            st.builds(
+                lambda low, lap: low | lap, st.integers(0, 7), st.sampled_from([0x80, 0x8000])
+            ),
+            st.integers(0, 65535),
+        ),
+        st.integers(0, 65535),
+    ),
+    max_size=16,
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    features=split_features,
+    size=st.integers(1, 16),
+    base=st.one_of(st.none(), st.integers(0, 100)),
+    rounds=st.lists(
+        st.tuples(descriptors, st.integers(0, 15), st.binary(min_size=4, max_size=4)),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_no_packed_ring_content_harms_the_device(
+    features: int,
+    size: int,
+    base: int | None,
+    rounds: list[tuple[list[VringDesc], int, bytes]],
+) -> None:
+    """Any descriptors, anywhere in the ring, again and again; any event area."""
+    with open_rig(features=features | RING_PACKED, size=size) as rig:
+        rig.start(base)
+        for descs, first, event in rounds:
+            for queue in rig.queues.values():
+                assert isinstance(queue, PackedQueue)
+                for slot, desc in enumerate(descs, start=first):
+                    queue.write_slot(slot, desc)
+                rig.guest.write(queue.avail_ring, event)
+            work_to_an_end(rig)
+            for number in (RX_QUEUE, TX_QUEUE):
+                stands = rig.port.stop_ring(number)
+                assert stands & 0xFFFF == stands >> 16
+                assert stands & 0x7FFF < size
+                rig.port.start_ring(number, size, rig.addr(number), stands)
+        assert_works_again(rig)

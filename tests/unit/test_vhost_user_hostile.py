@@ -12,7 +12,6 @@ import pytest
 from mvirt_net.errors import ConnectionBroken
 from mvirt_net.model import MemoryRegion, VringAddr
 from mvirt_net.vhost_user import (
-    OFFERED_FEATURES,
     OFFERED_PROTOCOL_FEATURES,
     ProtocolFeature,
     Request,
@@ -28,6 +27,7 @@ from .vhost_user_peer import (
     REGION,
     RINGS,
     RX,
+    SPLIT,
     TX,
     UPPER,
     Frontend,
@@ -158,17 +158,17 @@ def test_m11_second_owner() -> None:
     assert_refused(negotiated, Request.SET_OWNER)
 
 
-OFFERED_BITS = {*(0, 1, 3, 5, 7, 8, 9, 11, 12, 13, 15, 16), *(28, 29, 30, 32, 35, 54, 55, 56)}
+OFFERED_BITS = {*(0, 1, 3, 5, 7, 8, 9, 11, 12, 13, 15, 16), *(28, 29, 30, 32, 34, 35, 54, 55, 56)}
 
 
 @pytest.mark.parametrize("bit", sorted(set(range(64)) - OFFERED_BITS))
 def test_m12_features_that_were_not_offered(bit: int) -> None:
-    assert_refused(negotiated, Request.SET_FEATURES, u64(OFFERED_FEATURES | 1 << bit))
+    assert_refused(negotiated, Request.SET_FEATURES, u64(SPLIT | 1 << bit))
 
 
-@pytest.mark.parametrize("bit", [3, 30, 32])
+@pytest.mark.parametrize("bit", [3, 30, 32, 34])
 def test_m12_other_features_while_a_vring_runs(bit: int) -> None:
-    assert_refused(running, Request.SET_FEATURES, u64(OFFERED_FEATURES ^ 1 << bit))
+    assert_refused(running, Request.SET_FEATURES, u64(SPLIT ^ 1 << bit))
 
 
 def test_m12_features_that_the_device_refuses() -> None:
@@ -490,6 +490,40 @@ def test_m38_base_that_cannot_be(base: int) -> None:
     assert_refused(with_memory, Request.SET_VRING_BASE, state(RX, base))
 
 
+@pytest.mark.parametrize("base", [300, 0x8000 | 299, 300 << 16, 0x7FFF_0000, 0xFFFF_FFFF])
+def test_m38_packed_base_that_cannot_be(base: int) -> None:
+    """A slot that the vring has not, in either half."""
+    assert_refused(with_packed_vring, Request.SET_VRING_BASE, state(RX, base))
+
+
+def with_packed_vring() -> Frontend:
+    """`negotiated` for packed vrings, one of them with a size."""
+    frontend = negotiated(SPLIT | VirtioFeature.F_RING_PACKED)
+    frontend.send(Request.SET_VRING_NUM, state(RX, 299))
+    return frontend
+
+
+@pytest.mark.parametrize("size", [0, 32769, 65536, 0xFFFF_FFFF])
+def test_m35_packed_vring_size_that_cannot_be(size: int) -> None:
+    assert_refused(with_packed_vring, Request.SET_VRING_NUM, state(RX, size))
+
+
+@pytest.mark.parametrize(
+    ("desc", "avail", "used"),
+    [
+        (8, 0x2000, 0x3000),
+        (0, 0x2002, 0x3000),
+        (0, 0x2000, 0x3002),
+        (0, 0x2000, 0x2000),
+        (0, 299 * 16 - 4, 0x3000),
+        (0, 0x2000, 0),
+    ],
+)
+def test_m36_packed_vring_layout_that_cannot_be(desc: int, avail: int, used: int) -> None:
+    addr = VringAddr(desc=BASE + desc, avail=BASE + avail, used=BASE + used)
+    assert_refused(with_packed_vring, Request.SET_VRING_ADDR, vring_addr(RX, addr))
+
+
 def test_m38_base_while_running() -> None:
     assert_refused(running, Request.SET_VRING_BASE, state(RX, 0))
 
@@ -534,7 +568,7 @@ def test_m40_get_vring_base_of_a_vring_never_started() -> None:
 def test_m41_enable_without_protocol_features() -> None:
     def prepare() -> Frontend:
         frontend = negotiated()
-        features = OFFERED_FEATURES & ~VirtioFeature.PROTOCOL_FEATURES
+        features = SPLIT & ~VirtioFeature.PROTOCOL_FEATURES
         frontend.send(Request.SET_FEATURES, u64(features))
         assert frontend.device.enabled == {RX: True, TX: True}
         return frontend

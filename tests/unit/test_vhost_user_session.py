@@ -8,7 +8,6 @@ import pytest
 from mvirt_net.errors import ConnectionBroken
 from mvirt_net.model import MemoryRegion, VringAddr
 from mvirt_net.vhost_user import (
-    OFFERED_FEATURES,
     OFFERED_PROTOCOL_FEATURES,
     ProtocolFeature,
     Request,
@@ -24,6 +23,7 @@ from .vhost_user_peer import (
     REGION,
     RINGS,
     RX,
+    SPLIT,
     TX,
     UPPER,
     Frontend,
@@ -41,7 +41,7 @@ from .vhost_user_peer import (
     with_memory,
 )
 
-WITHOUT_BIT_30 = OFFERED_FEATURES & ~VirtioFeature.PROTOCOL_FEATURES
+WITHOUT_BIT_30 = SPLIT & ~VirtioFeature.PROTOCOL_FEATURES
 
 
 class TestTable:
@@ -61,12 +61,12 @@ class TestTable:
 class TestReplies:
     def test_whole_reply(self) -> None:
         outcome = fresh().exchange(Request.GET_FEATURES)
-        assert outcome.reply == bytes.fromhex("01000000 05000000 08000000 abbb01700900c001")
+        assert outcome.reply == bytes.fromhex("01000000 05000000 08000000 abbb01700d00c001")
 
     @pytest.mark.parametrize(
         ("request_id", "value"),
         [
-            (Request.GET_FEATURES, 0x1C0_0009_7001_BBAB),
+            (Request.GET_FEATURES, 0x1C0_000D_7001_BBAB),
             (Request.GET_PROTOCOL_FEATURES, 0xA219),
             (Request.GET_QUEUE_NUM, 2),
             (Request.GET_MAX_MEM_SLOTS, 32),
@@ -78,7 +78,7 @@ class TestReplies:
         assert frontend.call(request_id) == u64(value)
 
     def test_no_reply_without_need_reply(self) -> None:
-        assert negotiated().send(Request.SET_FEATURES, u64(OFFERED_FEATURES)) is None
+        assert negotiated().send(Request.SET_FEATURES, u64(SPLIT)) is None
 
     def test_acknowledgement(self) -> None:
         outcome = negotiated().exchange(Request.RESET_OWNER, flags=1 | NEED_REPLY)
@@ -110,7 +110,7 @@ class TestFeatures:
 
     def test_the_same_features_may_come_while_a_vring_runs(self) -> None:
         frontend = running()
-        frontend.acked(Request.SET_FEATURES, u64(OFFERED_FEATURES))
+        frontend.acked(Request.SET_FEATURES, u64(SPLIT))
         assert set(frontend.device.running) == {RX, TX}
 
     def test_other_features_after_the_vrings_stopped(self) -> None:
@@ -133,7 +133,7 @@ class TestEnable:
     def test_features_with_bit_30_disable_none(self) -> None:
         frontend = fresh()
         frontend.send(Request.SET_VRING_ENABLE, state(TX, 1))
-        frontend.send(Request.SET_FEATURES, u64(OFFERED_FEATURES))
+        frontend.send(Request.SET_FEATURES, u64(SPLIT))
         assert frontend.device.enabled == {RX: False, TX: True}
 
     def test_enable_outlives_stop_and_start(self) -> None:
@@ -463,7 +463,7 @@ class TestReset:
     def test_start_after_reset_device(self) -> None:
         frontend = running()
         frontend.send(Request.RESET_DEVICE)
-        frontend.send(Request.SET_FEATURES, u64(OFFERED_FEATURES))
+        frontend.send(Request.SET_FEATURES, u64(SPLIT))
         frontend.send(Request.SET_VRING_NUM, state(RX, 256))
         frontend.send(Request.SET_VRING_ADDR, vring_addr(RX, RINGS[RX]))
         frontend.send(Request.SET_VRING_KICK, u64(RX), fds=1)
@@ -483,3 +483,78 @@ class TestReset:
 
 def test_send_rarp_is_acknowledged() -> None:
     negotiated().acked(Request.SEND_RARP, bytes.fromhex("525400123456 0000"))
+
+
+class TestPacked:
+    """Vrings in the other layout (virtio 1.2, 2.8)."""
+
+    BEGINNING = 0x8000_8000
+    RING = VringAddr(desc=REGION.user_addr, avail=REGION.user_addr + 16, used=REGION.user_addr + 20)
+    """Of a single entry: as small as a packed vring can be, and none that a split one can."""
+
+    def with_memory(self) -> Frontend:
+        frontend = negotiated(SPLIT | VirtioFeature.F_RING_PACKED)
+        frontend.send(Request.SET_MEM_TABLE, mem_table(REGION), fds=1)
+        return frontend
+
+    def start(self, frontend: Frontend, *, size: int = 1, base: int | None = None) -> None:
+        frontend.send(Request.SET_VRING_NUM, state(RX, size))
+        if base is not None:
+            frontend.send(Request.SET_VRING_BASE, state(RX, base))
+        frontend.send(Request.SET_VRING_ADDR, vring_addr(RX, self.RING if size == 1 else RINGS[RX]))
+        frontend.send(Request.SET_VRING_KICK, u64(RX), fds=1)
+
+    @pytest.mark.parametrize("base", [BEGINNING, 0x8000, 0, None])
+    def test_starts_with_what_the_frontend_says(self, base: int | None) -> None:
+        frontend = self.with_memory()
+        self.start(frontend, base=base)
+        assert frontend.device.started == [(RX, base)]
+
+    @pytest.mark.parametrize("size", [1, 3, 255, 256, 32768])
+    def test_sizes(self, size: int) -> None:
+        frontend = self.with_memory()
+        frontend.acked(Request.SET_VRING_NUM, state(RX, size))
+
+    def test_goes_on_where_it_stopped(self) -> None:
+        frontend = self.with_memory()
+        self.start(frontend, size=100)
+        frontend.device.index_at_stop = 0x8063_8063
+        assert [frontend.get_base(RX), frontend.get_base(RX)] == [0x8063_8063] * 2
+        frontend.send(Request.SET_VRING_KICK, u64(RX), fds=1)
+        assert frontend.device.started[-1] == (RX, 0x8063_8063)
+
+    def test_that_never_ran_stands_at_its_beginning(self) -> None:
+        assert self.with_memory().get_base(RX) == self.BEGINNING
+
+    def test_features_may_come_last(self) -> None:
+        frontend = fresh()
+        frontend.send(Request.SET_MEM_TABLE, mem_table(REGION), fds=1)
+        frontend.send(Request.SET_VRING_NUM, state(RX, 1))
+        frontend.send(Request.SET_VRING_BASE, state(RX, self.BEGINNING))
+        frontend.send(Request.SET_VRING_ADDR, vring_addr(RX, self.RING))
+        frontend.send(Request.SET_FEATURES, u64(SPLIT | VirtioFeature.F_RING_PACKED))
+        frontend.send(Request.SET_VRING_KICK, u64(RX), fds=1)
+        assert frontend.device.started == [(RX, self.BEGINNING)]
+
+    @pytest.mark.parametrize(("size", "base"), [(1, 0), (3, 0), (4, 0x8000_8000)])
+    def test_what_is_none_of_a_split_vring_is_refused_at_its_start(
+        self, size: int, base: int
+    ) -> None:
+        frontend = fresh()
+        frontend.send(Request.SET_MEM_TABLE, mem_table(REGION), fds=1)
+        frontend.send(Request.SET_VRING_NUM, state(RX, size))
+        frontend.send(Request.SET_VRING_BASE, state(RX, base))
+        frontend.send(Request.SET_VRING_ADDR, vring_addr(RX, RINGS[RX]))
+        frontend.send(Request.SET_FEATURES, u64(SPLIT))
+        with pytest.raises(ConnectionBroken):
+            frontend.exchange(Request.SET_VRING_KICK, u64(RX), 1)
+        assert frontend.device.started == []
+
+    def test_the_index_of_one_layout_says_nothing_about_the_other(self) -> None:
+        frontend = running()
+        frontend.device.index_at_stop = 40000
+        for index in (RX, TX):
+            frontend.get_base(index)
+        frontend.send(Request.SET_FEATURES, u64(SPLIT | VirtioFeature.F_RING_PACKED))
+        frontend.send(Request.SET_VRING_KICK, u64(RX), fds=1)
+        assert frontend.device.started[-1] == (RX, None)

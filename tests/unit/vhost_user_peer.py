@@ -24,12 +24,15 @@ from mvirt_net.vhost_user import (
     Outcome,
     Request,
     Session,
+    VirtioFeature,
 )
 
 MAC = MacAddress.parse("52:54:00:12:34:56")
 MTU = 1450
 RX, TX = 0, 1
 NOFD = 0x100
+SPLIT = OFFERED_FEATURES & ~VirtioFeature.F_RING_PACKED
+"""All features that are offered, with split vrings."""
 NEED_REPLY = 0x8
 MIB = 1 << 20
 
@@ -292,12 +295,12 @@ def fresh() -> Frontend:
     return Frontend()
 
 
-def negotiated() -> Frontend:
-    """All features and protocol features that are offered."""
+def negotiated(features: int = SPLIT) -> Frontend:
+    """All protocol features that are offered, and by default all features but packed vrings."""
     frontend = fresh()
     frontend.send(Request.SET_OWNER)
     frontend.send(Request.SET_PROTOCOL_FEATURES, u64(OFFERED_PROTOCOL_FEATURES))
-    frontend.send(Request.SET_FEATURES, u64(OFFERED_FEATURES))
+    frontend.send(Request.SET_FEATURES, u64(features))
     return frontend
 
 

@@ -395,8 +395,8 @@ class Port:
         """Start a stopped ring.
 
         Args:
-            base: the next available index, 0 to 65535, unless the used ring makes that impossible;
-                None for where the used ring stands.
+            base: as SET_VRING_BASE said it; None for nothing. The ring's own state may count more
+                (``mv_ring_start`` in mvirt.h).
 
         Raises:
             CoreError: as `check_ring`, or the ring runs already.
@@ -412,7 +412,7 @@ class Port:
         _check("ring address", lib.mv_ring_move(self._handle, queue, _ring_addr(addr)))
 
     def stop_ring(self, queue: int) -> int:
-        """Stop a ring and return its next available index; the same again when it is stopped."""
+        """Stop a ring and return where it stands, for GET_VRING_BASE; the same again afterwards."""
         return _check("ring stop", lib.mv_ring_stop(self._handle, queue))
 
     def enable_ring(self, queue: int, enabled: bool) -> None:

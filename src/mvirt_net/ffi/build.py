@@ -13,11 +13,11 @@ from pathlib import Path
 from cffi import FFI
 
 SOURCES = (
-    *("memory.c", "sigbus.c", "event.c", "debt.c", "vring.c", "chain.c", "checksum.c"),
-    *("nethdr.c", "packet.c", "offload.c", "route.c", "classify.c"),
+    *("memory.c", "sigbus.c", "event.c", "debt.c", "vring.c", "packed.c"),
+    *("chain.c", "checksum.c", "nethdr.c", "packet.c", "offload.c", "route.c", "classify.c"),
     *("worker.c", "port.c", "tx.c", "express.c", "rx.c", "forward.c", "rights.c"),
 )
-HEADERS = ("mvirt.h", "core.h")
+HEADERS = ("mvirt.h", "core.h", "vring.h")
 
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wpointer-arith", "-Wvla")
 FLAGS = (

@@ -142,9 +142,26 @@ int mv_memory_read(const mv_memory *memory, uint64_t addr, void *into, uint32_t 
 int mv_sigbus_watch(void *map, size_t size, size_t page, int fault_fd);
 void mv_sigbus_unwatch(unsigned int slot);
 
-/* ---- vring.c: split virtqueues seen from the device (virtio 1.2, 2.7) ---- */
+/* ---- vring.c, packed.c: virtqueues seen from the device (virtio 1.2, 2.7 and 2.8) ---- */
 
+/* A chain that was taken from a packed ring; the driver cannot see it in the ring yet. */
+struct mv_taken {
+	uint32_t written;
+	uint16_t id;
+	uint16_t slots;		/* descriptors of the ring that it takes up */
+};
+
+enum {
+	/* Taken and not yet published; a frame in mergeable buffers takes up to MV_MAX_CHAIN. */
+	MV_MAX_TAKEN = 2 * MV_MAX_CHAIN,
+};
+
+/*
+ * In a packed ring the driver event area is at `avail` and the device event area at `used`, and where
+ * a split ring has indices there are positions: a slot, and in bit 15 a wrap counter.
+ */
 struct mv_ring {
+	bool packed;
 	unsigned int size;
 	struct mv_ring_addr addr;	/* as the frontend gave them, for a new translation */
 	uint8_t *desc;
@@ -165,7 +182,17 @@ struct mv_ring {
 	int call_fd;
 	int err_fd;
 	struct mv_debt *debt;		/* the port's */
+	struct mv_taken *taken;		/* packed: from `published` on ... */
+	unsigned int n_taken;
+	unsigned int taken_slots;	/* ... and all their slots together */
+	unsigned int untold;		/* packed: slots published since a call was last considered */
 };
+
+/* How many chains of a packed ring may be taken before they are published. */
+static inline unsigned int mv_most_taken(const struct mv_ring *ring)
+{
+	return ring->size < MV_MAX_TAKEN ? ring->size : MV_MAX_TAKEN;
+}
 
 /* What the driver accepted, as the ring code needs it. */
 struct mv_ring_features {
@@ -183,7 +210,8 @@ struct mv_segment {
 
 /* One descriptor chain, copied and translated. */
 struct mv_chain {
-	uint16_t head;
+	uint16_t head;		/* packed: the buffer's id, whatever the driver wrote there */
+	uint16_t slots;		/* packed: descriptors of the ring; 1 with an indirect table */
 	bool faulty;		/* wrong direction, outside memory or too long: complete it with 0 */
 	unsigned int n_descs;	/* looked at, in both tables */
 	unsigned int n_segments;
@@ -213,11 +241,18 @@ struct mv_ahead {
 	struct mv_slot slots[MV_AHEAD];
 };
 
-int mv_ring_translate(struct mv_ring *ring, const mv_memory *memory, unsigned int size,
-		      const struct mv_ring_addr *addr);
-void mv_ring_begin(struct mv_ring *ring, int base);
+int mv_ring_translate(struct mv_ring *ring, const mv_memory *memory, bool packed,
+		      unsigned int size, const struct mv_ring_addr *addr);
+void mv_ring_begin(struct mv_ring *ring, int64_t base);
 
-/* Entries that the driver has made available, 0..size; marks the ring broken when it lies. */
+/* Where the ring stands, as GET_VRING_BASE says it. */
+int64_t mv_ring_base(const struct mv_ring *ring);
+
+/*
+ * Chains that can be taken, 0..size; marks the ring broken when the driver lies. Of a packed ring
+ * they are counted, so there may be more than it says, though never when it says 0 and nothing is
+ * taken and unpublished.
+ */
 unsigned int mv_ring_available(struct mv_ring *ring);
 
 /*
@@ -240,10 +275,10 @@ static inline const struct mv_slot *mv_ahead_next(const struct mv_ahead *ahead)
 }
 
 /*
- * Take the chain that was looked at (head: the copy from then) and put it in the used ring, not yet
+ * Take the next chain: `head` and `slots` as in the copy of it. It is in the used ring then, not yet
  * visible to the driver.
  */
-void mv_ring_take(struct mv_ring *ring, uint16_t head, uint32_t written);
+void mv_ring_take(struct mv_ring *ring, uint16_t head, uint16_t slots, uint32_t written);
 
 /* Undo the last n takes; none of them may have been published. */
 void mv_ring_untake(struct mv_ring *ring, unsigned int n);
@@ -270,9 +305,12 @@ bool mv_ring_call(struct mv_ring *ring);
 /* Tell the driver that no kick is needed until mv_ring_ask_for_kick(). */
 void mv_ring_refuse_kicks(struct mv_ring *ring, struct mv_ring_features features);
 
+/* Whether there are entries beyond `seen`, a value that last_avail had. */
+bool mv_ring_goes_beyond(const struct mv_ring *ring, uint16_t seen);
+
 /*
- * Ask for a kick once there are entries beyond `seen`, an available index; false when they are there
- * already, and then none was asked for.
+ * Ask for a kick once there are entries beyond `seen`; false when they are there already, and then
+ * none was asked for.
  */
 bool mv_ring_ask_for_kick(struct mv_ring *ring, struct mv_ring_features features, uint16_t seen);
 
@@ -828,6 +866,7 @@ void mv_forward(struct mv_rx *to, struct mv_packet *packet, unsigned int mtu);
 #define MV_F_INDIRECT_DESC	(UINT64_C(1) << 28)
 #define MV_F_EVENT_IDX		(UINT64_C(1) << 29)
 #define MV_F_VERSION_1		(UINT64_C(1) << 32)
+#define MV_F_RING_PACKED	(UINT64_C(1) << 34)
 #define MV_F_GUEST_USO4		(UINT64_C(1) << 54)
 #define MV_F_GUEST_USO6		(UINT64_C(1) << 55)
 #define MV_F_HOST_USO		(UINT64_C(1) << 56)

@@ -1,5 +1,5 @@
 /*
- * The C core: guest memory, split virtqueues seen from the device, NIC ports, and the networks in
+ * The C core: guest memory, virtqueues seen from the device, NIC ports, and the networks in
  * which packets go from one to another; and the system calls that need C.
  *
  * Everything between the two "cdef" lines is also what CFFI reads (see build.py), so it holds
@@ -31,8 +31,8 @@
 
 enum mv_limit {
 	MV_MAX_REGIONS = 32,		/* memory slots of one frontend */
-	MV_MIN_RING_SIZE = 2,
-	MV_MAX_RING_SIZE = 32768,	/* virtio 1.2, 2.7 */
+	MV_MIN_RING_SIZE = 2,		/* of a split ring; a packed one may have a single entry */
+	MV_MAX_RING_SIZE = 32768,	/* virtio 1.2, 2.7 and 2.8 */
 	MV_MAX_CHAIN = 1024,		/* descriptors of one chain, its indirect table included */
 	MV_MAX_FRAME = 14 + 65535,	/* Ethernet and an IP packet; IPv6 allows 40 more, no stack uses them */
 	MV_BACKLOG = 256,		/* frames kept for a guest that gives no RX buffers */
@@ -123,7 +123,10 @@ struct mv_region_spec {
 	uint64_t mmap_offset;
 };
 
-/* The parts of a split ring, as user addresses (vhost-user, "A vring address description"). */
+/*
+ * The parts of a ring, as user addresses (vhost-user, "A vring address description"). Of a packed
+ * ring: the descriptors, the device event area and the driver event area.
+ */
 struct mv_ring_addr {
 	uint64_t desc;
 	uint64_t used;
@@ -299,31 +302,36 @@ void mv_port_stats(const mv_port *port, struct mv_stats *stats);
 void mv_port_count_drop(mv_port *port, unsigned int reason);
 
 /*
- * Whether these ring parts could be used with the present memory. -EINVAL: size not a power of two
- * from 2 to 32768, or a misaligned part; -EFAULT: a part is not wholly within one region.
+ * Whether these ring parts could be used with the present memory and features. -EINVAL: size not a
+ * power of two from 2 to 32768 (packed: 1 to 32768), parts that are misaligned or overlap; -EFAULT:
+ * a part is not wholly within one region.
  */
 int mv_ring_check(const mv_port *port, unsigned int size, const struct mv_ring_addr *addr);
 
 /*
- * Start ring `queue`. base is the next available index to look at (0..65535), or -1 for "where
- * the used ring stands". Errors as mv_ring_check; -EBUSY: it runs already.
+ * Start ring `queue`, packed or split as the features say. base is what SET_VRING_BASE said, or -1
+ * for nothing: the next available index to look at (0..65535), or with a packed ring the positions
+ * of the next available and next used descriptor, each with its wrap counter (packed.c says which of
+ * them counts, and when the ring itself does). Errors as mv_ring_check, and -EINVAL for a base that
+ * cannot be; -ENOMEM; -EBUSY: it runs already.
  *
+ * Of a split ring -1 is where the used ring stands.
  * Where the used index and the base differ and both are possible, the used index counts: this
  * device completes in order and keeps nothing, so a base ahead of it would lose buffers for ever
  * (frontends that reconnect with the available index do this) and one behind would return some
  * twice. A driver that may wait for an interrupt about what is used already gets one.
  */
 int mv_ring_start(mv_port *port, unsigned int queue, unsigned int size,
-		  const struct mv_ring_addr *addr, int base);
+		  const struct mv_ring_addr *addr, int64_t base);
 
 /* Move the parts of a running ring (SET_VRING_ADDR while it runs). Errors as mv_ring_check. */
 int mv_ring_move(mv_port *port, unsigned int queue, const struct mv_ring_addr *addr);
 
 /*
- * Stop the ring and return the next available index to look at, 0..65535; nothing is written to
- * the ring afterwards. A stopped ring returns the same value again. The RX backlog is dropped.
+ * Stop the ring and return where it stands, as GET_VRING_BASE says it; nothing is written to the
+ * ring afterwards. A stopped ring returns the same value again. The RX backlog is dropped.
  */
-int mv_ring_stop(mv_port *port, unsigned int queue);
+int64_t mv_ring_stop(mv_port *port, unsigned int queue);
 
 /* A started but disabled TX ring is consumed and discarded, a disabled RX ring left untouched. */
 int mv_ring_enable(mv_port *port, unsigned int queue, bool enabled);

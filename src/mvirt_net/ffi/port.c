@@ -73,8 +73,10 @@ void mv_port_free(mv_port *port)
 		return;
 	mv_network_leave(port->network, port);
 	mv_backlog_clear(port);
-	for (unsigned int i = 0; i < MV_QUEUES; i++)
+	for (unsigned int i = 0; i < MV_QUEUES; i++) {
+		free(port->rings[i].taken);
 		pthread_mutex_destroy(&port->locks[i]);
+	}
 	free(port);
 }
 
@@ -113,7 +115,8 @@ int mv_port_set_memory(mv_port *port, const mv_memory *memory)
 		struct mv_ring *ring = &port->rings[i];
 
 		moved[i] = *ring;
-		if (ring->running && mv_ring_translate(&moved[i], memory, ring->size, &ring->addr) < 0)
+		if (ring->running && mv_ring_translate(&moved[i], memory, ring->packed, ring->size,
+						       &ring->addr) < 0)
 			r = -EFAULT;
 	}
 	if (r == 0) {
@@ -142,11 +145,16 @@ void mv_port_count_drop(mv_port *port, unsigned int reason)
 
 /* ---- rings ---- */
 
+static bool has_packed_rings(const mv_port *port)
+{
+	return port->features & MV_F_RING_PACKED;
+}
+
 int mv_ring_check(const mv_port *port, unsigned int size, const struct mv_ring_addr *addr)
 {
 	struct mv_ring scratch;
 
-	return mv_ring_translate(&scratch, port->memory, size, addr);
+	return mv_ring_translate(&scratch, port->memory, has_packed_rings(port), size, addr);
 }
 
 /*
@@ -177,19 +185,44 @@ static void make_up_for_call(const mv_port *port, struct mv_ring *ring)
 		(void)mv_ring_call(ring);
 }
 
+/* Whether SET_VRING_BASE may say so. */
+static bool base_fits(const mv_port *port, unsigned int size, int64_t base)
+{
+	if (!has_packed_rings(port))
+		return base <= UINT16_MAX;
+	return base < 0 || (base <= UINT32_MAX && (base & 0x7fff) < size && (base >> 16 & 0x7fff) < size);
+}
+
+/* For a ring that is about to start. */
+static int make_room_for_taken(struct mv_ring *ring)
+{
+	if (!ring->packed)
+		return 0;
+	ring->taken = malloc(mv_most_taken(ring) * sizeof(*ring->taken));
+	return ring->taken ? 0 : -ENOMEM;
+}
+
+static void free_taken(struct mv_ring *ring)
+{
+	free(ring->taken);
+	ring->taken = NULL;
+}
+
 int mv_ring_start(mv_port *port, unsigned int queue, unsigned int size,
-		  const struct mv_ring_addr *addr, int base)
+		  const struct mv_ring_addr *addr, int64_t base)
 {
 	struct mv_ring *ring;
 	int r;
 
-	if (queue >= MV_QUEUES || base > UINT16_MAX)
+	if (queue >= MV_QUEUES || !base_fits(port, size, base))
 		return -EINVAL;
 	ring = &port->rings[queue];
 	if (ring->running)
 		return -EBUSY;
 	mv_lock(port, queue);
-	r = mv_ring_translate(ring, port->memory, size, addr);
+	r = mv_ring_translate(ring, port->memory, has_packed_rings(port), size, addr);
+	if (r == 0)
+		r = make_room_for_taken(ring);
 	if (r == 0) {
 		mv_ring_begin(ring, base);
 		make_up_for_call(port, ring);
@@ -202,20 +235,22 @@ int mv_ring_start(mv_port *port, unsigned int queue, unsigned int size,
 
 int mv_ring_move(mv_port *port, unsigned int queue, const struct mv_ring_addr *addr)
 {
+	struct mv_ring *ring;
 	int r;
 
 	if (queue >= MV_QUEUES || !port->rings[queue].running)
 		return -EINVAL;
+	ring = &port->rings[queue];
 	mv_lock(port, queue);
-	r = mv_ring_translate(&port->rings[queue], port->memory, port->rings[queue].size, addr);
+	r = mv_ring_translate(ring, port->memory, ring->packed, ring->size, addr);
 	mv_unlock(port, queue);
 	return r;
 }
 
-int mv_ring_stop(mv_port *port, unsigned int queue)
+int64_t mv_ring_stop(mv_port *port, unsigned int queue)
 {
 	struct mv_ring *ring;
-	int base;
+	int64_t base;
 
 	if (queue >= MV_QUEUES)
 		return -EINVAL;
@@ -229,9 +264,10 @@ int mv_ring_stop(mv_port *port, unsigned int queue)
 		mv_backlog_clear(port);
 	}
 	ring->running = false;
+	free_taken(ring);
 	if (queue == MV_RX)
 		note_up(port);
-	base = ring->last_avail;
+	base = mv_ring_base(ring);
 	mv_unlock(port, queue);
 	return base;
 }

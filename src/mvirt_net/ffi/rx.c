@@ -150,9 +150,9 @@ static bool rx_peek(struct mv_rx *rx, struct mv_chain *chain)
 	return ok;
 }
 
-static void rx_take(struct mv_rx *rx, uint16_t head, uint32_t written)
+static void rx_take(struct mv_rx *rx, uint16_t head, uint16_t slots, uint32_t written)
 {
-	mv_ring_take(ring_of(rx), head, written);
+	mv_ring_take(ring_of(rx), head, slots, written);
 	rx->available--;
 	rx->ahead.next++;
 }
@@ -177,7 +177,7 @@ static enum delivery first_chain(struct mv_rx *rx, struct mv_chain *chain)
 			return RING_BROKEN;
 		if (!chain->faulty && chain->length >= rx->header)
 			return DELIVERED;
-		rx_take(rx, chain->head, 0);
+		rx_take(rx, chain->head, chain->slots, 0);
 		if (chain->faulty)
 			return BAD_BUFFER;
 		if (mv_turn_is_over(rx->turn, 0))
@@ -222,14 +222,12 @@ static enum delivery out_of_chains(const struct mv_rx *rx, unsigned int n)
 }
 
 /* Whether all that a frame was too large for is still all there is. */
-static bool still_starved(struct mv_rx *rx)
+static bool still_starved(const struct mv_rx *rx)
 {
 	struct mv_ring *ring = ring_of(rx);
 
-	if (!ring->starved)
-		return false;
-	rx->available = mv_ring_available(ring);
-	ring->starved = !ring->broken && (uint16_t)(ring->last_avail + rx->available) == ring->starved_at;
+	if (ring->starved)
+		ring->starved = !ring->broken && !mv_ring_goes_beyond(ring, ring->starved_at);
 	return ring->starved;
 }
 
@@ -254,11 +252,11 @@ static enum delivery more_chains(struct mv_rx *rx, const struct mv_frame *frame,
 		n_descs += chain.n_descs;
 		if (chain.faulty || n_descs > MV_MAX_CHAIN) {
 			mv_ring_void(ring_of(rx), *n_chains);
-			rx_take(rx, chain.head, 0);
+			rx_take(rx, chain.head, chain.slots, 0);
 			return BAD_BUFFER;
 		}
 		run = write_frame(&chain, 0, frame, rest, done);
-		rx_take(rx, chain.head, run);
+		rx_take(rx, chain.head, chain.slots, run);
 	}
 	return DELIVERED;
 }
@@ -280,7 +278,7 @@ static enum delivery deliver(struct mv_rx *rx, const struct mv_frame *frame)
 		return TOO_SMALL;
 	hdr.num_buffers = 1;
 	done = write_frame(&first, rx->header, frame, &rest, 0);
-	rx_take(rx, first.head, rx->header + done);
+	rx_take(rx, first.head, first.slots, rx->header + done);
 	result = more_chains(rx, frame, &rest, done, &hdr.num_buffers);
 	if (result == DELIVERED) {
 		mv_chain_write(&first, 0, &hdr, rx->header);
@@ -371,7 +369,7 @@ const struct mv_slot *mv_rx_slot(struct mv_rx *rx)
 
 void mv_rx_take_slot(struct mv_rx *rx, const struct mv_slot *slot, uint32_t length)
 {
-	rx_take(rx, slot->head, rx->header + length);
+	rx_take(rx, slot->head, 1, rx->header + length);
 	count_delivered(rx, length);
 }
 

@@ -191,6 +191,7 @@ static void receive_frame(struct mv_drain *drain, const struct mv_chain *chain)
 static void chain_of(const struct mv_slot *slot, struct mv_chain *chain)
 {
 	chain->head = slot->head;
+	chain->slots = 1;
 	chain->faulty = false;
 	chain->n_descs = 1;
 	chain->n_segments = 1;
@@ -217,7 +218,7 @@ static bool receive_chain(struct mv_drain *drain, const struct mv_slot *slot)
 	drain->turn.work += chain.n_descs;
 	drain->turn.bytes += chain.length;
 	/* The device writes nothing into a transmitted buffer (virtio 1.2, 2.7.8.2). */
-	mv_ring_take(ring, chain.head, 0);
+	mv_ring_take(ring, chain.head, chain.slots, 0);
 	return true;
 }
 
@@ -227,7 +228,7 @@ static bool receive_express(struct mv_drain *drain, const struct mv_slot *slot)
 	if (!slot || !mv_express(drain, slot))
 		return false;
 	drain->turn.bytes += slot->length;
-	mv_ring_take(&drain->port->rings[MV_TX], slot->head, 0);
+	mv_ring_take(&drain->port->rings[MV_TX], slot->head, 1, 0);
 	return true;
 }
 

@@ -38,7 +38,7 @@ class Device(Protocol):
         """Start a stopped vring and process what is there already.
 
         Args:
-            base: next available index to look at; None: where the used ring stands.
+            base: what SET_VRING_BASE said, or where it stopped before; None: nothing was said.
         """
 
     def move_vring(self, index: int, addr: VringAddr) -> None:
@@ -48,7 +48,7 @@ class Device(Protocol):
         """Stop a running vring; nothing is written to it afterwards.
 
         Returns:
-            The next available index to look at.
+            Where it stands, as GET_VRING_BASE says it.
         """
 
     def enable_vring(self, index: int, enabled: bool) -> None:

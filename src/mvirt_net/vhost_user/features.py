@@ -34,6 +34,8 @@ class VirtioFeature(enum.IntFlag):
     PROTOCOL_FEATURES = 1 << 30
     """VHOST_USER_F_PROTOCOL_FEATURES: not the driver's; protocol features can be negotiated."""
     F_VERSION_1 = 1 << 32
+    F_RING_PACKED = 1 << 34
+    """Packed vrings in place of split ones (virtio 1.2, 2.8)."""
     F_IN_ORDER = 1 << 35
     """Buffers come back in the order they were given; lets a frontend replay a ring."""
     NET_F_GUEST_USO4 = 1 << 54

@@ -40,6 +40,10 @@ for coming early. Things are remembered until they mean something:
   SET_VRING_KICK starts it again. The index where it stopped is where it goes on, unless
   SET_VRING_BASE says otherwise; the device, which sees the used ring, may know better.
 
+Whether vrings are **split or packed** is a virtio feature, and frontends may say everything else
+about a vring before they say that. So what only one of the two layouts allows is refused at once
+if the features are known, and in any case where the vring starts.
+
 What must not change under a running vring is refused while it runs: its size, its base, and the
 virtio features. Its addresses, descriptors and the memory table may change; the device looks
 whether the vring is still within memory, and refuses if not.
@@ -47,6 +51,7 @@ whether the vring is still within memory, and refuses if not.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -55,7 +60,13 @@ import attrs
 
 from ..errors import ConnectionBroken, RequestRefused
 from ..model import MAX_MTU, MIN_MTU, MacAddress, MemoryRegion, VringAddr
-from .checks import check_regions, check_vring_layout, check_vring_size
+from .checks import (
+    MAX_VRING_SIZE,
+    check_regions,
+    check_vring_base,
+    check_vring_layout,
+    check_vring_size,
+)
 from .config_space import CONFIG_SPACE_SIZE, net_config
 from .device import Device
 from .features import (
@@ -89,8 +100,8 @@ counts vrings there, QEMU pairs (a second pair is refused when its first vring i
 MAX_MEM_SLOTS = 32
 """Memory regions of one frontend, however they came (GET_MAX_MEM_SLOTS)."""
 
-MAX_VRING_BASE = 0xFFFF
-"""A split vring's index has 16 bits; the other half of the field is reserved."""
+PACKED_BEGINNING = 0x8000_8000
+"""Where a packed vring begins: both positions in slot 0, both wrap counters 1."""
 
 
 @attrs.frozen
@@ -127,6 +138,7 @@ class Answer(enum.Enum):
 _P = TypeVar("_P", bound=Payload)
 
 _NOTHING = ProtocolFeature(0)
+_PACKED = VirtioFeature.F_RING_PACKED
 _NO_FD = range(1)
 _ONE_FD = range(1, 2)
 _FD_OR_NONE = range(2)
@@ -283,6 +295,9 @@ class Session:
             self._device.set_features(features)
         elif features != self.features:
             raise RequestRefused("a vring is running")
+        if self._features is not None and (features ^ self._features) & _PACKED:
+            for vring in self._vrings:
+                vring.base = None  # says nothing about the other layout
         self._features = features
         if VirtioFeature.PROTOCOL_FEATURES not in features:
             for index in range(VRINGS):
@@ -391,14 +406,26 @@ class Session:
             raise RequestRefused(f"vring {index}")
         return self._vrings[index]
 
+    @property
+    def _packed(self) -> bool:
+        """Whether vrings are packed; not before SET_FEATURES."""
+        return _PACKED in self.features
+
+    def _check_layout(self, check: Callable[..., None], *what: Any) -> None:
+        """Refuse what the layout does not allow; while that is not known, what neither does."""
+        if self._features is None:
+            with contextlib.suppress(RequestRefused):
+                return check(*what, packed=True)
+        return check(*what, packed=self._packed)
+
     def _set_vring_num(self, message: VringState, _fds: list[int]) -> None:
-        check_vring_size(message.num)
+        self._check_layout(check_vring_size, message.num)
         self._vring(message.index).size = message.num
 
     def _set_vring_base(self, message: VringState, _fds: list[int]) -> None:
-        if message.num > MAX_VRING_BASE:
-            raise RequestRefused(f"base {message.num}")
-        self._vring(message.index).base = message.num
+        vring = self._vring(message.index)
+        self._check_layout(check_vring_base, message.num, vring.size or MAX_VRING_SIZE)
+        vring.base = message.num
 
     def _set_vring_addr(self, message: VringAddress, _fds: list[int]) -> None:
         vring, addr = self._vring(message.index), message.addr
@@ -414,7 +441,7 @@ class Session:
 
     def _move(self, index: int, addr: VringAddr) -> None:
         vring = self._vrings[index]
-        check_vring_layout(vring.size, addr)
+        self._check_layout(check_vring_layout, vring.size, addr)
         self._device.move_vring(index, addr)
         vring.addr = addr
 
@@ -422,8 +449,8 @@ class Session:
         vring = self._vrings[index]
         if not vring.size:
             raise RequestRefused(f"vring {index} has no size yet")
-        check_vring_layout(vring.size, addr)
-        if self._regions:
+        self._check_layout(check_vring_layout, vring.size, addr)
+        if self._regions and self._features is not None:
             self._device.check_vring(index, vring.size, addr)
         previous, vring.addr = vring.addr, addr
         try:
@@ -476,7 +503,9 @@ class Session:
             vring.running = False
         vring.kicked = False
         self._device.drop_vring_kick(message.index)
-        return VringState(message.index, vring.base or 0).pack()
+        beginning = PACKED_BEGINNING if self._packed else 0
+        base = beginning if vring.base is None else vring.base
+        return VringState(message.index, base).pack()
 
     def _start_held_vrings(self) -> None:
         """Start what was waiting for memory or addresses; what does not fit goes on waiting.
@@ -495,7 +524,12 @@ class Session:
             return
         if not vring.size or vring.addr is None:
             return
-        check_vring_layout(vring.size, vring.addr)  # the size may have changed since
+        # The size or the features may have changed since.
+        packed = self._packed
+        check_vring_size(vring.size, packed=packed)
+        check_vring_layout(vring.size, vring.addr, packed=packed)
+        if vring.base is not None:
+            check_vring_base(vring.base, vring.size, packed=packed)
         self._device.start_vring(index, vring.size, vring.addr, vring.base)
         vring.running = True
 
