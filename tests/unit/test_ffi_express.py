@@ -8,6 +8,7 @@ of it must be the same.
 from __future__ import annotations
 
 from functools import reduce
+from operator import truediv
 from typing import Any
 
 import attrs
@@ -161,7 +162,7 @@ FRAMES6: dict[str, Packet] = {
     "traffic class and flow label": ETHER / IPv6(src=A6, dst=B6, tc=0xFF, fl=0xFFFFF) / DATAGRAM,
     "extension header": FROM_A6 / IPv6ExtHdrDestOpt() / DATAGRAM / bytes(40),
     "source route": FROM_A6 / IPv6ExtHdrRouting(addresses=["fd00::9"]) / DATAGRAM,
-    "nine extension headers": reduce(Packet.__truediv__, [FROM_A6, *[IPv6ExtHdrDestOpt()] * 9]),
+    "nine extension headers": reduce(truediv, [FROM_A6, *[IPv6ExtHdrDestOpt()] * 9]),
     "fragment": FROM_A6 / IPv6ExtHdrFragment(offset=3) / bytes(40),
     "length beyond the frame": ETHER / IPv6(src=A6, dst=B6, plen=200) / DATAGRAM / bytes(40),
     "length 0": ETHER / IPv6(src=A6, dst=B6, plen=0) / DATAGRAM / bytes(40),
@@ -263,6 +264,25 @@ def test_any_change_of_a_good_packet(family: int, data: st.DataObject) -> None:
     for at in data.draw(st.lists(st.integers(0, 60), min_size=1, max_size=3)):
         frame[at] = data.draw(st.integers(0, 255))
     same_fate(bytes(frame), family=family)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_other_addresses_are_another_flow(family: int) -> None:
+    """Enough of them to share the place of a known one."""
+    make = IP if family == 4 else IPv6
+    subnet, a, b = ("10.0.0.", A4, B4) if family == 4 else ("fd00::", A6, B6)
+    with open_pair() as pair:
+        for number in range(100, 200):
+            other = f"{subnet}{number}"
+            pair.b.offer(2048)
+            pair.send(GOOD[family])
+            assert len(pair.received()) == 1
+            pair.send(ETHER / make(src=other, dst=b) / DATAGRAM / bytes(40))
+            pair.send(ETHER / make(src=a, dst=other) / DATAGRAM / bytes(40))
+            while pair.a.tx.pop_used():
+                pass
+        assert pair.a.drops() == {"SOURCE_ADDRESS": 100, "HOST_UNREACHABLE": 100}
+        assert pair.received() == []
 
 
 def test_packet_to_its_sender_is_refused_again_and_again() -> None:

@@ -40,8 +40,8 @@ def _flags() -> tuple[list[str], list[str]]:
     compile_args = [*FLAGS, *WARNINGS]
     sanitizers = os.environ.get("MVIRT_SANITIZE")
     if not sanitizers:
-        # A packet passes through a dozen functions of six files: a fifth fewer instructions when the
-        # compiler sees them together.
+        # A packet passes through a dozen functions of six files: a fifth fewer instructions when
+        # the compiler sees them together.
         return [*compile_args, "-flto=auto"], [*FLAGS, "-flto=auto"]
     instrument = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     return [*compile_args, "-O1", "-g", "-fno-omit-frame-pointer", *instrument], instrument

@@ -151,8 +151,8 @@ static struct mv_flow_key flow_of(const struct mv_packet *packet)
 {
 	struct mv_flow_key key = { .family = packet->family };
 
-	key.macs = mv_load64(packet->head);
-	key.macs_rest = mv_load32(packet->head + 8);
+	key.ethernet = mv_load64(packet->head);
+	key.ethernet_rest = mv_load32(packet->head + 8) | (uint64_t)mv_load16(packet->head + ETH_TYPE) << 32;
 	memcpy(key.addresses, mv_packet_source(packet), packet->family == MV_IPV4 ? 8 : 32);
 	return key;
 }

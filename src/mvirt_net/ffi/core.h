@@ -645,10 +645,10 @@ struct mv_error_limit {
 	uint64_t refilled_at;	/* ns of the caller's clock */
 };
 
-/* Which flow a packet belongs to: its Ethernet and IP addresses, as they are in its headers. */
+/* Which flow a packet belongs to: its Ethernet header and IP addresses, as they are in the frame. */
 struct mv_flow_key {
-	uint64_t macs;
-	uint32_t macs_rest;
+	uint64_t ethernet;
+	uint64_t ethernet_rest;
 	enum mv_family family;
 	uint64_t addresses[4];	/* source and target; IPv4: the first, for both */
 };
@@ -713,16 +713,15 @@ static inline struct mv_flow *mv_flow_place(mv_port *port, const struct mv_flow_
 static inline mv_port *mv_flow_find(mv_port *port, const struct mv_flow_key *key)
 {
 	const struct mv_flow *flow = mv_flow_place(port, key);
-	uint64_t difference = (flow->key.macs ^ key->macs) | (flow->key.macs_rest ^ key->macs_rest) |
+	uint64_t difference = (flow->key.ethernet ^ key->ethernet) |
+			      (flow->key.ethernet_rest ^ key->ethernet_rest) |
 			      (flow->key.addresses[0] ^ key->addresses[0]);
 
 	if (key->family == MV_IPV6)
 		difference |= (flow->key.addresses[1] ^ key->addresses[1]) |
 			      (flow->key.addresses[2] ^ key->addresses[2]) |
 			      (flow->key.addresses[3] ^ key->addresses[3]);
-	if (difference || flow->key.family != key->family || flow->edition != mv_port_edition(port))
-		return NULL;
-	return flow->to;
+	return difference == 0 && flow->edition == mv_port_edition(port) ? flow->to : NULL;
 }
 
 static inline void mv_lock(mv_port *port, unsigned int queue)

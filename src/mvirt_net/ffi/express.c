@@ -103,7 +103,9 @@ static uint32_t plain_ipv6(const struct front *front, uint32_t room)
 static struct mv_flow_key flow_of(const struct front *front, enum mv_family family)
 {
 	struct mv_flow_key key = {
-		.macs = front->macs, .macs_rest = front->macs_rest, .family = family,
+		.ethernet = front->macs,
+		.ethernet_rest = front->macs_rest | (uint64_t)front->type << 32,
+		.family = family,
 	};
 
 	if (family == MV_IPV4)
