@@ -126,6 +126,8 @@ struct mv_ring {
 	struct mv_taken *taken;		/* packed: from `published` on ... */
 	unsigned int n_taken;
 	unsigned int taken_slots;	/* ... and all their slots together */
+	unsigned int looked;		/* packed: slots from last_avail on that were available ... */
+	unsigned int counted;		/* ... and the chains that end in them */
 };
 
 /* How many chains of a packed ring may be taken before they are published. */
