@@ -445,10 +445,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _SESSION_PY,
         "        check_vring_size(vring.size, packed=packed)\n",
         "",
-        (
-            _CONVERSATION
-            + "TestPacked::test_what_is_none_of_a_split_vring_is_refused_at_its_start",
-        ),
+        (_CONVERSATION + "TestPacked::test_what_is_none_of_a_split_vring_is_refused_at_its_start",),
     ),
     Mutant(
         "m39",

@@ -327,14 +327,13 @@ static bool walk(const struct mv_ring *ring, struct mv_ring_features features,
 bool mv_packed_peek(struct mv_ring *ring, struct mv_ring_features features,
 		    const mv_memory *memory, enum mv_direction direction, struct mv_chain *chain)
 {
-	struct desc first;
+	bool was_there = mv_packed_goes_beyond(ring, ring->last_avail);
+	struct desc first = load_desc(ring, ring->last_avail);
 
 	begin_chain(chain);
-	load16_acquire(flags_at(ring, slot_of(ring->last_avail))); /* A */
-	first = load_desc(ring, ring->last_avail);
 	chain->head = first.id;
 	chain->slots = 1;
-	if (is_available(first.flags, ring->last_avail) &&
+	if (was_there && is_available(first.flags, ring->last_avail) &&
 	    walk(ring, features, memory, direction, chain, first))
 		return true;
 	mv_ring_break(ring);
