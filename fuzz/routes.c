@@ -162,7 +162,6 @@ static struct mv_prefix take_prefix(struct input *input)
 struct scene {
 	mv_network *network;
 	mv_port *ports[PORTS];
-	struct mv_route_memo memo;
 	struct model model;
 };
 
@@ -198,7 +197,7 @@ static void look_up(struct scene *scene, const struct mv_prefix *host)
 	struct mv_hop hop;
 
 	CHECK(found == search(&scene->model, host));
-	hop = mv_route_run(scene->network, &scene->memo, (enum mv_family)host->family, host->address);
+	hop = mv_route(scene->network, (enum mv_family)host->family, host->address);
 	CHECK(hop.port ? found == hop.port->tag :
 			 found == (hop.on_link ? -EHOSTUNREACH : -ENETUNREACH));
 	if (host->family == MV_IPV4)

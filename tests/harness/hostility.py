@@ -15,9 +15,10 @@ import attrs
 import trio
 
 from .backend import TestBackend
-from .client import RX_QUEUE_IDX, TX_QUEUE_IDX, VhostTestClient
+from .client import DEFAULT_FEATURES, RX_QUEUE_IDX, TX_QUEUE_IDX, VhostTestClient
 from .packets import GATEWAY_IP, arp_request
 from .vhost_user import (
+    Feature,
     ProtocolFeature,
     Request,
     encode_mem_table,
@@ -130,7 +131,10 @@ async def converse(backend: TestBackend, seed: int) -> int:
     try:
         async with trio.open_nursery() as nursery:
             client = await VhostTestClient.connect(
-                nursery, backend.socket_path, protocol_features=~ProtocolFeature(0)
+                nursery,
+                backend.socket_path,
+                features=DEFAULT_FEATURES | rng.choice([0, Feature.RING_PACKED]),
+                protocol_features=~ProtocolFeature(0),
             )
             frontend = HostileFrontend(rng, client, backend)
             for _ in range(rng.randrange(5, 120)):

@@ -186,6 +186,8 @@ struct mv_ring {
 	unsigned int n_taken;
 	unsigned int taken_slots;	/* ... and all their slots together */
 	unsigned int untold;		/* packed: slots published since a call was last considered */
+	unsigned int looked;		/* packed: slots from last_avail on that were available ... */
+	unsigned int counted;		/* ... and the chains that end in them */
 };
 
 /* How many chains of a packed ring may be taken before they are published. */

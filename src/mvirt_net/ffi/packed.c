@@ -15,8 +15,9 @@
  * to restore, void() changes private memory only, and a device that is killed while it moves frames
  * leaves the ring as it was. The price is 8 bytes for each slot of a running ring, up to 16 KiB.
  *
- * What the driver has made available is counted by looking ahead in the flags, a bounded number of
- * slots; a first descriptor that is available stands for its chain whatever the others look like, as
+ * What the driver has made available is counted by looking ahead in the flags: on from where it was
+ * looked before (ring->looked), so that each slot costs one look, and a bounded number of slots at
+ * once. A first descriptor that is available stands for its chain whatever the others look like, as
  * it does in mv_packed_peek(). What was counted is only a hint: peek() looks again, and a descriptor
  * that has been taken back meanwhile breaks the ring.
  *
@@ -66,8 +67,8 @@ enum {
 	WRAP = 1 << 15,		/* of a position */
 	BEGINNING = WRAP,	/* where a ring begins */
 
-	/* Slots that are counted at once; the rest of a longer run is found the next time. */
-	COUNTED = MV_AHEAD,
+	/* Slots that are looked at at once; those behind them are found the next time. */
+	LOOK_AHEAD = 2 * MV_AHEAD,
 };
 
 struct desc {
@@ -226,6 +227,8 @@ void mv_packed_begin(struct mv_ring *ring, int64_t base)
 	ring->n_taken = 0;
 	ring->taken_slots = 0;
 	ring->untold = 0;
+	ring->looked = 0;
+	ring->counted = 0;
 }
 
 int64_t mv_packed_base(const struct mv_ring *ring)
@@ -235,32 +238,33 @@ int64_t mv_packed_base(const struct mv_ring *ring)
 
 /* ---- taking chains ---- */
 
-/* Chains that are available from last_avail on, at most that many. */
-static unsigned int count_chains(const struct mv_ring *ring, unsigned int most)
+/* Look on from where it was looked before, but not at what is taken and unpublished. */
+static void look_ahead(struct mv_ring *ring)
 {
-	unsigned int look = ring->size - ring->taken_slots, chains = 0, n = 0;
-	uint16_t position = ring->last_avail;
+	unsigned int left = ring->size - ring->taken_slots - ring->looked;
+	uint16_t position = forward(ring, ring->last_avail, ring->looked);
 
-	if (look > COUNTED)
-		look = COUNTED;
-	for (; n < look && chains < most; n++, position = forward(ring, position, 1)) {
+	for (unsigned int n = left < LOOK_AHEAD ? left : LOOK_AHEAD; n > 0; n--) {
 		uint16_t flags = load16_acquire(flags_at(ring, slot_of(position))); /* A */
 
 		if (!is_available(flags, position))
-			break;
-		chains += !(flags & DESC_F_NEXT);
+			return;
+		ring->looked++;
+		ring->counted += !(flags & DESC_F_NEXT);
+		position = forward(ring, position, 1);
 	}
-	return n > 0 && chains == 0 ? 1 : chains;
 }
 
 unsigned int mv_packed_available(struct mv_ring *ring)
 {
-	unsigned int n = count_chains(ring, mv_most_taken(ring) - ring->n_taken);
+	unsigned int room = mv_most_taken(ring) - ring->n_taken, n;
 
+	look_ahead(ring);
+	n = ring->counted == 0 && ring->looked > 0 ? 1 : ring->counted;
 	/* What is taken and unpublished is available, too, as far as the driver knows. */
 	if (ring->n_taken + n > ring->most)
 		ring->most = ring->n_taken + n;
-	return n;
+	return n < room ? n : room;
 }
 
 /* Load one descriptor of the ring, once. */
@@ -324,14 +328,13 @@ static bool walk(const struct mv_ring *ring, struct mv_ring_features features,
 bool mv_packed_peek(struct mv_ring *ring, struct mv_ring_features features,
 		    const mv_memory *memory, enum mv_direction direction, struct mv_chain *chain)
 {
-	struct desc first;
+	bool was_there = mv_packed_goes_beyond(ring, ring->last_avail);
+	struct desc first = load_desc(ring, ring->last_avail);
 
 	begin_chain(chain);
-	load16_acquire(flags_at(ring, slot_of(ring->last_avail))); /* A */
-	first = load_desc(ring, ring->last_avail);
 	chain->head = first.id;
 	chain->slots = 1;
-	if (is_available(first.flags, ring->last_avail) &&
+	if (was_there && is_available(first.flags, ring->last_avail) &&
 	    walk(ring, features, memory, direction, chain, first))
 		return true;
 	mv_ring_break(ring);
@@ -369,14 +372,24 @@ void mv_packed_take(struct mv_ring *ring, uint16_t id, uint16_t slots, uint32_t 
 	ring->taken_slots += slots;
 	ring->last_avail = forward(ring, ring->last_avail, slots);
 	ring->used_idx = ring->last_avail;
+	if (ring->counted > 0 && ring->looked >= slots) {
+		ring->counted--;
+		ring->looked -= slots;
+	} else {
+		/* A chain longer than what was looked at: begin behind it. */
+		ring->counted = 0;
+		ring->looked = 0;
+	}
 }
 
 void mv_packed_untake(struct mv_ring *ring, unsigned int n)
 {
 	unsigned int slots = 0;
 
+	ring->counted += n;
 	while (n-- > 0)
 		slots += ring->taken[--ring->n_taken].slots;
+	ring->looked += slots;
 	ring->taken_slots -= slots;
 	ring->last_avail = back(ring, ring->last_avail, slots);
 	ring->used_idx = ring->last_avail;
