@@ -106,7 +106,9 @@ async def idle(scale: Scale) -> Table:
         }
         folders = {name: _folder(stack) for name in cases}
         daemons = {
-            name: stack.enter_context(run_daemon(folders[name], case.nics, first=[Place(MAC, IPV4)]))
+            name: stack.enter_context(
+                run_daemon(folders[name], case.nics, first=[Place(MAC, IPV4)])
+            )
             for name, case in cases.items()
         }
         async with trio.open_nursery() as nursery:

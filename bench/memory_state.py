@@ -1,11 +1,11 @@
 """Fair rounds on a machine whose two processors are now near to each other, now far.
 
-A virtual machine's processors may be moved about by its host. The round trip of a cache line between
-two of them, and with it every figure of two processes that share memory, then changes by a factor of
-two to five, for seconds or minutes. So the round trip is measured around every turn (``probe.c``),
-and only turns of one state are compared: a turn before and after which it differs is repeated, and
-so is one that differs from the rest of its round. Of the rounds that come out of this, those of the
-state that most of them have are used.
+A virtual machine's processors may be moved about by its host. The round trip of a cache line
+between two of them, and with it every figure of two processes that share memory, then changes by a
+factor of two to five, for seconds or minutes. So the round trip is measured around every
+turn (``probe.c``), and only turns of one state are compared: a turn before and after which it
+differs is repeated, and so is one that differs from the rest of its round. Of the rounds that come
+out of this, those of the state that most of them have are used.
 """
 
 from __future__ import annotations

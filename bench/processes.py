@@ -83,6 +83,15 @@ class Process:
         return len(list(Path("/proc", str(self.pid), "fd").iterdir()))
 
 
+def processor_busy_seconds(number: int) -> float:
+    """Time that a processor was not idle since the machine has started, in ticks of 10 ms."""
+    found = re.search(rf"^cpu{number} (.+)$", Path("/proc/stat").read_text(), re.MULTILINE)
+    if found is None:
+        raise BenchError(f"there is no processor {number}")
+    user, nice, system, _idle, _iowait, *interrupts = map(int, found[1].split()[:8])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
 def _number(path: Path, key: str) -> int:
     found = re.search(rf"^{key}:\s*(\d+)", path.read_text(), re.MULTILINE)
     if found is None:

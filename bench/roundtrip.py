@@ -104,7 +104,9 @@ async def round_trips(scale: Scale) -> Table:
         folder = Path(name)
         theirs = stack.enter_context(two_processors())
         ends = {EPOLL: _peer("epoll", theirs, stack), TRIO: _peer("trio", theirs, stack)}
-        daemon = stack.enter_context(run_daemon(folder, 1, first=[Place(MAC, IPV4)], processors=theirs))
+        daemon = stack.enter_context(
+            run_daemon(folder, 1, first=[Place(MAC, IPV4)], processors=theirs)
+        )
         async with connected_guest(socket_path(folder, 0)) as guest:
             ends |= {
                 "frame dropped in C → TX call": _completion(daemon, guest, dropped(MIN_FRAME)),

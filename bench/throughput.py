@@ -89,7 +89,9 @@ async def throughput(scale: Scale) -> Table:
         folder = Path(name)
         theirs = stack.enter_context(two_processors())
         peer = _socket_peer(theirs, stack)
-        daemon = stack.enter_context(run_daemon(folder, 1, first=[Place(MAC, IPV4)], processors=theirs))
+        daemon = stack.enter_context(
+            run_daemon(folder, 1, first=[Place(MAC, IPV4)], processors=theirs)
+        )
         async with connected_guest(socket_path(folder, 0)) as guest:
             ends = {
                 PEER: peer,

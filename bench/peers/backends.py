@@ -189,7 +189,16 @@ def _ovs_settings(processors: set[int], offloads: bool) -> list[str]:
 
 
 def _ovs_ports(sockets: Sequence[Path]) -> list[str]:
-    words = ["add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev", "fail-mode=secure"]
+    words = [
+        "add-br",
+        "br0",
+        "--",
+        "set",
+        "bridge",
+        "br0",
+        "datapath_type=netdev",
+        "fail-mode=secure",
+    ]
     for number, path in enumerate(sockets, start=1):
         words += ["--", "add-port", "br0", path.name]
         words += ["--", "set", "Interface", path.name, "type=dpdkvhostuserclient"]
@@ -264,6 +273,8 @@ def _run_logged(
         try:
             yield process
         except BenchError as error:
+            if process.poll() is None:
+                raise
             raise BenchError(f"{error}\n{log.name}: …{log.read_text()[-1000:]}") from error
 
 

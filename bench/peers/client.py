@@ -71,7 +71,9 @@ class Client:
         self._process.stdin.flush()
         answer: dict[str, float] = _answer(self._process)
         if answer["wrong"]:
-            raise BenchError(f"{command}: {answer['wrong']:.0f} frames were not what they should be")
+            raise BenchError(
+                f"{command}: {answer['wrong']:.0f} frames were not what they should be"
+            )
         return answer
 
     def lacks(self, wiring: Wiring) -> list[str]:
