@@ -48,7 +48,7 @@ from .tables import (
     crowd_table,
     load_table,
     ping_table,
-    rate_table,
+    rate_tables,
 )
 
 HUGE_MEGABYTES = 4096
@@ -65,7 +65,7 @@ async def peers(scale: Scale) -> list[Table]:
         pings, loads = _latencies(site, plan)
         crowds = await _crowds(site, plan)
     return [
-        rate_table(floods, notes),
+        *rate_tables(floods, notes),
         cpu_table(floods),
         ping_table(pings),
         load_table(loads),

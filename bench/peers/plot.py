@@ -18,9 +18,10 @@ def draw(tables: Mapping[str, Table], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 15), layout="constrained")
-    rates, loads, nics = figure.subplots(3, 1, height_ratios=(2, 1, 1))
+    figure = Figure(figsize=(12, 20), layout="constrained")
+    rates, large, loads, nics = figure.subplots(4, 1, height_ratios=(3, 1, 1, 1))
     _draw_rates(rates, tables["peers-rate"])
+    _draw_rates(large, tables["peers-tso"])
     _draw_loads(loads, tables["peers-load"])
     _draw_nics(nics, tables["peers-nics"])
     figure.savefig(path)
@@ -48,8 +49,6 @@ def _draw_rates(axes: Any, table: Table) -> None:
         axes.barh(places, _column(table, name), height, label=name)
     axes.set_yticks(rows, [row.name for row in table.rows])
     axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("Mframes/s")
     axes.set_title(table.title)
     axes.legend()
 

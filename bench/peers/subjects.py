@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import attrs
 
 from ..memory_state import Rounds, paired_rounds
-from ..processes import BenchError, processor_busy_seconds
+from ..processes import START_SECONDS, BenchError, processor_busy_seconds
 from .backends import (
     EPOLL,
     OURS,
@@ -27,6 +27,7 @@ from .backends import (
     open_testpmd,
 )
 from .client import Client, Programs, open_client
+from .plan import LARGE
 
 
 @attrs.frozen
@@ -138,6 +139,14 @@ def open_subject(site: Site, backend: Backend, wiring: Wiring) -> Iterator[Subje
         _see_it_work(backend, client, LARGE if wiring.offloads else 64)
         backend.stop()
         yield Subject(backend, client, site)
+
+
+def _see_it_work(backend: Backend, client: Client, size: int) -> None:
+    """Wait until a frame arrives: Open vSwitch takes its time after it has agreed to all."""
+    end = time.monotonic() + START_SECONDS
+    while not client.request(f"ping size={size} count=1")["arrived"]:
+        if time.monotonic() > end:
+            raise BenchError(f"{backend.name}: nothing arrives")
 
 
 def _open(name: str, folder: Path, wiring: Wiring, site: Site) -> AbstractContextManager[Backend]:
