@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -74,6 +75,8 @@ def main(quick: bool, only: Sequence[str], json_path: Path | None, results: Path
     "÷ peer" is our cost in units of the peer's, round by round; "± %" is how unsteady the rounds
     were. docs/explanation/performance.md says what is measured.
     """
+    if results is not None and "peers" in only and find_spec("matplotlib") is None:
+        raise click.ClickException("the plot needs matplotlib: pip install --group bench")
     begin, facts = time.monotonic(), machine()
     tables: list[Table] = []
     click.echo("".join(f"{name}: {fact}\n" for name, fact in facts.items()))

@@ -236,19 +236,18 @@ def open_taps(processors: set[int]) -> Iterator[Backend]:
 
 @contextmanager
 def huge_pages(megabytes: int) -> Iterator[None]:
-    """See to it that so much memory is there in huge pages of 2 MiB, and undo that."""
+    """See to it that so much memory is free in huge pages of 2 MiB, and undo that."""
     setting = Path("/proc/sys/vm/nr_hugepages")
-    before = int(setting.read_text())
-    wanted = megabytes // 2
-    if before < wanted:
-        setting.write_text(str(wanted))
+    free = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+    before, wanted = int(setting.read_text()), megabytes // 2
+    missing = max(0, wanted - int(free.read_text()))
+    setting.write_text(str(before + missing))
     try:
-        if int(setting.read_text()) < wanted:
+        if int(free.read_text()) < wanted:
             raise BenchError(f"the system has no {megabytes} MiB for huge pages")
         yield
     finally:
-        if before < wanted:
-            setting.write_text(str(before))
+        setting.write_text(str(before))
 
 
 @contextmanager

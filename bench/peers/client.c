@@ -32,6 +32,7 @@ enum {
 	THOROUGH = 512,		/* of so many frames one is looked at thoroughly */
 	WARM_UP_MS = 50,
 	PATIENCE_MS = 200,	/* until a frame is taken for lost */
+	MAX_LOST = 20,
 };
 
 struct command {
@@ -203,12 +204,13 @@ static void sleep_us(unsigned int microseconds)
 		nanosleep(&pause, NULL);
 }
 
+/* It gives up when nothing comes back at all. */
 static void ping(const struct command *command)
 {
 	struct flow *flow = client.active[0];
 	uint64_t begin = rte_rdtsc();
 
-	for (unsigned int i = 0; i < command->count; i++) {
+	for (unsigned int i = 0; i < command->count && flow->sent < flow->received + MAX_LOST; i++) {
 		uint64_t received = flow->received, end;
 
 		sleep_us(command->pause_us);

@@ -105,7 +105,9 @@ def rate_tables(floods: Sequence[Flood], notes: Sequence[str]) -> list[Table]:
     plain = [flood for flood in floods if not flood.wiring.offloads]
     large = [flood for flood in floods if flood.wiring.offloads]
     return [
-        _rate_table("peers-rate", "Side by side: Mframes/s", plain, 1e-6, notes),
+        _rate_table(
+            "peers-rate", "Side by side: Mframes/s", plain, 1e-6, list(dict.fromkeys(notes))
+        ),
         _rate_table("peers-tso", "Side by side: Gbit/s", large, 8e-9 * LARGE, ()),
     ]
 

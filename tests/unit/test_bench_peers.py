@@ -77,7 +77,8 @@ def test_rounds_of_the_state_that_most_have_are_used_in_their_order() -> None:
 
 
 def test_of_two_states_with_as_many_rounds_the_faster_is_used() -> None:
-    assert [each.trip for each in largest_state([Round(SLOW, {}), Round(FAST, {})])] == [FAST]
+    all_rounds: list[Round[float]] = [Round(SLOW, {}), Round(FAST, {})]
+    assert [each.trip for each in largest_state(all_rounds)] == [FAST]
 
 
 def test_no_rounds_are_no_state() -> None:
