@@ -29,6 +29,9 @@ from .backends import (
 from .client import Client, Programs, open_client
 from .plan import LARGE
 
+ATTEMPTS = 3
+"""A turn on a busy machine may be over before the backend has had the processor."""
+
 
 @attrs.frozen
 class Site:
@@ -72,20 +75,19 @@ class Subject:
     site: Site
 
     def measure(self, command: str) -> Sample:
-        """Let the backend run for one command."""
-        with self.running():
-            spent = self._cpu_seconds()
-            answer = self.client.request(command)
-            spent = self._cpu_seconds() - spent
-        if not answer["arrived"]:
-            raise BenchError(f"{self.backend.name}: {command}: nothing has arrived")
-        return Sample(
-            rate=answer["received"] / answer["seconds"],
-            loss=1 - answer["arrived"] / answer["sent"] if answer["sent"] else 0.0,
-            cpu=spent / answer["all_arrived"],
-            p50=answer.get("p50_us"),
-            p99=answer.get("p99_us"),
-        )
+        """Let the backend run for one command.
+
+        Raises:
+            BenchError: nothing comes back, or what comes is wrong.
+        """
+        for _ in range(ATTEMPTS):
+            with self.running():
+                spent = self._cpu_seconds()
+                answer = self.client.request(command)
+                spent = self._cpu_seconds() - spent
+            if answer["received"]:
+                return _sample(answer, spent)
+        raise BenchError(f"{self.backend.name}: {command}: nothing has arrived")
 
     def idle_percent(self, seconds: float) -> float:
         """How much of a processor the backend needs when nothing happens."""
@@ -107,6 +109,17 @@ class Subject:
         spent = self.backend.cpu_seconds()
         # What the kernel routes has no process: all that its processor does is counted.
         return processor_busy_seconds(self.site.backend) if spent is None else spent
+
+
+def _sample(answer: Mapping[str, float], spent: float) -> Sample:
+    """What the client answers; `spent` is the backend's processor time for all of it."""
+    return Sample(
+        rate=answer["received"] / answer["seconds"],
+        loss=1 - answer["arrived"] / max(1, answer["sent"]),
+        cpu=spent / answer["all_arrived"],
+        p50=answer.get("p50_us"),
+        p99=answer.get("p99_us"),
+    )
 
 
 @contextmanager

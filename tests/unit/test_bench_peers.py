@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 import os
+import signal
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
+import attrs
 import pytest
 
 from bench.memory_state import (
@@ -19,11 +24,11 @@ from bench.memory_state import (
     largest_state,
     paired_rounds,
 )
-from bench.peers.backends import EPOLL, OURS, OVS, TAPS, TESTPMD, Wiring
+from bench.peers.backends import EPOLL, OURS, OVS, TAPS, TESTPMD, Backend, Wiring
 from bench.peers.client import GUEST_TSO4, HOST_TSO4, MRG_RXBUF, RING_PACKED, Client
 from bench.peers.plan import FULL, LARGE, QUICK
 from bench.peers.plot import numbers_of
-from bench.peers.subjects import Sample
+from bench.peers.subjects import ATTEMPTS, Sample, Subject
 from bench.peers.tables import (
     CROWD_FIGURES,
     TRIP,
@@ -37,6 +42,7 @@ from bench.peers.tables import (
     ping_table,
     rate_tables,
 )
+from bench.processes import BenchError
 
 FAST, SLOW = 60.0, 305.0
 
@@ -228,3 +234,74 @@ def test_quick_plan_has_one_of_each_kind() -> None:
         wirings = [*plan.wirings, *plan.large_wirings]
         assert {True, False} == {w.packed for w in wirings} == {w.mergeable for w in wirings}
         assert {64, 512, 1500} == set(plan.sizes)
+
+
+class Scripted:
+    """A client that gives these answers."""
+
+    def __init__(self, *answers: dict[str, float]) -> None:
+        self.answers = list(answers)
+
+    def request(self, command: str) -> dict[str, float]:
+        return self.answers.pop(0)
+
+
+def answer(received: int, **more: float) -> dict[str, float]:
+    counts = {"sent": 200.0, "received": received, "arrived": received, "all_arrived": received}
+    return {"seconds": 0.5, **counts, **more}
+
+
+@attrs.define
+class Recorded:
+    """A backend that writes down what it is told."""
+
+    name: str = OVS
+    told: list[str] = attrs.Factory(list)
+
+    def go_on(self) -> None:
+        self.told.append("go on")
+
+    def stop(self) -> None:
+        self.told.append("stop")
+
+    def cpu_seconds(self) -> float:
+        return float(len(self.told))
+
+
+def subject(backend: Recorded, *answers: dict[str, float]) -> Subject:
+    site = cast("Any", SimpleNamespace())
+    return Subject(cast("Any", backend), cast("Any", Scripted(*answers)), site)
+
+
+def test_turn_that_brought_nothing_is_repeated_and_the_backend_runs_in_turns_only() -> None:
+    backend = Recorded()
+    measured = subject(backend, answer(0), answer(150, p50_us=7.0)).measure("flood")
+    assert (measured.rate, measured.loss, measured.p50) == (300, 0.25, 7.0)
+    assert backend.told == ["go on", "stop"] * 2
+
+
+def test_backend_that_passes_nothing_on_ends_the_benchmark() -> None:
+    with pytest.raises(BenchError, match="OVS L3: flood: nothing has arrived"):
+        subject(Recorded(), *[answer(0)] * ATTEMPTS).measure("flood")
+
+
+def test_backend_stands_still_when_it_is_stopped() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        Backend(OVS, [process.pid]).stop()
+        stopped = os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        process.kill()
+    assert stopped is not None
+    assert stopped.si_status == signal.SIGSTOP
+
+
+def test_wrong_frame_ends_the_benchmark() -> None:
+    reply = json.dumps({"wrong": 3}) + "\n"
+    pipes = SimpleNamespace(stdin=io.StringIO(), stdout=io.StringIO(reply))
+    with pytest.raises(BenchError, match="3 frames were not what they should be"):
+        Client(cast("Any", pipes), []).request("flood")
+
+
+def test_client_that_ends_ends_the_benchmark() -> None:
+    pipes = SimpleNamespace(stdin=io.StringIO(), stdout=io.StringIO())
+    with pytest.raises(BenchError, match="has ended"):
+        Client(cast("Any", pipes), []).request("flood")
