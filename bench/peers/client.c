@@ -12,7 +12,6 @@
  */
 #include "client.h"
 
-#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <math.h>
@@ -57,6 +56,7 @@ struct client {
 	struct flow_options flow_options;
 	uint64_t *samples;		/* of latency, in cycles */
 	uint32_t sample_count;
+	uint64_t stride;		/* of so many frames one is a sample */
 	double seconds;			/* that the last measurement took */
 	uint64_t warm_up;		/* frames that had arrived before it */
 };
@@ -92,7 +92,7 @@ static unsigned int send_some(struct flow *flow, unsigned int count, bool stampe
 
 static void take_sample(const struct flow *flow, const struct rte_mbuf *frame, uint64_t now)
 {
-	if (client.sample_count < MAX_SAMPLES)
+	if (flow->received % client.stride == 0 && client.sample_count < MAX_SAMPLES)
 		client.samples[client.sample_count++] = now - flow_stamp_of(flow, frame);
 }
 
@@ -116,12 +116,13 @@ static unsigned int receive_some(struct flow *flow, bool stamped)
 	return count;
 }
 
+/* Begin again, but whatever was wrong remains so. */
 static void forget_counts(void)
 {
 	for (unsigned int i = 0; i < client.active_count; i++) {
 		struct flow *flow = client.active[i];
 
-		flow->sent = flow->received = flow->wrong = flow->foreign = 0;
+		flow->sent = flow->received = flow->foreign = 0;
 	}
 	client.sample_count = 0;
 }
@@ -282,9 +283,14 @@ static void choose(const struct command *command)
 {
 	client.active_count = 0;
 	for (unsigned int i = 0; i < client.flow_count; i++) {
-		if (i / 2 < command->pairs && i % 2 < command->directions)
-			client.active[client.active_count++] = &client.flows[i];
+		struct flow *flow = &client.flows[i];
+
+		if (i / 2 >= command->pairs || i % 2 >= command->directions)
+			continue;
+		client.active[client.active_count++] = flow;
+		flow->wrong = 0;
 	}
+	client.stride = 1 + (uint64_t)(command->rate * command->seconds) / MAX_SAMPLES;
 }
 
 static int run(const struct command *command)
