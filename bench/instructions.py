@@ -26,8 +26,8 @@ PLAIN = [name for name, case in CASES.items() if case.header is None]
 
 COLUMNS = ("instructions", "a byte")
 NOTES = (
-    "Of one routed packet in mv_port_drain and what it calls, bursts of 256; callgrind.",
-    "Copying takes one for each 16 or 32 bytes, however long the memory takes.",
+    "Of one routed packet in mv_port_drain and what it calls, a burst a call; callgrind.",
+    "A copy takes one for 16 or 32 bytes, a large one (rep movsb) is counted byte by byte.",
 )
 
 
