@@ -14,7 +14,7 @@ C_HEADERS := $(wildcard src/mvirt_net/ffi/*.h)
 BUILD_INPUTS := $(C_SOURCES) $(C_HEADERS) src/mvirt_net/ffi/build.py setup.py
 PY_FILES := src tests bench fuzz setup.py
 
-.PHONY: help run demo test unit format bench soak sanitize races fuzz fuzz-coverage mutants clean
+.PHONY: help run demo test unit format bench bench-peers soak sanitize races fuzz fuzz-coverage mutants clean
 .PHONY: lint lint-format lint-python lint-types lint-imports lint-c
 help:
 	@echo "make run       start the daemon on $(CONFIG) and say how to attach a VM"
@@ -27,6 +27,7 @@ help:
 	@echo "make fuzz      each fuzz target for SECONDS (60); only TARGETS if given"
 	@echo "make mutants   take each check of hostile input away and see its tests fail"
 	@echo "make bench     the figures"
+	@echo "make bench-peers  side by side with DPDK, Open vSwitch and kernel taps; figures into RESULTS"
 	@echo "make soak      see whether it leaks, loses or spins; MINUTES=10 of traffic"
 	@echo "make format    format the Python files"
 	@echo "make clean     remove everything that was built, .venv too"
@@ -48,6 +49,11 @@ help:
 	@scripts/system-packages fuzz
 	@touch $@
 
+.make/system-bench: scripts/system-packages
+	@mkdir -p .make
+	@scripts/system-packages bench
+	@touch $@
+
 .make/venv: .make/system-build
 	@echo "Making $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
@@ -62,6 +68,11 @@ help:
 .make/tools: .make/venv pyproject.toml
 	@echo "Installing what tests and lint need into $(VENV)"
 	@$(BIN)/pip install -q --group test --group lint
+	@touch $@
+
+.make/bench-tools: .make/venv pyproject.toml
+	@echo "Installing what benchmarks need into $(VENV)"
+	@$(BIN)/pip install -q --group bench
 	@touch $@
 
 .make/fuzz-tools: .make/venv pyproject.toml
@@ -85,6 +96,12 @@ demo: .make/package .make/tools .make/system-test
 
 bench: .make/package .make/tools
 	@$(BIN)/python -m bench
+
+# As root: huge pages and taps. Half an hour; two minutes, and no guests, with QUICK=--quick.
+RESULTS ?= build/bench
+SIDE_BY_SIDE = instructions peers $(if $(QUICK),,guests)
+bench-peers: .make/package .make/tools .make/system-bench .make/system-test .make/bench-tools
+	@$(BIN)/python -m bench $(SIDE_BY_SIDE:%=--only %) --results $(RESULTS) $(QUICK)
 
 MINUTES ?= 10
 soak: .make/package .make/tools
@@ -117,13 +134,22 @@ lint-types: .make/package .make/tools
 lint-imports: .make/package .make/tools
 	$(BIN)/lint-imports --no-cache
 
-# With all compilers that are there; the flags are those of the build.
+HAS_DPDK = $(shell pkg-config --exists libdpdk 2>/dev/null && echo yes)
+# The headers of others are not ours to warn of.
+DPDK_FLAGS = $(patsubst -I%,-isystem %,$(shell pkg-config --cflags libdpdk))
+HAS_VALGRIND = $(wildcard /usr/include/valgrind/callgrind.h)
+LINTED_C = $(filter-out $(if $(HAS_VALGRIND),,bench/callgrind.c),$(wildcard bench/*.c)) \
+	$(if $(HAS_DPDK),$(wildcard bench/peers/*.c)) $(wildcard tests/*/*.c fuzz/*.c)
+
+# With all compilers that are there; the flags are those of the build. What needs DPDK or valgrind is
+# left out where they are not.
 lint-c: .make/tools
 	@for cc in gcc clang; do command -v $$cc >/dev/null || continue; \
 	flags=$$(cd src/mvirt_net/ffi && $(CURDIR)/$(BIN)/python -c \
 	'import build; print(*build.FLAGS, *build.WARNINGS)') || exit; \
-	for file in $(C_SOURCES) $(wildcard bench/*.c tests/*/*.c fuzz/*.c); do echo "$$cc -Werror $$file"; \
-	$$cc $$flags -Isrc/mvirt_net/ffi -Wconversion -Werror -c -o /dev/null $$file || exit; done; done
+	for file in $(C_SOURCES) $(LINTED_C); do echo "$$cc -Werror $$file"; \
+	case $$file in bench/peers/*) more="$(DPDK_FLAGS)";; *) more=-Isrc/mvirt_net/ffi;; esac; \
+	$$cc $$flags $$more -Wconversion -Werror -c -o /dev/null $$file || exit; done; done
 
 format: .make/tools
 	$(BIN)/ruff format $(PY_FILES)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import Any
 
 from cffi import FFI
 
-from mvirt_net.ffi.build import FLAGS
 from tests.harness.virtio import VirtioQueue
 
+from .build import compile_program
 from .guest import BUFFER_SIZE
 
 _DECLARATIONS = """
@@ -75,12 +73,9 @@ def compiled() -> Iterator[tuple[FFI, Any]]:
     """``ceiling.c`` as a library, by the compiler and the flags of the ring core."""
     ffi = FFI()
     ffi.cdef(_DECLARATIONS)
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()
     with TemporaryDirectory(prefix="mvirt-net-") as folder:
         library = Path(folder, "ceiling.so")
-        source = Path(__file__).with_name("ceiling.c")
-        command = [*compiler, *FLAGS, "-shared", "-fPIC", "-o", str(library), str(source)]
-        subprocess.run(command, check=True)
+        compile_program([Path(__file__).with_name("ceiling.c")], library, ["-shared", "-fPIC"])
         lib = ffi.dlopen(str(library))
         try:
             yield ffi, lib

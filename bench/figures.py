@@ -51,6 +51,7 @@ class Scale:
         echoes: in one turn, of what passes through Python.
         nics: how many are idle at once.
         idle_seconds: how long they are watched.
+        thorough: everything that can be measured side by side, not one of each kind.
     """
 
     rounds: int
@@ -59,10 +60,27 @@ class Scale:
     echoes: int
     nics: int
     idle_seconds: float
+    thorough: bool
 
 
-FULL = Scale(rounds=25, round_trips=400, frames=1 << 17, echoes=2048, nics=100, idle_seconds=10.0)
-QUICK = Scale(rounds=2, round_trips=50, frames=1 << 15, echoes=256, nics=3, idle_seconds=0.2)
+FULL = Scale(
+    rounds=25,
+    round_trips=400,
+    frames=1 << 17,
+    echoes=2048,
+    nics=100,
+    idle_seconds=10.0,
+    thorough=True,
+)
+QUICK = Scale(
+    rounds=2,
+    round_trips=50,
+    frames=1 << 15,
+    echoes=256,
+    nics=3,
+    idle_seconds=0.2,
+    thorough=False,
+)
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -16,7 +16,7 @@ from tests.harness.packets import is_arp_reply
 
 from .figures import Cell, Row, Scale, Table
 from .guest import ARP, IPV4, MAC
-from .processes import BenchError, Process, run_daemon, run_python, socket_path
+from .processes import BenchError, Place, Process, run_daemon, run_python, socket_path
 
 COLUMNS = ("% of a core", "wake-ups/s", "MiB", "KiB a NIC", "files a NIC")
 NOTES = (
@@ -106,7 +106,9 @@ async def idle(scale: Scale) -> Table:
         }
         folders = {name: _folder(stack) for name in cases}
         daemons = {
-            name: stack.enter_context(run_daemon(folders[name], case.nics, mac=MAC, ipv4=IPV4))
+            name: stack.enter_context(
+                run_daemon(folders[name], case.nics, first=[Place(MAC, IPV4)])
+            )
             for name, case in cases.items()
         }
         async with trio.open_nursery() as nursery:

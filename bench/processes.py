@@ -8,7 +8,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -30,13 +30,21 @@ name = "vm{index}"
 network = "bench"
 socket_path = "{path}"
 """
-_FIRST_NIC_KEYS = """mac_address = "{mac}"
+_PLACE = """mac_address = "{mac}"
 ipv4_address = "{ipv4}"
 """
 
 
 class BenchError(Exception):
     """Something did not happen that should have; there is nothing to measure."""
+
+
+@attrs.frozen
+class Place:
+    """The addresses of a NIC."""
+
+    mac: str
+    ipv4: str
 
 
 @attrs.frozen
@@ -75,11 +83,55 @@ class Process:
         return len(list(Path("/proc", str(self.pid), "fd").iterdir()))
 
 
+def processor_busy_seconds(number: int) -> float:
+    """Time that a processor was not idle since the machine has started, in ticks of 10 ms."""
+    found = re.search(rf"^cpu{number} (.+)$", Path("/proc/stat").read_text(), re.MULTILINE)
+    if found is None:
+        raise BenchError(f"there is no processor {number}")
+    user, nice, system, _idle, _iowait, *interrupts = map(int, found[1].split()[:8])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
 def _number(path: Path, key: str) -> int:
     found = re.search(rf"^{key}:\s*(\d+)", path.read_text(), re.MULTILINE)
     if found is None:
         raise BenchError(f"{path} has no {key}")
     return int(found[1])
+
+
+@contextmanager
+def run_program(
+    *command: str,
+    pass_fds: Sequence[int] = (),
+    processors: Set[int] = frozenset(),
+    stdin: int | None = subprocess.DEVNULL,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a command from the root of the project; it is killed at the end.
+
+    Args:
+        processors: where it may run, from its first instruction; none: where this process may.
+        stdin, stdout, stderr: as for `subprocess.Popen`.
+        environment: what is added to ours.
+    """
+    pinned = ("taskset", "--cpu-list", ",".join(map(str, sorted(processors))))
+    process = subprocess.Popen(
+        [*(pinned if processors else ()), *command],
+        cwd=ROOT,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env={**os.environ, **(environment or {})},
+        pass_fds=pass_fds,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @contextmanager
@@ -89,26 +141,11 @@ def run_python(
     processors: Set[int] = frozenset(),
     stderr: int | None = None,
 ) -> Iterator[Process]:
-    """Run ``python ARGS`` from the root of the project; it is killed at the end.
-
-    Args:
-        processors: where it may run; none: where this process may.
-        stderr: the descriptor for it; by default ours.
-    """
-    process = subprocess.Popen(
-        [sys.executable, *args],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stderr=stderr,
-        pass_fds=pass_fds,
-    )
-    try:
-        if processors:
-            os.sched_setaffinity(process.pid, processors)
+    """Run ``python ARGS``; the rest as for `run_program`."""
+    with run_program(
+        sys.executable, *args, pass_fds=pass_fds, processors=processors, stderr=stderr
+    ) as process:
         yield Process(process.pid)
-    finally:
-        process.kill()
-        process.wait()
 
 
 _STAY_AWAKE = """
@@ -148,21 +185,26 @@ def socket_path(folder: Path, index: int) -> Path:
 
 @contextmanager
 def run_daemon(
-    folder: Path, nics: int, *, mac: str, ipv4: str, processors: Set[int] = frozenset()
+    folder: Path,
+    nics: int,
+    *,
+    first: Sequence[Place],
+    processors: Set[int] = frozenset(),
 ) -> Iterator[Process]:
     """``mvirt-net serve``, ready.
 
     Args:
         folder: for its configuration and its sockets.
         nics: how many it has, in one network.
-        mac, ipv4: of the first one.
-        processors: see `run_python`.
+        first: where the first ones are; the others get what is free.
+        processors: see `run_program`.
     """
     config = folder / "bench.toml"
     text = _NETWORK
     for index in range(nics):
         text += _NIC.format(index=index, path=socket_path(folder, index))
-        text += _FIRST_NIC_KEYS.format(mac=mac, ipv4=ipv4) if index == 0 else ""
+        if index < len(first):
+            text += _PLACE.format(mac=first[index].mac, ipv4=first[index].ipv4)
     config.write_text(text)
     with serve_config(config, "--quiet", processors=processors) as process:
         yield process

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,16 @@ def _line(name: str, cells: Iterable[str], name_width: int, widths: Iterable[int
     return "  ".join([name.ljust(name_width), *padded]).rstrip()
 
 
+def markdown(table: Table) -> str:
+    """A table for documents."""
+    lines = [f"### {table.title}", "", f"| | {' | '.join(table.columns)} |"]
+    lines.append("|---|" + "--:|" * len(table.columns))
+    for row in table.rows:
+        cells = [number(row.cells.get(column)) for column in table.columns]
+        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"- {note}" for note in table.notes), ""])
+
+
 def number(value: Cell) -> str:
     """Three digits that mean something, as much as a noisy machine allows."""
     if value is None:
@@ -56,6 +66,6 @@ def number(value: Cell) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def as_json(facts: dict[str, str], tables: Iterable[Table]) -> dict[str, Any]:
+def as_json(facts: Mapping[str, str], tables: Iterable[Table]) -> dict[str, Any]:
     """Everything, unrounded."""
-    return {"machine": facts, "tables": {table.name: attrs.asdict(table) for table in tables}}
+    return {"machine": dict(facts), "tables": {table.name: attrs.asdict(table) for table in tables}}

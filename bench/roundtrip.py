@@ -19,6 +19,7 @@ from .guest import ARP, IPV4, MAC, MIN_FRAME, Guest, connected_guest, dropped, e
 from .processes import (
     PATIENCE,
     BenchError,
+    Place,
     Process,
     run_daemon,
     run_python,
@@ -103,7 +104,9 @@ async def round_trips(scale: Scale) -> Table:
         folder = Path(name)
         theirs = stack.enter_context(two_processors())
         ends = {EPOLL: _peer("epoll", theirs, stack), TRIO: _peer("trio", theirs, stack)}
-        daemon = stack.enter_context(run_daemon(folder, 1, mac=MAC, ipv4=IPV4, processors=theirs))
+        daemon = stack.enter_context(
+            run_daemon(folder, 1, first=[Place(MAC, IPV4)], processors=theirs)
+        )
         async with connected_guest(socket_path(folder, 0)) as guest:
             ends |= {
                 "frame dropped in C → TX call": _completion(daemon, guest, dropped(MIN_FRAME)),
@@ -118,7 +121,7 @@ async def round_trips(scale: Scale) -> Table:
 
 def _peer(name: str, processors: set[int], stack: ExitStack) -> End:
     kick, call = fds = eventfd(stack), eventfd(stack)
-    command = ("-m", "bench.peers", name, *map(str, fds))
+    command = ("-m", "bench.loops", name, *map(str, fds))
     process = stack.enter_context(run_python(*command, pass_fds=fds, processors=processors))
     return End(process, kick, call)
 

@@ -23,6 +23,7 @@ from .guest import ARP, IPV4, MAC, Guest, connected_guest, ping
 from .processes import (
     PATIENCE,
     BenchError,
+    Place,
     Process,
     run_daemon,
     run_python,
@@ -88,7 +89,9 @@ async def throughput(scale: Scale) -> Table:
         folder = Path(name)
         theirs = stack.enter_context(two_processors())
         peer = _socket_peer(theirs, stack)
-        daemon = stack.enter_context(run_daemon(folder, 1, mac=MAC, ipv4=IPV4, processors=theirs))
+        daemon = stack.enter_context(
+            run_daemon(folder, 1, first=[Place(MAC, IPV4)], processors=theirs)
+        )
         async with connected_guest(socket_path(folder, 0)) as guest:
             ends = {
                 PEER: peer,
@@ -147,7 +150,7 @@ def _socket_peer(processors: set[int], stack: ExitStack) -> End:
 
     with theirs:
         fd = theirs.fileno()
-        command = ("-m", "bench.peers", "socket", str(fd))
+        command = ("-m", "bench.loops", "socket", str(fd))
         process = run_python(*command, pass_fds=[fd], processors=processors)
         return End(stack.enter_context(process), echo)
 

@@ -12,7 +12,7 @@ from bench.calls import calls
 from bench.core import ring_core
 from bench.echo import inline
 from bench.figures import QUICK, Cell, Row, Scale, Table, quantile, ratio, spread, take_turns
-from bench.report import as_json, machine, number, text
+from bench.report import as_json, machine, markdown, number, text
 from bench.roundtrip import round_trips
 from bench.routing import routing
 from bench.throughput import throughput
@@ -82,6 +82,15 @@ def test_report_for_people_and_for_programs() -> None:
         "        µs   ÷ peer",
         "a     1.50        -",
         "  a note",
+    ]
+    assert markdown(table).splitlines() == [
+        "### A title",
+        "",
+        "| | µs | ÷ peer |",
+        "|---|--:|--:|",
+        "| a | 1.50 | - |",
+        "",
+        "- a note",
     ]
     report = json.loads(json.dumps(as_json(machine(), [table])))
     assert report["tables"]["t"]["rows"] == [{"name": "a", "cells": {"µs": 1.5}}]

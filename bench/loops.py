@@ -1,4 +1,4 @@
-"""What the daemon is compared with: ``python -m bench.peers NAME ARGUMENT…``.
+"""What the daemon is compared with: ``python -m bench.loops NAME ARGUMENT…``.
 
 Each is the least that the other end of the same loop can be, and runs until it is killed.
 """

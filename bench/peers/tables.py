@@ -1,0 +1,263 @@
+"""What was measured side by side, as tables."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import attrs
+
+from ..figures import Cell, Row, Table, ratio, spread
+from ..memory_state import Rounds
+from .backends import EPOLL, OURS, OVS, TAPS, TESTPMD, Wiring
+from .plan import LARGE
+from .subjects import Sample
+
+PEERS = (TESTPMD, OVS, TAPS)
+RATES = (OURS, *PEERS)
+KEPT_UP = 0.95
+"""The share of a load that has to arrive for its latency to mean anything."""
+
+TRIP = "line ns"
+LEFT_OUT = "left out"
+_STATE_NOTE = (
+    "line ns: a cache line's round trip between the two processors; all turns of a row are of one"
+    " state. left out: turns that were not."
+)
+
+
+@attrs.frozen
+class Flood:
+    """As many frames of one kind as each backend took.
+
+    Args:
+        directions: 1 or 2 at once.
+    """
+
+    size: int
+    directions: int
+    wiring: Wiring
+    rounds: Rounds[Sample]
+
+    @property
+    def name(self) -> str:
+        size = "64 KiB TSO" if self.wiring.offloads else f"{self.size} B"
+        return f"{size}, {'both ways' if self.directions == 2 else 'one way'}, {self.wiring}"
+
+
+@attrs.frozen
+class Load:
+    """So many frames a second."""
+
+    rate: float
+    rounds: Rounds[Sample]
+
+
+@attrs.frozen
+class Pings:
+    """One frame at a time.
+
+    Args:
+        idle: each from a backend that may have gone to sleep.
+        hot: one right after another.
+        percent: of a processor, when nothing happens, of each backend.
+    """
+
+    idle: Rounds[Sample]
+    hot: Rounds[Sample]
+    percent: Mapping[str, float]
+
+
+@attrs.frozen
+class Crowd:
+    """A daemon with so many NICs.
+
+    Args:
+        nics: all of them are connected.
+        percent: of a processor, when nothing happens.
+        private_bytes: its own memory.
+    """
+
+    nics: int
+    percent: float
+    private_bytes: int
+
+
+def figures(rounds: Rounds[Sample], name: str, of: Callable[[Sample], float | None]) -> list[float]:
+    """One figure of each round; none if any round has none."""
+    values = [of(sample) for sample in rounds.results.get(name, ())]
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else []
+
+
+def middle(values: Sequence[float]) -> Cell:
+    """The median, if there is anything."""
+    return statistics.median(values) if values else None
+
+
+def versus(ours: Sequence[float], peers: Sequence[float]) -> Cell:
+    """The median of the ratios round by round, if both were there."""
+    return ratio(ours, peers) if ours and peers else None
+
+
+def rate_tables(floods: Sequence[Flood], notes: Sequence[str]) -> list[Table]:
+    """Frames a second; of those that are to be segmented bits a second."""
+    plain = [flood for flood in floods if not flood.wiring.offloads]
+    large = [flood for flood in floods if flood.wiring.offloads]
+    return [
+        _rate_table(
+            "peers-rate", "Side by side: Mframes/s", plain, 1e-6, list(dict.fromkeys(notes))
+        ),
+        _rate_table("peers-tso", "Side by side: Gbit/s", large, 8e-9 * LARGE, ()),
+    ]
+
+
+def _rate_table(
+    name: str, title: str, floods: Sequence[Flood], unit: float, notes: Sequence[str]
+) -> Table:
+    rows = []
+    for flood in floods:
+        rates = {who: figures(flood.rounds, who, lambda s: s.rate * unit) for who in RATES}
+        cells: dict[str, Cell] = {who: middle(rates[who]) for who in RATES}
+        cells |= {f"÷ {who}": versus(rates[OURS], rates[who]) for who in PEERS}
+        cells["± %"] = spread(rates[OURS])
+        rows.append(Row(flood.name, cells | _state(flood.rounds)))
+    columns = (*RATES, *(f"÷ {who}" for who in PEERS), "± %", TRIP, LEFT_OUT)
+    explained = (
+        "÷: our rate in units of the peer's, round by round; higher is better. ± %: of ours.",
+        "Every frame's length and headers (MACs, TTL, checksum) are checked, of some all bytes.",
+        _STATE_NOTE,
+        *notes,
+    )
+    return Table(name, title, columns, rows, explained)
+
+
+def cpu_table(floods: Sequence[Flood]) -> Table:
+    """What a frame costs the backend."""
+    rows = []
+    for flood in floods:
+        costs = {name: figures(flood.rounds, name, lambda s: s.cpu * 1e9) for name in RATES}
+        cells: dict[str, Cell] = {name: middle(costs[name]) for name in RATES}
+        cells |= {
+            f"lost by {name}, %": _percent(figures(flood.rounds, name, lambda s: s.loss))
+            for name in RATES
+        }
+        rows.append(Row(flood.name, cells | _state(flood.rounds)))
+    columns = (*RATES, *(f"lost by {name}, %" for name in RATES), TRIP)
+    notes = (
+        "Processor time of all threads of the backend; of the taps all that its processor does.",
+        "Those that poll use all of their processor, whatever they do.",
+        "lost: of the frames that the backend has taken.",
+    )
+    return Table(
+        "peers-cpu", "Side by side: ns of the backend's processor a frame", columns, rows, notes
+    )
+
+
+def _percent(shares: Sequence[float]) -> Cell:
+    share = middle(shares)
+    return None if share is None else max(0.0, 100 * share)
+
+
+def ping_table(pings: Pings) -> Table:
+    """One frame at a time."""
+    rows = []
+    names = dict.fromkeys([*pings.idle.results, *pings.hot.results])
+    for name in names:
+        cells: dict[str, Cell] = {}
+        for kind, rounds, base in (("idle", pings.idle, EPOLL), ("hot", pings.hot, OVS)):
+            p50 = figures(rounds, name, lambda s: s.p50)
+            cells[f"{kind} p50 µs"] = middle(p50)
+            cells[f"{kind} p99 µs"] = middle(figures(rounds, name, lambda s: s.p99))
+            cells[f"÷ {base}"] = versus(p50, figures(rounds, base, lambda s: s.p50))
+        cells["idle % of a core"] = pings.percent.get(name)
+        rows.append(Row(name, cells | {TRIP: _state(pings.idle)[TRIP]}))
+    columns = (
+        *("idle p50 µs", "idle p99 µs", f"÷ {EPOLL}"),
+        *("hot p50 µs", "hot p99 µs", f"÷ {OVS}", "idle % of a core", TRIP),
+    )
+    notes = (
+        "64 bytes, from the client's send to its receipt on the other port, through the backend.",
+        "idle: the client sleeps 1 ms before each. hot: one right after another.",
+        f"{EPOLL}: a thread in C that sleeps in epoll and passes frames on by librte_vhost.",
+        "idle % of a core: with nothing to do.",
+    )
+    return Table("peers-ping", "Side by side: one frame at a time", columns, rows, notes)
+
+
+def load_table(loads: Sequence[Load]) -> Table:
+    """Latency against load."""
+    rows = []
+    for load in loads:
+        cells: dict[str, Cell] = {}
+        for name in RATES:
+            for column, of in (("p50", _p50), ("p99", _p99)):
+                kept_up = _kept_up(load.rate, of)
+                cells[f"{name} {column}"] = middle(figures(load.rounds, name, kept_up))
+        rows.append(Row(f"{load.rate / 1e6:g} Mframes/s", cells | _state(load.rounds)))
+    columns = (*(f"{name} {column}" for name in RATES for column in ("p50", "p99")), TRIP)
+    notes = ("64 bytes, evenly paced; µs from send to receipt. None where less than 95 % arrived.",)
+    return Table("peers-load", "Side by side: latency against load", columns, rows, notes)
+
+
+def _p50(sample: Sample) -> float | None:
+    return sample.p50
+
+
+def _p99(sample: Sample) -> float | None:
+    return sample.p99
+
+
+def _kept_up(rate: float, of: Callable[[Sample], float | None]) -> Callable[[Sample], float | None]:
+    return lambda sample: of(sample) if sample.rate >= KEPT_UP * rate else None
+
+
+def crowd_table(crowds: Sequence[Crowd], rounds: Mapping[str, Rounds[Sample]]) -> Table:
+    """What grows with the number of NICs.
+
+    Args:
+        crowds: the one with the fewest NICs first.
+        rounds: of each measurement, whose results have the numbers of NICs as names.
+    """
+    fewest = crowds[0]
+    rows = []
+    for crowd in crowds:
+        cells: dict[str, Cell] = {"idle % of a core": crowd.percent}
+        for kind, (unit, of) in CROWD_FIGURES.items():
+            own, base = (figures(rounds[kind], str(c.nics), of) for c in (crowd, fewest))
+            cells[f"{kind}, {unit}"] = middle(own)
+            if kind in COMPARED:
+                cells[f"{kind} ÷ fewest"] = versus(own, base)
+        if crowd.nics > fewest.nics:
+            more = crowd.private_bytes - fewest.private_bytes
+            cells["KiB a NIC"] = more / 1024 / (crowd.nics - fewest.nics)
+        rows.append(Row(f"{crowd.nics} NICs", cells | _state(rounds[FLOOD])))
+    columns: list[str] = []
+    for kind, (unit, _) in CROWD_FIGURES.items():
+        columns.append(f"{kind}, {unit}")
+        columns += [f"{kind} ÷ fewest"] if kind in COMPARED else []
+    notes = (
+        "mvirt-net alone; 64 bytes. Every NIC is connected; two are busy, or eight in four pairs.",
+        "KiB a NIC: private memory, neither files nor guests', of each more than the fewest.",
+    )
+    return Table(
+        *("peers-nics", "The cost of many NICs", (*columns, "idle % of a core", "KiB a NIC", TRIP)),
+        *(rows, notes),
+    )
+
+
+FLOOD, FLOOD_OF_FOUR, PING, HOT_PING = "one pair", "four pairs", "ping", "hot ping"
+COMPARED = (FLOOD, PING, HOT_PING)
+CROWD_FIGURES: Mapping[str, tuple[str, Callable[[Sample], float | None]]] = {
+    FLOOD: ("Mframes/s", lambda sample: sample.rate / 1e6),
+    FLOOD_OF_FOUR: ("Mframes/s", lambda sample: sample.rate / 1e6),
+    PING: ("p50 µs", _p50),
+    HOT_PING: ("p50 µs", _p50),
+}
+
+
+def _state(rounds: Rounds[Sample]) -> dict[str, Cell]:
+    return {
+        TRIP: rounds.trip if any(rounds.results.values()) else None,
+        LEFT_OUT: float(rounds.rejected),
+    }
