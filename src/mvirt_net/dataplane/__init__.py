@@ -7,11 +7,13 @@ from .backend import VhostNetBackend
 from .dhcpv4 import Dhcpv4Server
 from .icmp import IcmpResponder
 from .services import services_for
+from .workers import Workers
 
 __all__ = [
     "ArpResponder",
     "Dhcpv4Server",
     "IcmpResponder",
     "VhostNetBackend",
+    "Workers",
     "services_for",
 ]
