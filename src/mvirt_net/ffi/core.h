@@ -474,7 +474,8 @@ struct mv_error_limit {
  */
 struct mv_lock {
 	_Alignas(MV_CACHE_LINE) pthread_mutex_t mutex;
-	unsigned int starving;		/* threads that have waited too long; atomic */
+	bool wanted;			/* somebody has the gate, and waits for the mutex; atomic */
+	pthread_mutex_t gate;
 };
 
 /*
@@ -511,20 +512,15 @@ struct mv_port {
 	_Alignas(MV_CACHE_LINE) struct mv_stats stats;	/* atomic */
 };
 
-void mv_lock_slowly(struct mv_lock *lock);
-
-static inline bool mv_try_lock(struct mv_lock *lock)
-{
-	return __atomic_load_n(&lock->starving, __ATOMIC_RELAXED) == 0 &&
-	       pthread_mutex_trylock(&lock->mutex) == 0;
-}
+void mv_lock_in_turn(struct mv_lock *lock);
 
 static inline void mv_lock(mv_port *port, unsigned int queue)
 {
 	struct mv_lock *lock = &port->locks[queue];
 
-	if (!mv_try_lock(lock))
-		mv_lock_slowly(lock);
+	if (__atomic_load_n(&lock->wanted, __ATOMIC_RELAXED) ||
+	    pthread_mutex_trylock(&lock->mutex) != 0)
+		mv_lock_in_turn(lock);
 }
 
 static inline void mv_unlock(mv_port *port, unsigned int queue)
