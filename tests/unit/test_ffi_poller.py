@@ -1,6 +1,6 @@
 """TX rings that a thread polls: what is taken, when they are given up, and what is left to do.
 
-The thread is a real one. Tests wait for what it signals: the driver's call, or the ring's own event.
+The thread is a real one. Tests wait for what it signals: the driver's call, or the ring's event.
 Where time is not what a test is about, a poller has none (0) or all the patience of the world.
 """
 
@@ -17,7 +17,7 @@ from ipaddress import ip_network
 import pytest
 
 from mvirt_net.ffi import HotRing, Network, NextStep, Poller, Port
-from mvirt_net.model import RX_QUEUE, TX_QUEUE, MacAddress, PuntKind
+from mvirt_net.model import TX_QUEUE, MacAddress, PuntKind
 from tests.harness.packets import GATEWAY_IP, GATEWAY_MAC, arp_request, ethernet_frame, udp_frame
 
 from .rig import EVENT_IDX, IPV4, MAC, VERSION_1, Rig, map_guest, open_rig
