@@ -46,7 +46,7 @@ class Heat:
     _quick: int = attrs.field(default=0, init=False)
     """Kicks in a row at which the average was short."""
     _gap: float = attrs.field(init=False)
-    """The moving average between kicks; long gaps count as twice what is too long."""
+    """The moving average between kicks."""
     _kicked_at: float | None = attrs.field(default=None, init=False)
     _attempts: int = attrs.field(default=1, init=False)
 
@@ -66,7 +66,11 @@ class Heat:
         """The driver has kicked."""
         gap = self._longest if self._kicked_at is None else now - self._kicked_at
         self._kicked_at = now
-        self._gap += (min(gap, self._longest) - self._gap) * WEIGHT
+        if gap < self._longest:
+            self._gap += (gap - self._gap) * WEIGHT
+        else:
+            # What comes after a pause begins anew.
+            self._gap = self._longest
         self._quick = self._quick + 1 if self._gap < DOUBT * self.patience else 0
 
     def cooled(self, lasted: float) -> None:
