@@ -15,6 +15,7 @@ from .core import ring_core
 from .echo import inline
 from .figures import FULL, QUICK, Scale, Table
 from .guests import guests
+from .hot import hot_rings
 from .idle import idle
 from .report import as_json, machine, text
 from .roundtrip import round_trips
@@ -33,6 +34,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], Table]] = {
     "growth": growth,
     "calls": calls,
     "inline": inline,
+    "hot": _run(hot_rings),
     "throughput": _run(throughput),
     "idle": _run(idle),
     "guests": _run(guests),

@@ -200,6 +200,15 @@ class TestGivingUp:
             wait_released(ring)
             assert rig.port.stats().tx_frames == 1
 
+    def test_not_before_it_was_there_for_a_while(self) -> None:
+        with open_rig() as rig, running(Poller(0)) as poller:
+            rig.start()
+            with contextlib.closing(HotRing(poller, rig.port, 0.0, FOR_EVER)) as ring:
+                for count in range(1, 20):
+                    rig.send(DROPPED)
+                    wait_taken(rig, count)
+                assert not ring.released
+
     def test_kicks_are_for_who_drains_next(self) -> None:
         with polled(0) as (rig, ring):
             wait_released(ring)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import itertools
 
-from mvirt_net.dataplane.heat import BUSY_DRAINS, FEW_PUNTS, MOST_ATTEMPTS, QUICK_KICKS, Heat
+from mvirt_net.dataplane.heat import (
+    BUSY_DRAINS,
+    DOUBT,
+    FEW_PUNTS,
+    MOST_ATTEMPTS,
+    QUICK_KICKS,
+    SUCCESS,
+    Heat,
+)
 
 PATIENCE = 50e-6
 
@@ -52,10 +60,10 @@ class TestQuick:
         assert QUICK_KICKS <= count <= 2 * QUICK_KICKS
 
     def test_kicks_that_are_late_as_a_task_had_to_wake_up(self) -> None:
-        assert kicks_until_hot(Heat(PATIENCE), 1.9 * PATIENCE) is not None
+        assert kicks_until_hot(Heat(PATIENCE), 0.9 * DOUBT * PATIENCE) is not None
 
     def test_kicks_that_are_too_far_apart(self) -> None:
-        assert kicks_until_hot(Heat(PATIENCE), 2.1 * PATIENCE) is None
+        assert kicks_until_hot(Heat(PATIENCE), 1.1 * DOUBT * PATIENCE) is None
 
     def test_bursts_far_apart(self) -> None:
         """Some quick kicks are not enough if a pause follows, however long that is."""
@@ -84,7 +92,7 @@ class TestCooled:
     def test_begins_anew(self) -> None:
         heat = Heat(PATIENCE)
         first = kicks_until_hot(heat, 20e-6)
-        heat.cooled(1.0)
+        heat.cooled(SUCCESS)
         assert not heat.is_hot
         assert kicks_until_hot(heat, 20e-6) == first
 
@@ -95,9 +103,9 @@ class TestCooled:
             count = kicks_until_hot(heat, 20e-6)
             assert count is not None
             counts.append(count)
-            heat.cooled(PATIENCE)
+            heat.cooled(SUCCESS - 1)
         assert counts == sorted(counts)
         assert counts[2] > 2 * counts[0]
         assert counts[-1] == counts[-2] >= MOST_ATTEMPTS * QUICK_KICKS
-        heat.cooled(1.0)
+        heat.cooled(SUCCESS)
         assert kicks_until_hot(heat, 20e-6) == counts[0]

@@ -6,10 +6,11 @@ the driver sends one packet at a time and waits for each answer, as a request th
 forth does. Then each packet waits for a task to wake up, which takes longer than everything else
 that is done with it.
 
-Quickly means that a worker would find the next packet before it loses patience. Kicks that wake a
-task come somewhat later than packets would that nobody has to be woken for, so up to twice that
-time is given the benefit of the doubt. Where a worker had no success, the next attempt takes twice
-as many kicks, and so on: rings at the edge do not go back and forth for ever.
+Quickly means that a worker would find the next packet before it loses patience. Nobody knows before
+it was tried, for kicks that wake a task, here and where the answer comes from, come later than
+packets would that nobody has to be woken for. So up to four times that time is given the benefit of
+the doubt. Where a worker had no success, the next attempt takes twice as many kicks, and so on:
+rings at the edge do not go back and forth for ever.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ FEW_PUNTS = 8
 """Frames for services, of one drain. With more, what a ring waits for is services, not drains."""
 QUICK_KICKS = 16
 """Kicks in a row that come quickly on average."""
-DOUBT = 2.0
+DOUBT = 4.0
 """How much slower than the worker's patience kicks may be."""
 WEIGHT = 1 / 8
 """Of the newest gap between two kicks in their moving average."""
-SUCCESS = 20
-"""How many times its patience a worker must have had the ring for."""
-MOST_ATTEMPTS = 64
+SUCCESS = 32
+"""Frames that a worker must have taken for an attempt to have been worth it."""
+MOST_ATTEMPTS = 16
 """Up to which the kicks that an attempt takes are multiplied."""
 
 
@@ -73,9 +74,9 @@ class Heat:
             self._gap = self._longest
         self._quick = self._quick + 1 if self._gap < DOUBT * self.patience else 0
 
-    def cooled(self, lasted: float) -> None:
-        """A worker has had the ring for `lasted` seconds, which is over."""
-        success = lasted >= SUCCESS * self.patience
+    def cooled(self, frames: int) -> None:
+        """A worker has had the ring, and has taken so many frames."""
+        success = frames >= SUCCESS
         self._attempts = 1 if success else min(2 * self._attempts, MOST_ATTEMPTS)
         self._busy = self._quick = 0
         self._gap = self._longest

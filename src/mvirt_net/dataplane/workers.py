@@ -26,6 +26,10 @@ from ..log import get_logger
 from ..model import PollingSpec
 from .heat import Heat
 
+STAY = 8.0
+"""How many times its patience a worker has a ring for at least. Two rings that answer each other
+become hot one after the other, and packets only come quickly once both are."""
+
 _log = get_logger(__name__)
 
 
@@ -117,7 +121,7 @@ class Workers:
             return
         worker = min(usable, key=lambda worker: worker.rings)
         try:
-            ring = HotRing(worker.poller, port, trio.current_time())
+            ring = HotRing(worker.poller, port, trio.current_time(), STAY * self._patience)
         except (OSError, CoreError):
             # Too little of everything; the ring is none the worse for staying where it is.
             yield None

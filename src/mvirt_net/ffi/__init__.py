@@ -491,20 +491,22 @@ class HotRing:
         poller: whose it is now.
         port: its `drain` is for nobody else meanwhile, and must be called afterwards.
         now: seconds of the clock that `drain` is called with.
+        stay: seconds for which it is not given up for being empty.
 
     Raises:
         OSError: no descriptor is left.
         CoreError: out of memory.
     """
 
-    def __init__(self, poller: Poller, port: Port, now: float) -> None:
+    def __init__(self, poller: Poller, port: Port, now: float, stay: float = 0.0) -> None:
         self._poller = poller
         self._port = port
         self._buffer = ffi.new("const uint8_t **")
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Readable when there may be something to `take`, or the ring was given up."""
         try:
-            handle = lib.mv_poller_add(poller._handle, port._handle, int(now * 1e9), self.fd)
+            times = int(now * 1e9), int(stay * 1e9)
+            handle = lib.mv_poller_add(poller._handle, port._handle, *times, self.fd)
             self._handle = _allocated("hot ring", handle)
         except BaseException:
             os.close(self.fd)

@@ -372,12 +372,14 @@ void mv_poller_stop(mv_poller *poller);
  * for the caller's next mv_port_drain(), which must come. Control.
  *
  * now: as for mv_port_drain(), whose clock goes on from there.
+ * stay_ns: for so long it is not given up for being empty.
  * event_fd: 1 is added when there is something for mv_hot_take(), and when the ring is given up. An
  * eventfd, non-blocking, and nobody else's.
  *
  * NULL when there is no memory.
  */
-mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, uint64_t now, int event_fd);
+mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, uint64_t now, uint64_t stay_ns,
+		      int event_fd);
 
 /* Whether the ring was given up; what was left to do until then is there to be taken. */
 bool mv_hot_released(const mv_hot *hot);

@@ -45,6 +45,7 @@ struct mv_hot {
 	mv_hot *next;			/* in the round of its poller */
 	mv_hot *previous;
 	uint64_t idle_since;		/* 0: it is not */
+	uint64_t stays_until;
 	uint64_t clock;			/* what our clock lacks to the caller's */
 	int event_fd;
 	_Atomic bool released;
@@ -192,7 +193,7 @@ static bool idle_too_long(mv_hot *hot, uint64_t now)
 {
 	if (hot->idle_since == 0)
 		hot->idle_since = now;
-	return now - hot->idle_since >= hot->poller->idle_ns;
+	return now >= hot->stays_until && now - hot->idle_since >= hot->poller->idle_ns;
 }
 
 /* One turn of one ring; whether to go on with it. */
@@ -294,16 +295,19 @@ static void begin_half(struct half *half)
 	half->drained.n_woken = 0;
 }
 
-mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, uint64_t now, int event_fd)
+mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, uint64_t now, uint64_t stay_ns,
+		      int event_fd)
 {
 	mv_hot *hot = malloc(sizeof(*hot));
+	uint64_t ours = mv_now_ns();
 
 	if (!hot)
 		return NULL;
 	hot->poller = poller;
 	hot->port = port;
 	hot->idle_since = 0;
-	hot->clock = now - mv_now_ns();
+	hot->stays_until = ours + stay_ns;
+	hot->clock = now - ours;
 	hot->event_fd = event_fd;
 	atomic_init(&hot->released, false);
 	hot->filling = 0;
