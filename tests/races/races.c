@@ -349,7 +349,7 @@ static void heat_up(struct guest *guest, mv_poller *poller)
 	if (guest->hot && !mv_hot_released(guest->hot))
 		return;
 	cool_down(guest);
-	guest->hot = mv_poller_add(poller, guest->port, 0, guest->hot_fd);
+	guest->hot = mv_poller_add(poller, guest->port, 0, 0, guest->hot_fd);
 	check(guest->hot, "no memory");
 	n_takeovers++;
 }

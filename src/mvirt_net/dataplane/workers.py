@@ -104,9 +104,9 @@ class Workers:
         """How many rings they have."""
         return sum(worker.rings for worker in self._workers)
 
-    def new_heat(self) -> Heat:
-        """For a ring that these workers may get."""
-        return Heat(self._patience)
+    def new_heat(self) -> Heat | None:
+        """For a ring that these workers may get; None: there are none."""
+        return Heat(self._patience) if self._workers else None
 
     @contextlib.contextmanager
     def polling(self, port: Port) -> Iterator[HotRing | None]:

@@ -29,6 +29,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 /* What some drains have left to do. */
@@ -55,7 +56,7 @@ struct mv_hot {
 };
 
 struct mv_poller {
-	pthread_mutex_t lock;
+	_Alignas(MV_CACHE_LINE) pthread_mutex_t lock;
 	pthread_cond_t changed;		/* what follows */
 	_Atomic unsigned int wanted;	/* how many wait for the lock, apart from the poller */
 	bool stopping;
@@ -66,10 +67,11 @@ struct mv_poller {
 
 mv_poller *mv_poller_new(uint64_t idle_ns)
 {
-	mv_poller *poller = calloc(1, sizeof(*poller));
+	mv_poller *poller = aligned_alloc(MV_CACHE_LINE, sizeof(*poller));
 
 	if (!poller)
 		return NULL;
+	memset(poller, 0, sizeof(*poller));
 	poller->worker = mv_worker_new();
 	if (!poller->worker) {
 		free(poller);
