@@ -16,6 +16,7 @@ from .core import ring_core
 from .echo import inline
 from .figures import FULL, QUICK, Scale, Table
 from .guests import guests
+from .hot import hot_rings
 from .idle import idle
 from .instructions import instructions
 from .peers.measure import peers
@@ -42,6 +43,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], Sequence[Table]]] = {
     "growth": _call(growth),
     "calls": _call(calls),
     "inline": _call(inline),
+    "hot": _run(hot_rings),
     "throughput": _run(throughput),
     "idle": _run(idle),
     "instructions": _call(instructions),

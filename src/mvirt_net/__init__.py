@@ -29,6 +29,7 @@ from .model import (
     NetworkSpec,
     NicSpec,
     NicStats,
+    PollingSpec,
 )
 from .nic import Nic, NicEvent, NicEventKind
 from .switch import Switch, open_switch
@@ -52,6 +53,7 @@ __all__ = [
     "NicSpec",
     "NicStats",
     "NotFoundError",
+    "PollingSpec",
     "RequestRefused",
     "SocketAccessError",
     "SocketInUseError",

@@ -33,7 +33,7 @@ from .errors import ConfigError
 from .exits import PROGRAM, ExitCode, report
 from .inherited import take_socket
 from .logsetup import LogFormat, set_up_logging
-from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec, SocketAccess
+from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec, PollingSpec, SocketAccess
 from .registry import plan
 from .stderr import use_lossy_stderr
 
@@ -100,6 +100,19 @@ def _parse_account(_ctx: object, _parameter: object, text: str | None) -> Accoun
         raise click.UsageError(f"--runas: {error}") from error
 
 
+def _parse_cpus(_ctx: object, _parameter: object, text: str | None) -> tuple[int, ...] | None:
+    """A click callback: the value of --worker-cpus, a list as in ``Cpus_allowed_list``."""
+    if text is None:
+        return None
+    cpus: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part, re.ASCII)
+        if found is None or int(found[2] or found[1]) < int(found[1]):
+            raise click.UsageError(f"--worker-cpus: {text!r} is not a list like 2,4-6")
+        cpus += range(int(found[1]), int(found[2] or found[1]) + 1)
+    return tuple(cpus)
+
+
 _run_options = _options(
     click.option(
         "--socket-mode",
@@ -127,6 +140,24 @@ _run_options = _options(
         multiple=True,
         metavar="GROUP",
         help="Let only processes in this group, or of an --allow-uid, connect; repeatable.",
+    ),
+    click.option(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="Threads that poll busy TX rings; 0: none.  [default: 1]",
+    ),
+    click.option(
+        "--busy-poll",
+        type=int,
+        metavar="MICROSECONDS",
+        help="How long they go on polling an empty ring; 0: never.  [default: 50]",
+    ),
+    click.option(
+        "--worker-cpus",
+        callback=_parse_cpus,
+        metavar="LIST",
+        help="Processors that they stay on, one each: 2,4-6. By default any.",
     ),
     click.option(
         "--runas",
@@ -291,6 +322,9 @@ _FLAGS = {
     "socket_group": "--socket-group",
     "allow_uid": "--allow-uid",
     "allow_gid": "--allow-gid",
+    "workers": "--workers",
+    "busy_poll": "--busy-poll",
+    "worker_cpus": "--worker-cpus",
 }
 """The flag that gives a field of a specification."""
 
@@ -309,6 +343,18 @@ def _socket_access(ctx: click.Context, options: dict[str, Any]) -> SocketAccess:
         return SocketAccess(
             **{name: None if value == () else value for name, value in given.items()}
         )
+    except ConfigError as error:
+        raise _usage_error(ctx, error) from error
+
+
+def _with_polling(
+    ctx: click.Context, config: DaemonConfig, options: dict[str, Any]
+) -> DaemonConfig:
+    """Take what the flags say of polling out of `options`: it counts. Raises click.UsageError."""
+    given = {field.name: options.pop(field.name) for field in attrs.fields(PollingSpec)}
+    said = {name: value for name, value in given.items() if value is not None}
+    try:
+        return attrs.evolve(config, polling=attrs.evolve(config.polling, **said))
     except ConfigError as error:
         raise _usage_error(ctx, error) from error
 
@@ -476,6 +522,7 @@ def _run(
     **options: Any,
 ) -> None:
     """Serve `config` until a signal; what `options` has left is for `runner.RunOptions`."""
+    config = _with_polling(ctx, config, options)
     if quiet and debug:
         raise click.UsageError("--quiet and --debug exclude each other", ctx)
     _check_ready_fd(ctx, ready_fd)

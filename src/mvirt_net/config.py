@@ -18,7 +18,7 @@ import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
 from .errors import ConfigError, MvirtNetError
-from .model import DaemonConfig, NetworkSpec, NicSpec, SocketAccess
+from .model import DaemonConfig, NetworkSpec, NicSpec, PollingSpec, SocketAccess
 from .registry import plan
 
 _T = TypeVar("_T")
@@ -70,7 +70,7 @@ def load(
     else:
         defaults = access.with_defaults(file.defaults).with_defaults(fallback)
         nics = tuple(_with_socket(nic, socket_dir).with_defaults(defaults) for nic in file.nic)
-        planned = plan(DaemonConfig(file.network, nics))
+        planned = plan(DaemonConfig(file.network, nics, file.polling))
         if not planned.problems:
             return planned.config
         problems = planned.problems
@@ -84,9 +84,10 @@ def _one_line(text: str) -> str:
 
 @attrs.frozen
 class _File:
-    """The file as it is written: a table and two arrays of tables."""
+    """The file as it is written: two tables and two arrays of tables."""
 
     defaults: SocketAccess = attrs.field(factory=SocketAccess)
+    polling: PollingSpec = attrs.field(factory=PollingSpec)
     network: tuple[NetworkSpec, ...] = ()
     nic: tuple[NicSpec, ...] = ()
 
@@ -134,7 +135,7 @@ def _make_converter() -> cattrs.Converter:
             raise TypeError("not an array of tables (its header needs double brackets)")
         return converter.structure(value, array_type)
 
-    for cls in (NetworkSpec, NicSpec, SocketAccess):
+    for cls in (NetworkSpec, NicSpec, SocketAccess, PollingSpec):
         hooks: dict[str, Any] = {
             field.name: override(struct_hook=by_field(field)) for field in attrs.fields(cls)
         }

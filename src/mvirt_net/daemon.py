@@ -45,7 +45,7 @@ async def serve(
     if planned.problems:
         raise planned.problems[0]
     admission = trio.Event()
-    async with open_switch(admission=admission) as switch:
+    async with open_switch(admission=admission, polling=config.polling) as switch:
         for network in planned.config.networks:
             await switch.add_network(network)
         for nic in planned.config.nics:

@@ -38,6 +38,12 @@ MIN_IPV6_MTU = 1280
 """Of a link that carries IPv6 (RFC 8200, 5)."""
 MAX_MTU = 65535
 
+MAX_WORKERS = 64
+MAX_BUSY_POLL = 1_000_000
+"""Microseconds: a second."""
+MAX_CPU = 1023
+"""The last one of a cpu_set_t."""
+
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
 _MAC_TEXT = re.compile(r"[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}", re.ASCII)
 _MODE_TEXT = re.compile(r"0?[0-7]{3}", re.ASCII)
@@ -260,6 +266,8 @@ class NicStats:
     """Only the reasons seen so far."""
     refused_frontends: int = 0
     """Those sent away because they are not among those that may connect."""
+    takeovers: int = 0
+    """How often a worker thread took the TX ring over because it was busy."""
 
 
 _T = TypeVar("_T")
@@ -381,6 +389,24 @@ def _mtu(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not MIN_MTU <= value <= MAX_MTU:
         raise ValueError(f"{value!r} is not an MTU from {MIN_MTU} to {MAX_MTU}")
     return value
+
+
+def _whole(value: Any, most: int, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise ValueError(f"{value!r} is not {what} from 0 to {most}")
+    return value
+
+
+def _workers(value: Any) -> int:
+    return _whole(value, MAX_WORKERS, "a number")
+
+
+def _busy_poll(value: Any) -> int:
+    return _whole(value, MAX_BUSY_POLL, "a number of microseconds")
+
+
+def _cpus(values: Iterable[Any]) -> tuple[int, ...]:
+    return _each(lambda value: _whole(value, MAX_CPU, "the number of a processor"), values)
 
 
 def _netmask(value: Any) -> Netmask:
@@ -524,9 +550,25 @@ class NicSpec(SocketAccess):
         )
 
 
+@attrs.frozen(kw_only=True, field_transformer=_name_their_field)
+class PollingSpec:
+    """How TX rings that are too busy to wait for kicks are polled.
+
+    A wrong value raises ConfigError with the field's name as its key.
+    """
+
+    workers: int = attrs.field(default=1, converter=_workers)
+    """Threads for it, each of which is only started when it is needed; 0: rings are not polled."""
+    busy_poll: int = attrs.field(default=50, converter=_busy_poll)
+    """Microseconds for which a ring that has become empty is polled on; 0: not at all."""
+    worker_cpus: tuple[int, ...] = attrs.field(default=(), converter=_cpus)
+    """The processors that the workers stay on, one after another; none: wherever they like."""
+
+
 @attrs.frozen
 class DaemonConfig:
     """Everything that `serve` needs to know: networks first, then NICs, in the order given."""
 
     networks: tuple[NetworkSpec, ...] = ()
     nics: tuple[NicSpec, ...] = ()
+    polling: PollingSpec = attrs.field(factory=PollingSpec)

@@ -24,7 +24,7 @@ from functools import partial
 import attrs
 import trio
 
-from .dataplane import VhostNetBackend, services_for, settle_debt
+from .dataplane import VhostNetBackend, Workers, services_for, settle_debt
 from .errors import ConnectionBroken, CoreError, GuestMemoryLost, leaves
 from .ffi import Network, Port
 from .log import get_logger
@@ -90,6 +90,7 @@ class Nic:
         routes: of that network; this NIC's are in it until it is closed.
         publish: called with each of its events, in their order; must not raise or wait.
         admission: frontends that come to the NIC's socket wait until it is set; None: they do not.
+        workers: who may poll its guest's TX ring; None: nobody.
 
     Raises:
         CoreError: out of memory.
@@ -102,6 +103,7 @@ class Nic:
         routes: Network,
         publish: Callable[[NicEvent], None] = lambda _event: None,
         admission: trio.Event | None = None,
+        workers: Workers | None = None,
     ) -> None:
         if spec.mac_address is None:
             raise ValueError(f"NIC {spec.name!r} has no MAC address yet")
@@ -110,6 +112,7 @@ class Nic:
         self._network = network
         self._publish = publish
         self._admission = admission
+        self._workers = workers
         self._log = get_logger(__name__).bind(nic=spec.name)
         self._port = Port(routes, self._mac)
         try:
@@ -139,6 +142,11 @@ class Nic:
         """Whether there is a frontend that has sent a request."""
         return self._connected
 
+    @property
+    def hot(self) -> bool:
+        """Whether a worker thread polls the guest's TX ring, because that is busy."""
+        return self._port.hot
+
     async def wait_connected(self) -> None:
         """Wait for a frontend that has sent a request. A checkpoint.
 
@@ -155,7 +163,9 @@ class Nic:
     def stats(self) -> NicStats:
         """The counters since the NIC was made. Raises trio.ClosedResourceError."""
         self._check_open()
-        return attrs.evolve(self._port.stats(), refused_frontends=self._refused)
+        return attrs.evolve(
+            self._port.stats(), refused_frontends=self._refused, takeovers=self._port.takeovers
+        )
 
     def update(self, spec: NicSpec) -> None:
         """Go on with other routed prefixes, from the next packet on.
@@ -451,6 +461,7 @@ class Nic:
             mac=self._mac,
             mtu=self._network.mtu,
             services=lambda mtu: services_for(self.spec, self._network, mtu),
+            workers=self._workers,
             on_connected=partial(self._set_connected, peer),
             on_fault=partial(self._event, NicEventKind.FAULTED),
             log=self._log,

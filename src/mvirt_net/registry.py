@@ -280,7 +280,8 @@ def plan(config: DaemonConfig) -> Plan:
         for index, name in claimed
         if succeeds(f"nic[{index}]", partial(registry.fill_nic, name))
     ]
-    return Plan(DaemonConfig(tuple(networks), tuple(nics)), tuple(problems))
+    planned = attrs.evolve(config, networks=tuple(networks), nics=tuple(nics))
+    return Plan(planned, tuple(problems))
 
 
 _Address = TypeVar("_Address", bound=IPv4Address | IPv6Address)

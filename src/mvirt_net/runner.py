@@ -200,7 +200,12 @@ class _Process:
         if self._switch is None or self._shutdown.is_set():
             log.info("state", serving=False)
             return
-        log.info("state", serving=True, networks=len(self._switch.networks))
+        log.info(
+            "state",
+            serving=True,
+            networks=len(self._switch.networks),
+            hot_rings=self._switch.hot_rings,
+        )
         for nic in self._switch.nics.values():
             log.info("nic state", **_state(nic))
 
@@ -239,7 +244,7 @@ def _state(nic: Nic) -> dict[str, Any]:
     stats = nic.stats()
     counters = attrs.asdict(stats, filter=lambda field, _value: field.name != "drops")
     drops = {f"drop_{reason.name.lower()}": count for reason, count in stats.drops.items()}
-    return {"nic": nic.spec.name, "connected": nic.connected, **counters, **drops}
+    return {"nic": nic.spec.name, "connected": nic.connected, "hot": nic.hot, **counters, **drops}
 
 
 def _end_process() -> None:

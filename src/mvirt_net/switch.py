@@ -15,10 +15,11 @@ from types import MappingProxyType
 
 import trio
 
+from .dataplane import Workers
 from .errors import NotFoundError
 from .ffi import Network, events_never_block
 from .log import get_logger
-from .model import NetworkSpec, NicSpec
+from .model import NetworkSpec, NicSpec, PollingSpec
 from .nic import Nic, NicEvent
 from .registry import Registry
 
@@ -33,12 +34,21 @@ class Switch:
 
     Args:
         nursery: where NICs run. They never fail in it.
-        admission: as of `open_switch`.
+        admission, polling: as of `open_switch`.
+
+    Raises:
+        CoreError: out of memory.
     """
 
-    def __init__(self, nursery: trio.Nursery, admission: trio.Event | None = None) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        admission: trio.Event | None = None,
+        polling: PollingSpec = PollingSpec(),  # noqa: B008  (frozen)
+    ) -> None:
         self._nursery = nursery
         self._admission = admission
+        self._workers = Workers(polling, nursery)
         self._registry = Registry()
         self._routes: dict[str, Network] = {}
         """By the name of the network."""
@@ -57,6 +67,11 @@ class Switch:
     def nics(self) -> Mapping[str, Nic]:
         """A live, read-only view: name → NIC, those that are complete."""
         return MappingProxyType(self._nics)
+
+    @property
+    def hot_rings(self) -> int:
+        """How many TX rings worker threads poll just now."""
+        return self._workers.hot_rings
 
     async def add_network(self, spec: NetworkSpec) -> NetworkSpec:
         """Add a network without NICs. A checkpoint.
@@ -115,6 +130,7 @@ class Switch:
                 self._routes[network],
                 self._publish,
                 self._admission,
+                self._workers,
             )
             await self._nursery.start(nic.serve)
             self._check_open()
@@ -211,6 +227,7 @@ class Switch:
                         await self._end(nic)
                 finally:
                     self._end_subscriptions()
+                    self._workers.close()
                 while self._routes:
                     _network, routes = self._routes.popitem()
                     routes.close()
@@ -252,12 +269,18 @@ class Switch:
 
 
 @contextlib.asynccontextmanager
-async def open_switch(*, admission: trio.Event | None = None) -> AsyncIterator[Switch]:
+async def open_switch(
+    *,
+    admission: trio.Event | None = None,
+    polling: PollingSpec = PollingSpec(),  # noqa: B008  (frozen)
+) -> AsyncIterator[Switch]:
     """A switch without networks, for the length of an ``async with`` block.
 
     Args:
         admission: frontends can connect to the sockets of NICs at once, but are only served when
             this is set; by default at once.
+        polling: of busy TX rings, by default in one thread, which is started with the first of
+            them. ``PollingSpec(workers=0)`` has everything done in trio's own.
 
     At the end of the block its NICs are removed. What the block raises comes out as it is: a switch
     has no exceptions of its own, for the failure of a NIC stays that NIC's.
@@ -266,7 +289,7 @@ async def open_switch(*, admission: trio.Event | None = None) -> AsyncIterator[S
         _log.warning("no asynchronous I/O (io_setup): a hostile frontend could stop this process")
     raised: BaseException | None = None
     async with trio.open_nursery() as nursery:
-        switch = Switch(nursery, admission)
+        switch = Switch(nursery, admission, polling)
         try:
             yield switch
         except BaseException as error:

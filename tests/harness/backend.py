@@ -22,6 +22,8 @@ from .packets import Ip, Mac, ip_bytes, ipv6_bytes, mac_bytes
 
 NIC_NAME = "test-nic"
 NETWORK_NAME = "test-network"
+IN_TRIO = mvirt_net.PollingSpec(workers=0)
+"""What tests are deterministic with, and what virtual time needs."""
 
 
 class TestBackend:
@@ -50,6 +52,8 @@ class TestBackend:
         mac: Mac,
         ipv4: Ip | None = None,
         ipv6: Ip | None = None,
+        *,
+        polling: mvirt_net.PollingSpec = IN_TRIO,
         **network: Any,
     ) -> Self:
         """Start a backend that listens when this returns.
@@ -59,11 +63,12 @@ class TestBackend:
             mac: of the NIC.
             ipv4: of the NIC; without it the NIC answers neither ARP nor DHCP.
             ipv6: likewise for ND and DHCPv6.
+            polling: of busy rings; by default nothing happens outside trio.
             network: fields of the network's `NetworkSpec`. By default its subnet and prefix are a
                 /24 and a /64 around the addresses, and everything else is the product's own.
         """
         backend = cls(nursery)
-        await nursery.start(backend._run, mac, ipv4, ipv6, network)
+        await nursery.start(backend._run, mac, ipv4, ipv6, polling, network)
         return backend
 
     async def _run(
@@ -71,6 +76,7 @@ class TestBackend:
         mac: Mac,
         ipv4: Ip | None,
         ipv6: Ip | None,
+        polling: mvirt_net.PollingSpec,
         network: dict[str, Any],
         task_status: trio.TaskStatus[None],
     ) -> None:
@@ -78,7 +84,7 @@ class TestBackend:
         try:
             with tempfile.TemporaryDirectory(prefix="mvirt-net-") as folder, self._scope:
                 self.folder = Path(folder)
-                async with mvirt_net.open_switch() as self.switch:
+                async with mvirt_net.open_switch(polling=polling) as self.switch:
                     await self.add_network(NETWORK_NAME, ipv4, ipv6, **network)
                     self.nic = await self.add_nic(NIC_NAME, mac, ipv4, ipv6)
                     task_status.started()

@@ -22,7 +22,15 @@ from typing import IO, Any, cast
 import trio
 
 from .client import VhostTestClient
-from .packets import GATEWAY_IP, arp_request, dhcp_discover, is_arp_reply, is_dhcp_response
+from .packets import (
+    GATEWAY_IP,
+    GATEWAY_MAC,
+    arp_request,
+    dhcp_discover,
+    ethernet_frame,
+    is_arp_reply,
+    is_dhcp_response,
+)
 
 STOP_SECONDS = 30
 """For a stop on a machine that stands still now and then. What the daemon promises, its own limit
@@ -30,6 +38,8 @@ enforces (`STOP_TIME_LIMIT`), and the exit code tells whether it had to."""
 
 GET_FEATURES = 1
 MAC = "52:54:00:12:34:56"
+UNKNOWN = ethernet_frame(GATEWAY_MAC, bytes.fromhex(MAC.replace(":", "")), 0x88B5, bytes(50))
+"""A frame of a protocol that nobody knows, from the guest with that address."""
 NOBODY = pwd.getpwnam("nobody")
 
 CONFIG = """
@@ -177,6 +187,16 @@ def ask_features(frontend: socket.socket) -> None:
     request, _flags, size = struct.unpack("<III", frontend.recv(12))
     assert request == GET_FEATURES
     assert len(frontend.recv(size)) == 8
+
+
+HOT = ("--busy-poll", "1000000")
+"""Arguments with which a guest that sends one frame after another makes its ring hot."""
+
+
+async def make_hot(client: VhostTestClient) -> None:
+    """Send frames that nobody answers until a worker must have taken the ring, given `HOT`."""
+    for _ in range(100):
+        await client.send_packet(UNKNOWN)
 
 
 async def serves_a_guest(nursery: trio.Nursery, path: Path) -> None:

@@ -2,10 +2,10 @@
  * Threads that drain, flush and control the same ports at once, for the thread sanitizer to watch.
  *
  * Six guests in two networks send each other numbered packets. Three threads drain and flush all
- * ports, each whichever it likes; one stops and starts rings, exchanges memory tables and call
- * descriptors, changes routes, takes a guest's memory away under it, and lets a port come and go; one
- * plays the drivers of all other guests. In the end every packet has arrived, once and in its order,
- * or was counted.
+ * ports, each whichever it likes, and two poll those that control gives them; one stops and starts
+ * rings, exchanges memory tables and call descriptors, changes routes, takes a guest's memory away under
+ * it, makes rings hot and cold, and lets a port come and go; one plays the drivers of all other guests.
+ * In the end every packet has arrived, once and in its order, or was counted.
  *
  * Usage: races SECONDS. Prints what was done; exits with 1 when something was lost.
  */
@@ -32,6 +32,10 @@ enum {
 	NETWORKS = GUESTS / PER_NETWORK,
 	VISITOR = PER_NETWORK,	/* host number of the port that comes and goes, in the first network */
 	DRAINERS = 3,
+	POLLERS = 2,
+	CONTROL = DRAINERS + POLLERS,	/* its thread ... */
+	DRIVER,				/* ... and the drivers' */
+	THREADS,
 
 	SIZE = 256,		/* of each ring */
 	BUFFER = 256,
@@ -80,6 +84,8 @@ struct guest {
 	mv_memory *table;
 	mv_port *port;
 	int call_fd;
+	mv_hot *hot;		/* while a poller has its TX ring */
+	int hot_fd;
 };
 
 static struct guest guests[GUESTS + 1];	/* the last one loses its memory again and again */
@@ -91,6 +97,8 @@ static int fault_fd;
 static atomic_bool stopping;
 static uint64_t visitor_drops;
 static atomic_ulong n_drains, n_controls;
+static mv_poller *pollers[POLLERS];
+static unsigned long n_takeovers, n_left;
 
 static void check(bool ok, const char *what)
 {
@@ -303,7 +311,48 @@ static void *drain(void *argument)
 	return NULL;
 }
 
+static void *poll_rings(void *poller)
+{
+	mv_poller_run(poller);
+	return NULL;
+}
+
 /* ---- control ---- */
+
+/* What the poller has left to do; the drainers flush all ports anyway. */
+static void take_what_is_left(struct guest *guest)
+{
+	const struct mv_drained *drained;
+	const uint8_t *buffer;
+
+	while ((drained = mv_hot_take(guest->hot, &buffer)) != NULL) {
+		n_left += drained->n_punts + drained->n_woken;
+		mv_hot_done(guest->hot);
+	}
+}
+
+static void cool_down(struct guest *guest)
+{
+	if (!guest->hot)
+		return;
+	mv_hot_remove(guest->hot);
+	check(mv_hot_released(guest->hot), "a ring was removed and not released");
+	take_what_is_left(guest);
+	mv_hot_free(guest->hot);
+	guest->hot = NULL;
+}
+
+static void heat_up(struct guest *guest, mv_poller *poller)
+{
+	if (guest->hot)
+		take_what_is_left(guest);
+	if (guest->hot && !mv_hot_released(guest->hot))
+		return;
+	cool_down(guest);
+	guest->hot = mv_poller_add(poller, guest->port, 0, 0, guest->hot_fd);
+	check(guest->hot, "no memory");
+	n_takeovers++;
+}
 
 static mv_memory *map_table(const struct guest *guest)
 {
@@ -387,7 +436,7 @@ static void *control(void *unused)
 	while (!atomic_load(&stopping)) {
 		struct guest *guest = &guests[next_random(&random) % GUESTS];
 
-		switch (next_random(&random) % 9) {
+		switch (next_random(&random) % 11) {
 		case 0:
 			exchange_memory(guest, true);
 			break;
@@ -418,10 +467,19 @@ static void *control(void *unused)
 		case 8:
 			lose_memory();
 			break;
+		case 9:
+			heat_up(&guests[next_random(&random) % (GUESTS + 1)],
+				pollers[next_random(&random) % POLLERS]);
+			break;
+		case 10:
+			cool_down(&guests[next_random(&random) % (GUESTS + 1)]);
+			break;
 		}
 		atomic_fetch_add(&n_controls, 1);
 		usleep(next_random(&random) % 200);
 	}
+	for (unsigned int i = 0; i <= GUESTS; i++)
+		cool_down(&guests[i]);
 	return NULL;
 }
 
@@ -447,6 +505,7 @@ static void guest_begin(unsigned int i)
 	set_routes(guest->port, guest->host, false);
 	guest->call_fd = -1;
 	exchange_call(guest);
+	guest->hot_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	for (unsigned int queue = 0; queue < 2; queue++) {
 		struct mv_ring_addr at = ring_at(queue);
 
@@ -469,6 +528,7 @@ static void loser_begin(void)
 	loser->table = map_table(loser);
 	check(mv_port_set_memory(loser->port, loser->table) == 0, "cannot set memory");
 	loser->call_fd = -1;
+	loser->hot_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	for (unsigned int queue = 0; queue < 2; queue++) {
 		struct mv_ring_addr at = ring_at(queue);
 
@@ -485,6 +545,7 @@ static void guest_end(struct guest *guest)
 		munmap(guest->memory, MEMORY);
 	if (guest->call_fd >= 0)
 		close(guest->call_fd);
+	close(guest->hot_fd);
 	close(guest->fd);
 }
 
@@ -529,10 +590,11 @@ static int account(void)
 		check((uint16_t)stats.tx_frames == guest->queues[TX].next_avail, "packets not taken");
 	}
 	lost += visitor_drops;
-	printf("races: %lu drains, %lu changes, %lu times no memory; "
+	printf("races: %lu drains, %lu changes, %lu times no memory, %lu times hot, %lu left to do; "
 	       "%lu packets, %lu arrived, %lu refused, %lu dropped\n",
-	       atomic_load(&n_drains), atomic_load(&n_controls), n_faults, (unsigned long)taken,
-	       (unsigned long)received, (unsigned long)unsent, (unsigned long)lost);
+	       atomic_load(&n_drains), atomic_load(&n_controls), n_faults, n_takeovers, n_left,
+	       (unsigned long)taken, (unsigned long)received, (unsigned long)unsent,
+	       (unsigned long)lost);
 	check(left == 0, "frames are left over");
 	check(taken == received + unsent + lost, "packets were lost without being counted");
 	check(received > 0 && sent > 0, "nothing arrived");
@@ -541,7 +603,8 @@ static int account(void)
 
 int main(int argc, char **argv)
 {
-	pthread_t threads[DRAINERS + 2];
+	static const uint64_t idle_ns[POLLERS] = { 0, 20000 };
+	pthread_t threads[THREADS];
 	int r;
 
 	check(argc == 2, "usage: races SECONDS");
@@ -554,12 +617,24 @@ int main(int argc, char **argv)
 	loser_begin();
 	for (uintptr_t i = 0; i < DRAINERS; i++)
 		check(pthread_create(&threads[i], NULL, drain, (void *)(i + 1)) == 0, "no thread");
-	check(pthread_create(&threads[DRAINERS], NULL, control, NULL) == 0, "no thread");
-	check(pthread_create(&threads[DRAINERS + 1], NULL, drive, NULL) == 0, "no thread");
+	for (unsigned int i = 0; i < POLLERS; i++) {
+		pollers[i] = mv_poller_new(idle_ns[i]);
+		check(pollers[i], "no memory");
+		check(pthread_create(&threads[DRAINERS + i], NULL, poll_rings, pollers[i]) == 0,
+		      "no thread");
+	}
+	check(pthread_create(&threads[CONTROL], NULL, control, NULL) == 0, "no thread");
+	check(pthread_create(&threads[DRIVER], NULL, drive, NULL) == 0, "no thread");
 	sleep((unsigned int)atoi(argv[1]));
 	atomic_store(&stopping, true);
-	for (unsigned int i = 0; i < DRAINERS + 2; i++)
-		pthread_join(threads[i], NULL);
+	pthread_join(threads[CONTROL], NULL);
+	for (unsigned int i = 0; i < POLLERS; i++)
+		mv_poller_stop(pollers[i]);
+	for (unsigned int i = 0; i < THREADS; i++)
+		if (i != CONTROL)
+			pthread_join(threads[i], NULL);
+	for (unsigned int i = 0; i < POLLERS; i++)
+		mv_poller_free(pollers[i]);
 	finish();
 	r = account();
 	for (unsigned int i = 0; i <= GUESTS; i++)

@@ -12,6 +12,7 @@ from bench.calls import calls
 from bench.core import ring_core
 from bench.echo import inline
 from bench.figures import QUICK, Cell, Row, Scale, Table, quantile, ratio, spread, take_turns
+from bench.hot import hot_rings
 from bench.report import as_json, machine, markdown, number, text
 from bench.roundtrip import round_trips
 from bench.routing import routing
@@ -35,6 +36,16 @@ def test_measurement_in_one_process(measure: Callable[[Scale], Table]) -> None:
 @pytest.mark.parametrize("measure", [round_trips, throughput])
 async def test_measurement_through_a_daemon(measure: Callable[[Scale], Awaitable[Table]]) -> None:
     check(await measure(QUICK))
+
+
+async def test_hot_rings_spare_notifications() -> None:
+    table = await hot_rings(QUICK)
+    assert {name for row in table.rows for name in row.cells} == set(table.columns)
+    for row in table.rows:
+        writes = row.cells["eventfd writes"]
+        assert writes is not None
+        if "COLD" in row.name:
+            assert writes > 0
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from mvirt_net.model import (
     Netmask,
     NetworkSpec,
     NicSpec,
+    PollingSpec,
     SocketAccess,
 )
 from mvirt_net.runner import RunOptions
@@ -157,6 +158,11 @@ class TestUsage:
             (["-a", "10.0.0.5", "-D", "x"], "--dns: 'x' does not appear to be"),
             (["-a", "10.0.0.5", "--ntp", "x"], "--ntp: 'x' does not appear to be"),
             (["-a", "10.0.0.5", "--netmask", "x"], "Invalid value for '--netmask'"),
+            (["-a", "10.0.0.5", "--workers", "65"], "--workers: 65 is not a number from 0 to 64"),
+            (["-a", "10.0.0.5", "--busy-poll", "-1"], "--busy-poll: -1 is not a number of micro"),
+            (["-a", "10.0.0.5", "--worker-cpus", "1,"], "--worker-cpus: '1,' is not a list"),
+            (["-a", "10.0.0.5", "--worker-cpus", "3-2"], "--worker-cpus: '3-2' is not a list"),
+            (["-a", "10.0.0.5", "--worker-cpus", "1024"], "--worker-cpus: 1024 is not the number"),
             (["-a", "10.0.0.5", "-s", "x" * 108], f"--socket-path: {'x' * 108} has 108 bytes"),
         ],
     )
@@ -213,6 +219,11 @@ class TestSingleNic:
         )
         assert runs.options.one_off
         assert runs.options.pid_path == Path("/run/x.pid")
+
+    def test_polling(self, runs: Runs) -> None:
+        args = ("--workers", "3", "--busy-poll", "0", "--worker-cpus", "1,4-6")
+        assert main([*ONE_NIC, *args]) == ExitCode.OK
+        assert runs.config.polling == PollingSpec(workers=3, busy_poll=0, worker_cpus=(1, 4, 5, 6))
 
     def test_subnet_without_a_length(self, runs: Runs) -> None:
         assert main([*ONE_NIC, "--netmask", "subnet"]) == ExitCode.OK
@@ -328,6 +339,12 @@ class TestServe:
         assert sockets.stat().st_mode & 0o777 == 0o750
         runs.options.on_ready()
         assert len(capsys.readouterr().out.splitlines()) == 10
+
+    def test_flags_of_polling_come_before_the_file(self, runs: Runs, tmp_path: Path) -> None:
+        config = tmp_path / "x.toml"
+        config.write_text("[polling]\nworkers = 2\nbusy_poll = 10\n")
+        assert main(["serve", "-c", str(config), "--busy-poll", "20"]) == 0
+        assert runs.config.polling == PollingSpec(workers=2, busy_poll=20)
 
     def test_socket_dir_is_not_made_for_nothing(self, runs: Runs, tmp_path: Path) -> None:
         config = tmp_path / "x.toml"

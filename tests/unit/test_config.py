@@ -18,6 +18,7 @@ from mvirt_net.model import (
     Netmask,
     NetworkSpec,
     NicSpec,
+    PollingSpec,
     SocketAccess,
 )
 
@@ -104,6 +105,28 @@ class TestGood:
                 ),
             ),
         )
+
+    def test_polling(self, tmp_path: Path) -> None:
+        text = "[polling]\nworkers = 2\nbusy_poll = 100\nworker_cpus = [2, 3]\n"
+        assert load_text(tmp_path, text).polling == PollingSpec(
+            workers=2, busy_poll=100, worker_cpus=(2, 3)
+        )
+
+    @pytest.mark.parametrize(
+        ("line", "expected"),
+        [
+            ("workers = -1", "workers: -1 is not a number from 0 to 64"),
+            ("workers = true", "workers: True is not a number from 0 to 64"),
+            ("busy_poll = 1.5", "busy_poll: 1.5 is not a number of microseconds"),
+            ("busy_poll = 1000001", "busy_poll: 1000001 is not a number of microseconds"),
+            ("worker_cpus = 1", "worker_cpus: 1 is not a list"),
+            ('worker_cpus = ["1"]', "worker_cpus: '1' is not the number of a processor"),
+            ("spin = 1", "spin: unknown key"),
+        ],
+    )
+    def test_wrong_polling(self, line: str, expected: str, tmp_path: Path) -> None:
+        [problem] = problems(tmp_path, f"[polling]\n{line}\n")
+        assert problem.startswith(f"polling.{expected}")
 
     def test_empty(self, tmp_path: Path) -> None:
         assert load_text(tmp_path, "") == DaemonConfig()

@@ -21,11 +21,16 @@ from mvirt_net.exits import ExitCode
 from tests.harness import VhostTestClient
 from tests.harness.process import (
     CONFIG,
+    HOT,
+    MAC,
+    UNKNOWN,
     WITHOUT_RIGHTS,
     Daemon,
     ask_features,
+    make_hot,
     notified,
     run_failing,
+    serves_a_guest,
     single,
     started,
     two_nics,
@@ -451,3 +456,47 @@ async def test_a_guest_is_seen_in_the_counters(nursery: trio.Nursery, tmp_path: 
         await client.aclose()
         daemon.send(signal.SIGTERM)
         assert await trio.to_thread.run_sync(daemon.wait) == ExitCode.OK
+
+
+class TestWorkers:
+    async def test_no_thread_without_a_hot_ring(self, nursery: trio.Nursery, folder: Path) -> None:
+        with started(*single(folder / "s"), "--mac-addr", MAC) as daemon:
+            await trio.to_thread.run_sync(daemon.wait_ready)
+            await serves_a_guest(nursery, folder / "s")
+            assert len(threads(daemon)) == 1
+            assert daemon.stop() == ExitCode.OK
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    async def test_stops_in_the_middle_of_a_flood(
+        self, nursery: trio.Nursery, folder: Path, number: int
+    ) -> None:
+        path = folder / "s"
+        with started(*single(path), "--mac-addr", MAC, *HOT) as daemon:
+            await trio.to_thread.run_sync(daemon.wait_ready)
+            client = await VhostTestClient.connect(nursery, path)
+            await make_hot(client)
+            daemon.send(signal.SIGUSR1)
+            state = await trio.to_thread.run_sync(daemon.wait_event, "state")
+            assert state["hot_rings"] == 1
+            state = await trio.to_thread.run_sync(daemon.wait_event, "nic state")
+            assert state["hot"]
+            assert [name for name in threads(daemon) if name.startswith("mvirt-worker")]
+            async with trio.open_nursery() as flooding:
+                flooding.start_soon(flood, client)
+                daemon.send(number)
+                assert await trio.to_thread.run_sync(daemon.wait) == ExitCode.OK
+                flooding.cancel_scope.cancel()
+            await client.aclose()
+
+
+def threads(daemon: Daemon) -> list[str]:
+    """The names of its threads."""
+    tasks = Path(f"/proc/{daemon.process.pid}/task").iterdir()
+    return [(task / "comm").read_text().strip() for task in tasks]
+
+
+async def flood(client: VhostTestClient) -> None:
+    """Have the ring full, as far as the device takes anything."""
+    while True:
+        with contextlib.suppress(trio.TooSlowError):
+            await client.send_burst([UNKNOWN] * 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -14,7 +15,16 @@ import trio
 
 from mvirt_net import cli
 from mvirt_net.exits import ExitCode
-from tests.harness.process import MAC, WITHOUT_RIGHTS, serves_a_guest, single, started
+from tests.harness import VhostTestClient
+from tests.harness.process import (
+    HOT,
+    MAC,
+    WITHOUT_RIGHTS,
+    make_hot,
+    serves_a_guest,
+    single,
+    started,
+)
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "contrib" / "systemd" / "mvirt-net.service"
@@ -96,21 +106,28 @@ def test_starts_what_there_is() -> None:
 async def test_system_calls_are_allowed(
     nursery: trio.Nursery, folder: Path, tmp_path: Path
 ) -> None:
-    """All that a daemon without root does, from the moment on when it has lost its rights."""
+    """All that a daemon without root does, from the moment on when it has lost its rights; a worker
+    that stays on a processor included.
+    """
     trace, path = tmp_path / "trace", folder / "s"
     strace = ("strace", "-f", "--quiet=all", "-o", str(trace))
+    cpu = str(min(os.sched_getaffinity(0)))
     args = (*single(path), "--mac-addr", MAC, "--pid", f"{folder}/pid")
+    args += (*HOT, "--worker-cpus", cpu)
     with started(*args, command=("-c", WITHOUT_RIGHTS), wrapper=strace) as daemon:
         # Not its ready line, for strace keeps that descriptor open.
         await trio.to_thread.run_sync(daemon.wait_event, "serving")
         await serves_a_guest(nursery, path)
+        client = await VhostTestClient.connect(nursery, path)
+        await make_hot(client)
         daemon.send_to_child(signal.SIGUSR1)
         await trio.to_thread.run_sync(daemon.wait_event, "nic state")
+        await client.aclose()
         daemon.send_to_child(signal.SIGTERM)
         _, log = await trio.to_thread.run_sync(daemon.process.communicate)
         assert daemon.wait() == ExitCode.OK, log
     used = system_calls(trace.read_text())
-    assert {"accept4", "mmap", "landlock_restrict_self", "unlink"} <= used
+    assert {"accept4", "mmap", "landlock_restrict_self", "unlink", "sched_setaffinity"} <= used
     assert used - allowed_system_calls() == set()
 
 

@@ -8,12 +8,14 @@ from .dhcpv4 import Dhcpv4Server
 from .icmp import IcmpResponder
 from .mapping import settle_debt
 from .services import services_for
+from .workers import Workers
 
 __all__ = [
     "ArpResponder",
     "Dhcpv4Server",
     "IcmpResponder",
     "VhostNetBackend",
+    "Workers",
     "services_for",
     "settle_debt",
 ]

@@ -3,7 +3,8 @@
 Five tasks, none of which outlives `VhostNetBackend.serve`:
 
 * **control** reads requests, has the session carry them out, writes replies;
-* **tx_kicks** empties the TX ring when the driver kicks, and has the services answer;
+* **tx_kicks** empties the TX ring when the driver kicks, and has the services answer; while the
+  ring is hot a worker empties it, and the task does what that leaves to do;
 * **rx_injection** moves frames to the RX ring as the driver gives buffers;
 * the **advertiser** tells the guest of its router, unasked, while it can receive;
 * **memory_faults** ends the connection when guest memory vanishes.
@@ -13,8 +14,8 @@ state of its ring allows, and sleep on what it says comes next; whoever changes 
 `Doorbell` of its task. Between that answer and the sleep there is no checkpoint, so no change and
 no kick is missed.
 
-This module, `channel`, `mapping`, `doorbell` and `advertiser` are the only ones in this package
-that know of trio.
+This module, `channel`, `mapping`, `doorbell`, `advertiser` and `workers` are the only ones in this
+package that know of trio.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import structlog
 import trio
 
 from ..errors import ConnectionBroken, GuestMemoryLost, MvirtNetError
-from ..ffi import NextStep, Port, Punt
+from ..ffi import Drained, HotRing, NextStep, Port, Punt, read_event
 from ..log import get_logger
 from ..model import RX_QUEUE, TX_QUEUE, MacAddress, PuntKind
 from ..vhost_user.session import Session
@@ -37,11 +38,13 @@ from .channel import Message, MessageChannel
 from .device import VhostDevice
 from .doorbell import Doorbell
 from .fds import close_fd, close_fds
+from .heat import Heat
 from .limit import cost_of
 from .mapping import map_prepared
 from .ndp import NdpResponder
 from .packet import Service
 from .slowpath import SlowPath
+from .workers import Workers
 
 POLL_INTERVAL = 0.005
 """Seconds between looks at a ring whose driver does not kick (no-descriptor bit of
@@ -93,6 +96,7 @@ class VhostNetBackend:
         mtu: of the network, in bytes, for the configuration space.
         services: makes those who answer slow-path frames on a link of a given MTU: at first the
             network's, then a smaller one if the frontend sets it.
+        workers: who may poll the TX ring while it is hot; None: nobody.
         on_connected: called once, when the frontend has sent its first request.
         on_fault: called with one line when the guest breaks a ring.
         log: where events go, bound to what names the NIC.
@@ -106,6 +110,7 @@ class VhostNetBackend:
         mac: MacAddress,
         mtu: int,
         services: Callable[[int], Mapping[PuntKind, Service]],
+        workers: Workers | None = None,
         on_connected: Callable[[], None] = lambda: None,
         on_fault: Callable[[str], None] = lambda _detail: None,
         log: structlog.stdlib.BoundLogger | None = None,
@@ -116,6 +121,7 @@ class VhostNetBackend:
         self._mtu = mtu
         self._mtu_of_guest = mtu
         self._make_services = services
+        self._workers = workers
         self._on_connected = on_connected
         self._on_fault = on_fault
         self._log = log or get_logger(__name__)
@@ -208,13 +214,19 @@ class VhostNetBackend:
 
     async def _tx_kicks(self, device: VhostDevice) -> None:
         """Take what the guest sends, and have the services answer it."""
+        heat = None if self._workers is None else self._workers.new_heat()
         while True:
             drained = self._port.drain(trio.current_time())
             self._look_for_break(TX_QUEUE)
-            for port in drained.woken:
-                port.wake()
-            await self._answer(drained.punts)
+            await self._finish(drained)
+            if heat is not None:
+                left = drained.next is NextStep.CALL_AGAIN
+                heat.drained(left=left, punts=len(drained.punts))
+                if heat.is_hot and await self._while_hot(heat, device):
+                    continue
             await self._until_next(TX_QUEUE, drained.next, device)
+            if heat is not None and drained.next is NextStep.KICK:
+                heat.kicked(trio.current_time())
 
     async def _rx_injection(self, device: VhostDevice) -> None:
         """Hand the backlog to the guest."""
@@ -232,6 +244,42 @@ class VhostNetBackend:
         connection.cancel()
 
     # What they are made of.
+
+    async def _while_hot(self, heat: Heat, device: VhostDevice) -> bool:
+        """Have a worker poll the TX ring until it is idle, stopped or broken. A checkpoint.
+
+        Returns:
+            Whether one had the ring. It must be drained next, for nobody has asked for a kick.
+        """
+        assert self._workers is not None
+        before = self._port.stats().tx_frames
+        with self._workers.polling(self._port) as ring:
+            if ring is not None:
+                await self._serve_hot(ring)
+        heat.cooled(self._port.stats().tx_frames - before)
+        if ring is None:
+            return False
+        # A kick up to here needs no drain but the next.
+        device.take_kick(TX_QUEUE)
+        return True
+
+    async def _serve_hot(self, ring: HotRing) -> None:
+        """Do what a worker leaves to do, until it has released the ring. A checkpoint."""
+        while True:
+            await trio.lowlevel.wait_readable(ring.fd)
+            read_event(ring.fd)
+            released = ring.released
+            while (drained := ring.take()) is not None:
+                await self._finish(drained)
+                await trio.lowlevel.checkpoint()
+            if released:
+                return
+
+    async def _finish(self, drained: Drained) -> None:
+        """Do what a drain of the TX ring has left to do."""
+        for port in drained.woken:
+            port.wake()
+        await self._answer(drained.punts)
 
     async def _handle(
         self, session: Session, device: VhostDevice, message: Message

@@ -35,9 +35,11 @@ __all__ = [
     "MAX_REGIONS",
     "Drained",
     "GuestMemory",
+    "HotRing",
     "Mapping",
     "Network",
     "NextStep",
+    "Poller",
     "Port",
     "Punt",
     "events_never_block",
@@ -310,6 +312,16 @@ class _DrainRoom(threading.local):
 _drain_room = _DrainRoom()
 
 
+def _punts(drained: Any, view: memoryview) -> list[Punt]:
+    """Copies of the punts whose bytes are in `view`."""
+    punts = []
+    for i in range(drained.n_punts):
+        entry = drained.punts[i]
+        frame = bytes(view[entry.offset : entry.offset + entry.length])
+        punts.append(Punt(PuntKind(entry.kind), frame, IcmpError(entry.error), entry.mtu))
+    return punts
+
+
 @attrs.frozen
 class Punt:
     """A frame for the slow path, copied out of guest memory, without virtio_net_hdr."""
@@ -350,6 +362,10 @@ class Port:
     def __init__(self, network: Network, mac: MacAddress) -> None:
         self.wake: Callable[[], None] = _nobody
         """Called when a drain of another port finds that this one is to be flushed."""
+        self.hot = False
+        """Whether a `Poller` has the TX ring."""
+        self.takeovers = 0
+        """How often one took it."""
         self._network = network
         tag = network._add(self)
         self._handle = _allocated("port", lib.mv_port_new(network._handle, mac.packed, tag))
@@ -442,14 +458,13 @@ class Port:
         room = _drain_room
         drained = room.drained
         step = lib.mv_port_drain(room.worker, self._handle, int(now * 1e9), room.buffer, drained)
-        punts = []
-        for i in range(drained.n_punts):
-            entry = drained.punts[i]
-            frame = bytes(room.view[entry.offset : entry.offset + entry.length])
-            punts.append(Punt(PuntKind(entry.kind), frame, IcmpError(entry.error), entry.mtu))
+        return Drained(NextStep(step), _punts(drained, room.view), self._woken(drained))
+
+    def _woken(self, drained: Any) -> list[Port]:
+        """The ports that a drain of this one leaves to be flushed, but those that are gone."""
         ports = self._network._ports
-        woken = [ports[drained.woken[i]] for i in range(drained.n_woken)]
-        return Drained(NextStep(step), punts, woken)
+        tags = (drained.woken[i] for i in range(drained.n_woken))
+        return [ports[tag] for tag in tags if tag in ports]
 
     def enqueue(self, frame: bytes) -> bool:
         """Put a frame (14 to `MAX_FRAME` bytes) in the RX backlog.
@@ -525,6 +540,94 @@ class Port:
 
 def _nobody() -> None:
     """Who is woken while nobody serves a port."""
+
+
+class Poller:
+    """Polls TX rings in a thread, which the caller gives it by calling `run` there.
+
+    Everything else belongs to the one thread that has the ports.
+
+    Args:
+        patience: seconds that a ring may be empty before it is given up; 0: none at all.
+
+    Raises:
+        CoreError: out of memory.
+    """
+
+    def __init__(self, patience: float) -> None:
+        handle = _allocated("poller", lib.mv_poller_new(int(patience * 1e9)))
+        self._handle = ffi.gc(handle, lib.mv_poller_free)
+
+    def run(self) -> None:
+        """Poll until `stop`. Signals are for other threads meanwhile."""
+        lib.mv_poller_run(self._handle)
+
+    def stop(self) -> None:
+        """Give up all rings, for good, and have `run` return, now or when it is called."""
+        lib.mv_poller_stop(self._handle)
+
+
+class HotRing:
+    """The TX ring of a port while a `Poller` has it; to be closed before anything of the port is.
+
+    Args:
+        poller: whose it is now.
+        port: its `drain` is for nobody else meanwhile, and must be called afterwards.
+        now: seconds of the clock that `drain` is called with.
+        stay: seconds for which it is not given up for being empty.
+
+    Raises:
+        OSError: no descriptor is left.
+        CoreError: out of memory.
+    """
+
+    def __init__(self, poller: Poller, port: Port, now: float, stay: float = 0.0) -> None:
+        self._poller = poller
+        self._port = port
+        self._buffer = ffi.new("const uint8_t **")
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        """Readable when there may be something to `take`, or the ring was given up."""
+        try:
+            times = int(now * 1e9), int(stay * 1e9)
+            handle = lib.mv_poller_add(poller._handle, port._handle, *times, self.fd)
+            self._handle = _allocated("hot ring", handle)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        port.hot = True
+        port.takeovers += 1
+
+    @property
+    def released(self) -> bool:
+        """Whether the poller has given the ring up; what it has left before can still be taken."""
+        return bool(lib.mv_hot_released(self._handle))
+
+    def take(self) -> Drained | None:
+        """What the poller has left to do; None: nothing."""
+        drained = lib.mv_hot_take(self._handle, self._buffer)
+        if drained == ffi.NULL:
+            return None
+        view = memoryview(ffi.buffer(self._buffer[0], lib.MV_PUNT_BYTES))
+        taken = Drained(NextStep.CALL_AGAIN, _punts(drained, view), self._port._woken(drained))
+        lib.mv_hot_done(self._handle)
+        return taken
+
+    def close(self) -> None:
+        """Take the ring from the poller if it still has it. May be called again.
+
+        At the return it does not touch the port any more. Ports that it left to be flushed are
+        woken; punts are forgotten.
+        """
+        if self._handle == ffi.NULL:
+            return
+        lib.mv_hot_remove(self._handle)
+        while (drained := self.take()) is not None:
+            for port in drained.woken:
+                port.wake()
+        handle, self._handle = self._handle, ffi.NULL
+        lib.mv_hot_free(handle)
+        os.close(self.fd)
+        self._port.hot = False
 
 
 def _event_result(result: int) -> bool:

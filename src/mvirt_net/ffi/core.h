@@ -62,6 +62,9 @@ uint64_t mv_now_ns(void);
 /* Processor time of this thread, in nanoseconds. */
 uint64_t mv_thread_ns(void);
 
+/* Who writes on a cache line of its own slows nobody else down. */
+enum { MV_CACHE_LINE = 64 };
+
 /* A page of the host, and what sizes and offsets of regions must be a multiple of. */
 enum { MV_PAGE = 4096 };
 
@@ -161,7 +164,7 @@ enum {
  * a split ring has indices there are positions: a slot, and in bit 15 a wrap counter.
  */
 struct mv_ring {
-	bool packed;
+	_Alignas(MV_CACHE_LINE) bool packed;
 	unsigned int size;
 	struct mv_ring_addr addr;	/* as the frontend gave them, for a new translation */
 	uint8_t *desc;
@@ -615,6 +618,20 @@ void mv_network_leave(struct mv_network *network, mv_port *port);
 
 /* ---- worker.c: threads ---- */
 
+/*
+ * As mv_port_drain(), for a ring that a thread polls: no kick is asked for, and what is left to do is
+ * added to what *drained and the buffer hold already. What came of it:
+ */
+enum mv_poll {
+	MV_POLL_IDLE,		/* the ring is empty */
+	MV_POLL_BUSY,		/* frames were taken; maybe not all */
+	MV_POLL_FULL,		/* *drained or the buffer has no room for more */
+	MV_POLL_DOWN,		/* the ring is not running or broken */
+};
+
+enum mv_poll mv_port_poll(mv_worker *worker, mv_port *port, uint64_t now, uint8_t *buffer,
+			  struct mv_drained *drained);
+
 /* Between these two nothing that was found in a network's routes is freed. */
 void mv_worker_begin(mv_worker *worker);
 void mv_worker_end(mv_worker *worker);
@@ -668,12 +685,26 @@ struct mv_flow {
 enum { MV_FLOW_BITS = 4, MV_FLOWS = 1 << MV_FLOW_BITS };
 
 /*
+ * A lock that is held for a turn, again and again, by threads that do nothing else: see port.c for
+ * how everybody else gets it, too.
+ */
+struct mv_lock {
+	_Alignas(MV_CACHE_LINE) pthread_mutex_t mutex;
+	bool wanted;			/* somebody has the gate, and waits for the mutex; atomic */
+	pthread_mutex_t gate;
+};
+
+/*
  * There is a lock for each ring and for what belongs to it: the backlog to RX, the error limit and
  * the flows to TX. Features and memory belong to both, so to read them either lock will do. Who
  * takes several takes TX first, and only ever one RX: a drain holds its own TX lock, and the RX lock
  * of the receiver that it is moving frames to.
+ *
+ * One thread may take what the guest sends while another brings what it receives, so what the two
+ * write is on cache lines apart, and apart from what both only read.
  */
 struct mv_port {
+	/* Seldom changed. */
 	struct mv_network *network;
 	const uint64_t *edition;	/* of the network's routes; atomic */
 	uint8_t mac[6];
@@ -681,18 +712,22 @@ struct mv_port {
 	uint32_t tag;
 	unsigned int mtu;		/* of IP packets for the guest, in bytes; atomic */
 	bool up;			/* mv_port_is_up(); atomic */
-	pthread_mutex_t locks[MV_QUEUES];
 	uint64_t features;
 	const mv_memory *memory;
+	/* Of each ring. */
+	struct mv_lock locks[MV_QUEUES];
 	struct mv_ring rings[MV_QUEUES];
-	struct mv_backlog_frame backlog[MV_BACKLOG];
+	/* RX. */
+	_Alignas(MV_CACHE_LINE) struct mv_backlog_frame backlog[MV_BACKLOG];
 	unsigned int backlog_first;
 	unsigned int backlog_length;
 	size_t backlog_bytes;
-	struct mv_error_limit errors;
 	struct mv_debt debt;
+	/* TX. */
+	_Alignas(MV_CACHE_LINE) struct mv_error_limit errors;
 	struct mv_flow flows[MV_FLOWS];
-	struct mv_stats stats;		/* atomic */
+	/* TX first, RX last, and what seldom happens in between. */
+	_Alignas(MV_CACHE_LINE) struct mv_stats stats;	/* atomic */
 };
 
 static inline uint64_t mv_port_edition(const mv_port *port)
@@ -726,14 +761,30 @@ static inline mv_port *mv_flow_find(mv_port *port, const struct mv_flow_key *key
 	return difference == 0 && flow->edition == mv_port_edition(port) ? flow->to : NULL;
 }
 
+void mv_lock_in_turn(struct mv_lock *lock);
+
 static inline void mv_lock(mv_port *port, unsigned int queue)
 {
-	pthread_mutex_lock(&port->locks[queue]);
+	struct mv_lock *lock = &port->locks[queue];
+
+	if (__atomic_load_n(&lock->wanted, __ATOMIC_RELAXED) ||
+	    pthread_mutex_trylock(&lock->mutex) != 0)
+		mv_lock_in_turn(lock);
 }
 
 static inline void mv_unlock(mv_port *port, unsigned int queue)
 {
-	pthread_mutex_unlock(&port->locks[queue]);
+	pthread_mutex_unlock(&port->locks[queue].mutex);
+}
+
+/* For loops that wait for another processor. */
+static inline void mv_relax(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
 }
 
 void mv_lock_both(mv_port *port);
@@ -824,6 +875,7 @@ int mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame);
 /* What one call of mv_port_drain() works with. */
 struct mv_drain {
 	mv_port *port;
+	bool polled;		/* by a thread that looks at the ring again without a kick */
 	uint64_t now;
 	uint8_t *buffer;
 	size_t used;

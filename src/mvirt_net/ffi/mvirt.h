@@ -10,7 +10,7 @@
  * - Guest memory and all that a frontend says is hostile. A field of guest memory is read once
  *   into private memory, the copy is checked, only the copy is used.
  * - A function returns >= 0 or a negative errno value. It never aborts, prints, waits or calls
- *   back, and its work is bounded.
+ *   back, and its work is bounded; but mv_poller_run is made to go on for ever.
  * - RX and TX are the guest's: queue 0 is what the guest receives, queue 1 what it transmits.
  * - mv_port_drain, mv_port_flush, mv_port_enqueue and mv_port_drop_first may be called by several
  *   threads at once, for one port too; each thread that drains needs an mv_worker of its own. So may
@@ -136,15 +136,15 @@ struct mv_ring_addr {
 struct mv_stats {
 	uint64_t tx_frames;
 	uint64_t tx_bytes;
-	uint64_t rx_frames;
-	uint64_t rx_bytes;
+	uint64_t routed;		/* TX frames sent on to other ports */
+	uint64_t punts;			/* frames for services */
+	uint64_t icmp_errors;		/* dropped packets whose sender was to hear why */
 	uint64_t kicks;			/* drains after a kick was asked for */
 	uint64_t calls;
-	uint64_t punts;			/* frames for services */
-	uint64_t routed;		/* TX frames sent on to other ports */
-	uint64_t icmp_errors;		/* dropped packets whose sender was to hear why */
 	uint64_t slow_signals;		/* by call and err, that were made to take long */
 	uint64_t drops[MV_DROP_REASONS];
+	uint64_t rx_frames;
+	uint64_t rx_bytes;
 };
 
 /* A slow-path frame (no virtio_net_hdr) in the buffer given to mv_port_drain. */
@@ -176,6 +176,8 @@ typedef struct mv_region mv_region;
 typedef struct mv_network mv_network;
 typedef struct mv_port mv_port;
 typedef struct mv_worker mv_worker;
+typedef struct mv_poller mv_poller;
+typedef struct mv_hot mv_hot;
 
 /* ---- memory.c: regions and translation ---- */
 
@@ -394,6 +396,62 @@ void mv_port_charge(mv_port *port, uint64_t ns);
 
 /* The port has waited for what it owes. */
 void mv_port_settle(mv_port *port);
+
+/* ---- poller.c: TX rings that a thread polls ---- */
+
+/*
+ * A poller gives up a ring that has been empty for idle_ns nanoseconds, or, with 0, that it finds
+ * empty. NULL when there is no memory.
+ */
+mv_poller *mv_poller_new(uint64_t idle_ns);
+
+/* Free it; its thread has returned, its rings are removed. NULL is allowed. */
+void mv_poller_free(mv_poller *poller);
+
+/*
+ * Poll the poller's rings in turn, and sleep while there is none, until mv_poller_stop(). For a
+ * thread of its own, in which all signals are blocked meanwhile but those that faults cause.
+ */
+void mv_poller_run(mv_poller *poller);
+
+/* Give up all rings, now and from now on, and have mv_poller_run() return. Control. */
+void mv_poller_stop(mv_poller *poller);
+
+/*
+ * Have the port's TX ring polled until it is given up: because it is idle, stopped or broken, or as
+ * its punts come faster than they are taken. No kick is asked for meanwhile, nor afterwards: that is
+ * for the caller's next mv_port_drain(), which must come. Control.
+ *
+ * now: as for mv_port_drain(), whose clock goes on from there.
+ * stay_ns: for so long it is not given up for being empty.
+ * event_fd: 1 is added when there is something for mv_hot_take(), and when the ring is given up. An
+ * eventfd, non-blocking, and nobody else's.
+ *
+ * NULL when there is no memory.
+ */
+mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, uint64_t now, uint64_t stay_ns,
+		      int event_fd);
+
+/* Whether the ring was given up; what was left to do until then is there to be taken. */
+bool mv_hot_released(const mv_hot *hot);
+
+/*
+ * What the poller has left to do, and in *buffer the punts' bytes; NULL: nothing. Valid until
+ * mv_hot_done(). One thread at a time.
+ */
+const struct mv_drained *mv_hot_take(mv_hot *hot, const uint8_t **buffer);
+
+/* What was taken last is dealt with. */
+void mv_hot_done(mv_hot *hot);
+
+/*
+ * Take the ring away from the poller, if that has not given it up; at the return it does not touch
+ * the port any more. Waits for a turn of the poller at most. Then there may be more to take. Control.
+ */
+void mv_hot_remove(mv_hot *hot);
+
+/* Free it, removed. NULL is allowed. */
+void mv_hot_free(mv_hot *hot);
 
 /* ---- event.c: foreign eventfds ---- */
 

@@ -15,7 +15,10 @@ enum {
 
 static bool has_room(const struct mv_drain *drain)
 {
-	return drain->result->n_punts < MV_PUNT_FRAMES && drain->n_touched < MV_MAX_WOKEN &&
+	const struct mv_drained *result = drain->result;
+
+	return result->n_punts < MV_PUNT_FRAMES &&
+	       result->n_woken + drain->n_touched < MV_MAX_WOKEN &&
 	       MV_PUNT_BYTES - drain->used >= MV_MAX_FRAME;
 }
 
@@ -123,11 +126,18 @@ static void forward(struct mv_drain *drain, struct mv_packet *packet,
 	drain->routed++;
 }
 
+/* Note a receiver whose task has something to do. */
+static void wake(struct mv_drained *result, uint32_t tag)
+{
+	for (unsigned int i = 0; i < result->n_woken; i++)
+		if (result->woken[i] == tag)
+			return;
+	result->woken[result->n_woken++] = tag;
+}
+
 /* Publish once for each receiver, and note those whose task has something to do. */
 static void settle_receivers(struct mv_drain *drain)
 {
-	struct mv_drained *result = drain->result;
-
 	let_receiver_go(drain);
 	for (unsigned int i = 0; i < drain->n_touched; i++) {
 		mv_port *to = drain->touched[i];
@@ -137,7 +147,7 @@ static void settle_receivers(struct mv_drain *drain)
 		if (ring->running)
 			mv_port_publish(to, MV_RX);
 		if (ring->broken || (to->backlog_length > 0 && !ring->armed))
-			result->woken[result->n_woken++] = to->tag;
+			wake(drain->result, to->tag);
 		mv_unlock(to, MV_RX);
 	}
 }
@@ -302,9 +312,27 @@ static int drain_port(struct mv_drain *drain)
 	mv_port_publish(port, MV_TX);
 	if (ring->broken)
 		return MV_NEXT_NOTHING;
-	if (empty && mv_ring_ask_for_kick(ring, mv_port_ring_features(port), ring->last_avail))
+	if (empty && !drain->polled &&
+	    mv_ring_ask_for_kick(ring, mv_port_ring_features(port), ring->last_avail))
 		return MV_NEXT_KICK;
 	return MV_NEXT_CALL_AGAIN;
+}
+
+/* Not all of struct mv_drain is worth clearing. */
+static void begin_drain(struct mv_drain *drain, mv_port *port, bool polled, uint64_t now,
+			uint8_t *buffer, struct mv_drained *drained)
+{
+	drain->port = port;
+	drain->polled = polled;
+	drain->now = now;
+	drain->buffer = buffer;
+	drain->used = 0;
+	drain->result = drained;
+	drain->rx.port = NULL;
+	drain->n_touched = 0;
+	drain->frames = 0;
+	drain->bytes = 0;
+	drain->routed = 0;
 }
 
 int mv_port_drain(mv_worker *worker, mv_port *port, uint64_t now, uint8_t *buffer,
@@ -313,16 +341,7 @@ int mv_port_drain(mv_worker *worker, mv_port *port, uint64_t now, uint8_t *buffe
 	struct mv_drain drain;
 	int next;
 
-	drain.port = port;
-	drain.now = now;
-	drain.buffer = buffer;
-	drain.used = 0;
-	drain.result = drained;
-	drain.rx.port = NULL;
-	drain.n_touched = 0;
-	drain.frames = 0;
-	drain.bytes = 0;
-	drain.routed = 0;
+	begin_drain(&drain, port, false, now, buffer, drained);
 	drained->n_punts = 0;
 	drained->n_woken = 0;
 	mv_worker_begin(worker);
@@ -331,4 +350,41 @@ int mv_port_drain(mv_worker *worker, mv_port *port, uint64_t now, uint8_t *buffe
 	mv_unlock(port, MV_TX);
 	mv_worker_end(worker);
 	return next;
+}
+
+static enum mv_poll poll_port(struct mv_drain *drain)
+{
+	struct mv_ring *ring = &drain->port->rings[MV_TX];
+
+	if (!ring->running || ring->broken)
+		return MV_POLL_DOWN;
+	if (mv_ring_available(ring) == 0 && !ring->broken) {
+		/* Once is enough: what is nearly always empty is not to be written to each time. */
+		if (ring->armed)
+			mv_ring_refuse_kicks(ring, mv_port_ring_features(drain->port));
+		return MV_POLL_IDLE;
+	}
+	if (!has_room(drain))
+		return MV_POLL_FULL;
+	return drain_port(drain) == MV_NEXT_NOTHING ? MV_POLL_DOWN : MV_POLL_BUSY;
+}
+
+enum mv_poll mv_port_poll(mv_worker *worker, mv_port *port, uint64_t now, uint8_t *buffer,
+			  struct mv_drained *drained)
+{
+	struct mv_drain drain;
+	enum mv_poll result;
+
+	begin_drain(&drain, port, true, now, buffer, drained);
+	if (drained->n_punts > 0) {
+		const struct mv_punt *last = &drained->punts[drained->n_punts - 1];
+
+		drain.used = last->offset + last->length;
+	}
+	mv_worker_begin(worker);
+	mv_lock(port, MV_TX);
+	result = poll_port(&drain);
+	mv_unlock(port, MV_TX);
+	mv_worker_end(worker);
+	return result;
 }

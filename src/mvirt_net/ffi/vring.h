@@ -9,8 +9,6 @@ enum {
 	DESC_F_WRITE = 2,
 	DESC_F_INDIRECT = 4,
 
-	CACHE_LINE = 64,
-
 	DESC_SIZE = 16,
 	DESC_ALIGN = 16,
 };
@@ -112,12 +110,12 @@ static inline void fetch(const uint8_t *host, uint32_t length, enum mv_direction
 {
 	if (direction == MV_TO_DRIVER) {
 		__builtin_prefetch(host, 1);
-		if (length > CACHE_LINE)
-			__builtin_prefetch(host + CACHE_LINE, 1);
+		if (length > MV_CACHE_LINE)
+			__builtin_prefetch(host + MV_CACHE_LINE, 1);
 	} else {
 		__builtin_prefetch(host);
-		if (length > CACHE_LINE)
-			__builtin_prefetch(host + CACHE_LINE);
+		if (length > MV_CACHE_LINE)
+			__builtin_prefetch(host + MV_CACHE_LINE);
 	}
 }
 

@@ -21,12 +21,10 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-enum { CACHE_LINE = 64 };
-
 struct mv_worker {
-	_Alignas(CACHE_LINE) _Atomic uint64_t since;	/* the epoch of its drain; 0: it is in none */
+	_Alignas(MV_CACHE_LINE) _Atomic uint64_t since;	/* the epoch of its drain; 0: it is in none */
 	mv_worker *next;		/* under list_lock */
-	char rest[CACHE_LINE - sizeof(uint64_t) - sizeof(mv_worker *)];
+	char rest[MV_CACHE_LINE - sizeof(uint64_t) - sizeof(mv_worker *)];
 };
 
 static _Atomic uint64_t epoch = 1;
@@ -35,7 +33,7 @@ static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
 
 mv_worker *mv_worker_new(void)
 {
-	mv_worker *worker = aligned_alloc(CACHE_LINE, sizeof(*worker));
+	mv_worker *worker = aligned_alloc(MV_CACHE_LINE, sizeof(*worker));
 
 	if (!worker)
 		return NULL;

@@ -1,0 +1,338 @@
+/*
+ * Threads that poll TX rings which are too busy to wait for kicks.
+ *
+ * Theory of operation. A COLD ring belongs to a task, which drains it when its driver kicks. The task
+ * hands it over to a poller when it is busy: it is HOT then. The poller looks at its rings in turn, for
+ * one bounded drain each, so none gets more than its share, and no driver has to kick. A ring that has
+ * nothing for a while is released, and its task takes over again.
+ *
+ * The order of that is what keeps wake-ups from getting lost: the poller is done with the ring, then
+ * says so (store COLD), and only then the task drains, which asks for kicks and looks once more
+ * whether something has come meanwhile (arm, re-check).
+ *
+ * A poller works under its lock. Between two turns it looks whether control wants it, and waits
+ * until control has had it; so control waits for one turn at most. What goes on in the ring itself
+ * (a stop, another memory table) needs nothing of that, as it happens under the ring's own lock.
+ *
+ * What a drain leaves to do goes to the task in two halves. The poller adds to one of them until the
+ * task has nothing of the other one to do any more, and then hands it over. When there is no room left,
+ * what the ring waits for is the task, so that gets it back: a guest that floods the gateway is as fast
+ * as its services without a thread that spins for it.
+ *
+ * Barriers, by letter:
+ *   H  release when a half is handed over, either way: with the acquire of who gets it.
+ *   R  release of `released`, after all that the poller did: with the acquire of the task.
+ */
+#include "core.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* What some drains have left to do. */
+struct half {
+	_Atomic bool given;		/* to the task; else it is the poller's */
+	struct mv_drained drained;
+	uint8_t buffer[MV_PUNT_BYTES];
+};
+
+struct mv_hot {
+	mv_poller *poller;
+	mv_port *port;
+	/* Under the poller's lock. */
+	mv_hot *next;			/* in the round of its poller */
+	mv_hot *previous;
+	uint64_t idle_since;		/* 0: it is not */
+	uint64_t stays_until;
+	uint64_t clock;			/* what our clock lacks to the caller's */
+	int event_fd;
+	_Atomic bool released;
+	unsigned int filling;		/* the half that the poller adds to, or the next */
+	unsigned int taking;		/* the one that the task has, or the next */
+	struct half halves[2];
+};
+
+struct mv_poller {
+	_Alignas(MV_CACHE_LINE) pthread_mutex_t lock;
+	pthread_cond_t changed;		/* what follows */
+	_Atomic unsigned int wanted;	/* how many wait for the lock, apart from the poller */
+	bool stopping;
+	mv_hot *turn;			/* whose turn is next; NULL: there is none */
+	uint64_t idle_ns;
+	mv_worker *worker;
+};
+
+mv_poller *mv_poller_new(uint64_t idle_ns)
+{
+	mv_poller *poller = aligned_alloc(MV_CACHE_LINE, sizeof(*poller));
+
+	if (!poller)
+		return NULL;
+	memset(poller, 0, sizeof(*poller));
+	poller->worker = mv_worker_new();
+	if (!poller->worker) {
+		free(poller);
+		return NULL;
+	}
+	poller->idle_ns = idle_ns;
+	pthread_mutex_init(&poller->lock, NULL);
+	pthread_cond_init(&poller->changed, NULL);
+	return poller;
+}
+
+void mv_poller_free(mv_poller *poller)
+{
+	if (!poller)
+		return;
+	mv_worker_free(poller->worker);
+	pthread_cond_destroy(&poller->changed);
+	pthread_mutex_destroy(&poller->lock);
+	free(poller);
+}
+
+/* ---- what is left to do ---- */
+
+static bool has_something(const struct half *half)
+{
+	return half->drained.n_punts > 0 || half->drained.n_woken > 0;
+}
+
+static void signal_task(const mv_hot *hot)
+{
+	static const uint64_t one = 1;
+	ssize_t written = write(hot->event_fd, &one, sizeof(one));
+
+	/* A full counter is as good as one more. */
+	(void)written;
+}
+
+/*
+ * Give the task what there is, unless it is busy with what it was given before. So the half that is
+ * filled is never the task's.
+ */
+static void hand_over(mv_hot *hot)
+{
+	struct half *half = &hot->halves[hot->filling];
+	struct half *other = &hot->halves[1 - hot->filling];
+
+	if (!has_something(half) || atomic_load_explicit(&other->given, memory_order_acquire)) /* H */
+		return;
+	atomic_store_explicit(&half->given, true, memory_order_release); /* H */
+	hot->filling = 1 - hot->filling;
+	signal_task(hot);
+}
+
+const struct mv_drained *mv_hot_take(mv_hot *hot, const uint8_t **buffer)
+{
+	bool released = mv_hot_released(hot);
+	struct half *half = &hot->halves[hot->taking];
+
+	/* Of a ring that was released, everything is the task's. */
+	if (!atomic_load_explicit(&half->given, memory_order_acquire) && /* H */
+	    !(released && has_something(half)))
+		return NULL;
+	*buffer = half->buffer;
+	return &half->drained;
+}
+
+void mv_hot_done(mv_hot *hot)
+{
+	struct half *half = &hot->halves[hot->taking];
+
+	half->drained.n_punts = 0;
+	half->drained.n_woken = 0;
+	hot->taking = 1 - hot->taking;
+	atomic_store_explicit(&half->given, false, memory_order_release); /* H */
+}
+
+/* ---- the round, under the poller's lock ---- */
+
+static void leave_round(mv_hot *hot)
+{
+	mv_poller *poller = hot->poller;
+
+	if (poller->turn == hot)
+		poller->turn = hot->next == hot ? NULL : hot->next;
+	hot->previous->next = hot->next;
+	hot->next->previous = hot->previous;
+}
+
+static void enter_round(mv_hot *hot)
+{
+	mv_poller *poller = hot->poller;
+	mv_hot *first = poller->turn;
+
+	if (!first) {
+		hot->next = hot->previous = hot;
+		poller->turn = hot;
+		return;
+	}
+	hot->next = first;
+	hot->previous = first->previous;
+	hot->previous->next = hot;
+	first->previous = hot;
+}
+
+/* The last that the poller has to do with it, and only ever once. */
+static void release(mv_hot *hot)
+{
+	leave_round(hot);
+	atomic_store_explicit(&hot->released, true, memory_order_release); /* R */
+	signal_task(hot);
+}
+
+bool mv_hot_released(const mv_hot *hot)
+{
+	return atomic_load_explicit(&hot->released, memory_order_acquire); /* R */
+}
+
+/* ---- the thread ---- */
+
+static bool idle_too_long(mv_hot *hot, uint64_t now)
+{
+	if (hot->idle_since == 0)
+		hot->idle_since = now;
+	return now >= hot->stays_until && now - hot->idle_since >= hot->poller->idle_ns;
+}
+
+/* One turn of one ring; whether to go on with it. */
+static bool poll_ring(mv_hot *hot)
+{
+	struct half *half = &hot->halves[hot->filling];
+	uint64_t now = mv_now_ns();
+	enum mv_poll found = mv_port_poll(hot->poller->worker, hot->port, hot->clock + now,
+					  half->buffer, &half->drained);
+
+	hand_over(hot);
+	switch (found) {
+	case MV_POLL_BUSY:
+		hot->idle_since = 0;
+		return true;
+	case MV_POLL_IDLE:
+		mv_relax();
+		return !idle_too_long(hot, now);
+	case MV_POLL_FULL:
+	case MV_POLL_DOWN:
+		break;
+	}
+	return false;
+}
+
+static void next_turn(mv_poller *poller)
+{
+	mv_hot *hot = poller->turn;
+
+	poller->turn = hot->next;
+	if (!poll_ring(hot))
+		release(hot);
+}
+
+/* Until it is the poller's turn, and there is something to do. */
+static void wait_for_work(mv_poller *poller)
+{
+	while (atomic_load(&poller->wanted) > 0 || (!poller->turn && !poller->stopping))
+		pthread_cond_wait(&poller->changed, &poller->lock);
+}
+
+/* Signals are for threads that know of them. A fault that is blocked would end the process. */
+static void block_signals(sigset_t *before)
+{
+	static const int faults[] = { SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP };
+	sigset_t all;
+
+	sigfillset(&all);
+	for (size_t i = 0; i < sizeof(faults) / sizeof(faults[0]); i++)
+		sigdelset(&all, faults[i]);
+	pthread_sigmask(SIG_SETMASK, &all, before);
+}
+
+void mv_poller_run(mv_poller *poller)
+{
+	sigset_t before;
+
+	block_signals(&before);
+	pthread_mutex_lock(&poller->lock);
+	for (;;) {
+		wait_for_work(poller);
+		if (poller->stopping)
+			break;
+		next_turn(poller);
+	}
+	pthread_mutex_unlock(&poller->lock);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* ---- control ---- */
+
+static void control_begin(mv_poller *poller)
+{
+	atomic_fetch_add(&poller->wanted, 1);
+	pthread_mutex_lock(&poller->lock);
+	atomic_fetch_sub(&poller->wanted, 1);
+}
+
+static void control_end(mv_poller *poller)
+{
+	pthread_cond_signal(&poller->changed);
+	pthread_mutex_unlock(&poller->lock);
+}
+
+void mv_poller_stop(mv_poller *poller)
+{
+	control_begin(poller);
+	poller->stopping = true;
+	while (poller->turn)
+		release(poller->turn);
+	control_end(poller);
+}
+
+/* The buffers are left as they are: most rings never need them. */
+static void begin_half(struct half *half)
+{
+	atomic_init(&half->given, false);
+	half->drained.n_punts = 0;
+	half->drained.n_woken = 0;
+}
+
+mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, uint64_t now, uint64_t stay_ns,
+		      int event_fd)
+{
+	mv_hot *hot = malloc(sizeof(*hot));
+	uint64_t ours = mv_now_ns();
+
+	if (!hot)
+		return NULL;
+	hot->poller = poller;
+	hot->port = port;
+	hot->idle_since = 0;
+	hot->stays_until = ours + stay_ns;
+	hot->clock = now - ours;
+	hot->event_fd = event_fd;
+	atomic_init(&hot->released, false);
+	hot->filling = 0;
+	hot->taking = 0;
+	begin_half(&hot->halves[0]);
+	begin_half(&hot->halves[1]);
+	control_begin(poller);
+	enter_round(hot);
+	if (poller->stopping)
+		release(hot);
+	control_end(poller);
+	return hot;
+}
+
+void mv_hot_remove(mv_hot *hot)
+{
+	control_begin(hot->poller);
+	if (!mv_hot_released(hot))
+		release(hot);
+	control_end(hot->poller);
+}
+
+void mv_hot_free(mv_hot *hot)
+{
+	free(hot);
+}

@@ -1,0 +1,481 @@
+"""TX rings that a thread polls: what is taken, when they are given up, and what is left to do.
+
+The thread is a real one. Tests wait for what it signals: the driver's call, or the ring's event.
+Where time is not what a test is about, a poller has none (0) or all the patience of the world.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from ipaddress import ip_network
+
+import pytest
+
+from mvirt_net.ffi import HotRing, Network, NextStep, Poller, Port
+from mvirt_net.model import TX_QUEUE, MacAddress, PuntKind
+from tests.harness.packets import GATEWAY_IP, GATEWAY_MAC, arp_request, ethernet_frame, udp_frame
+
+from .rig import EVENT_IDX, IPV4, MAC, VERSION_1, Rig, map_guest, open_rig
+
+FOR_EVER = 1e6
+PATIENCE = 30
+"""Seconds after which what a test waits for does not come any more."""
+
+OTHER_MAC = MacAddress.parse("52:54:00:00:00:02")
+OTHER_IPV4 = "10.0.0.6"
+DROPPED = ethernet_frame(GATEWAY_MAC, MAC.packed, 0x88B5, bytes(50))
+"""Without a word: no protocol that anybody knows."""
+UNROUTABLE = udp_frame(MAC.packed, GATEWAY_MAC, IPV4, "192.0.2.1", 1, 2, b"")
+"""An ICMP error says so."""
+ARP = arp_request(MAC.packed, IPV4, GATEWAY_IP)
+
+
+@contextlib.contextmanager
+def running(poller: Poller) -> Iterator[Poller]:
+    """The poller, in a thread that has ended afterwards."""
+    thread = threading.Thread(target=poller.run)
+    thread.start()
+    try:
+        yield poller
+    finally:
+        poller.stop()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def hot(poller: Poller, rig: Rig) -> Iterator[HotRing]:
+    with contextlib.closing(HotRing(poller, rig.port, 0.0)) as ring:
+        yield ring
+
+
+@contextlib.contextmanager
+def polled(patience: float, **options: object) -> Iterator[tuple[Rig, HotRing]]:
+    """A rig whose TX ring a thread polls."""
+    with (
+        open_rig(**options) as rig,  # type: ignore[arg-type]
+        running(Poller(patience)) as poller,
+    ):
+        rig.start()
+        with hot(poller, rig) as ring:
+            yield rig, ring
+
+
+def wait_for(fd: int) -> None:
+    """Until an eventfd is signalled, which it is not any more then."""
+    assert select.select([fd], [], [], PATIENCE)[0], "nothing happened"
+    os.eventfd_read(fd)
+
+
+def wait_released(ring: HotRing) -> None:
+    while not ring.released:
+        wait_for(ring.fd)
+
+
+def wait_taken(rig: Rig, count: int) -> None:
+    """Until the device has returned so many buffers."""
+    while not rig.tx.enable_call(count):
+        wait_for(rig.calls[TX_QUEUE])
+
+
+def take_all(ring: HotRing) -> list[bytes]:
+    """The frames for services that are there."""
+    frames = []
+    while (drained := ring.take()) is not None:
+        frames += [punt.frame for punt in drained.punts]
+    return frames
+
+
+def numbered_arp(number: int) -> bytes:
+    """An ARP request for the gateway that can be told from others."""
+    return ARP + number.to_bytes(4, "big")
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    network = Network(mtu=65535)
+    yield network
+    network.close()
+
+
+@contextlib.contextmanager
+def receiver(network: Network) -> Iterator[Rig]:
+    """Another guest, for `to_other`."""
+    with open_rig(network=network, mac=OTHER_MAC, routes=[OTHER_IPV4]) as rig:
+        rig.start()
+        yield rig
+
+
+def to_other(payload: bytes, src: str = IPV4, mac: MacAddress = MAC) -> bytes:
+    return udp_frame(mac.packed, GATEWAY_MAC, src, OTHER_IPV4, 1, 2, payload)
+
+
+class TestPolling:
+    @pytest.mark.parametrize("features", [VERSION_1, VERSION_1 | EVENT_IDX])
+    def test_takes_frames_without_a_kick(self, features: int) -> None:
+        with polled(FOR_EVER, features=features) as (rig, _):
+            for count in range(1, 20):
+                rig.send(DROPPED)
+                wait_taken(rig, count)
+                assert not rig.tx.kick_needed()
+            assert rig.port.stats().tx_frames == 19
+
+    def test_takes_what_was_there_before(self) -> None:
+        with open_rig() as rig, running(Poller(FOR_EVER)) as poller:
+            rig.start()
+            rig.send(DROPPED)
+            with hot(poller, rig):
+                wait_taken(rig, 1)
+
+    def test_refuses_kicks_that_were_asked_for(self) -> None:
+        with open_rig() as rig, running(Poller(FOR_EVER)) as poller:
+            rig.start()
+            assert rig.port.drain().next is NextStep.KICK
+            assert rig.tx.kick_needed()
+            limit = time.monotonic() + PATIENCE
+            with hot(poller, rig):
+                while rig.tx.kick_needed():
+                    assert time.monotonic() < limit
+
+    def test_forwards_in_order(self, network: Network) -> None:
+        with receiver(network) as other, polled(FOR_EVER, network=network) as (rig, _):
+            other.offer(2048, 100)
+            for number in range(100):
+                rig.send(to_other(number.to_bytes(4, "big")))
+            wait_taken(rig, 100)
+            got = []
+            while (frame := other.rx.pop_frame()) is not None:
+                got.append(int.from_bytes(frame.frame[42:46], "big"))
+            assert got == list(range(100))
+
+    def test_says_who_has_a_backlog(self, network: Network) -> None:
+        with receiver(network) as other, polled(FOR_EVER, network=network) as (rig, ring):
+            rig.send(to_other(b""))
+            wait_for(ring.fd)
+            drained = ring.take()
+            assert drained is not None
+            assert drained.woken == [other.port]
+            assert other.port.backlog == 1
+
+    def test_gets_no_signals(self) -> None:
+        with polled(FOR_EVER) as (rig, _):
+            rig.send(DROPPED)
+            wait_taken(rig, 1)
+            [status] = [
+                text
+                for task in os.listdir("/proc/self/task")  # noqa: PTH208
+                if int(task) != threading.get_native_id()
+                and "SigBlk:\t0000000000000000" not in (text := read_status(task))
+            ]
+        blocked = int(status.partition("SigBlk:\t")[2].split()[0], 16)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD):
+            assert blocked >> (number - 1) & 1
+        assert not blocked >> (signal.SIGBUS - 1) & 1
+
+
+def read_status(task: str) -> str:
+    with open(f"/proc/self/task/{task}/status") as file:  # noqa: PTH123
+        return file.read()
+
+
+class TestGivingUp:
+    def test_at_once_without_patience(self) -> None:
+        with polled(0) as (rig, ring):
+            wait_released(ring)
+            assert ring.take() is None
+            rig.send(DROPPED)
+            rig.drain()
+            assert rig.port.stats().tx_frames == 1
+
+    def test_after_a_while(self) -> None:
+        with polled(0.001) as (rig, ring):
+            rig.send(DROPPED)
+            wait_released(ring)
+            assert rig.port.stats().tx_frames == 1
+
+    def test_not_before_it_was_there_for_a_while(self) -> None:
+        with open_rig() as rig, running(Poller(0)) as poller:
+            rig.start()
+            with contextlib.closing(HotRing(poller, rig.port, 0.0, FOR_EVER)) as ring:
+                for count in range(1, 20):
+                    rig.send(DROPPED)
+                    wait_taken(rig, count)
+                assert not ring.released
+
+    def test_kicks_are_for_who_drains_next(self) -> None:
+        with polled(0) as (rig, ring):
+            wait_released(ring)
+            ring.close()
+            rig.drain()
+            assert rig.tx.kick_needed()
+
+    @pytest.mark.parametrize("patience", [0.0, 1e-6, 20e-6])
+    def test_no_frame_is_forgotten(self, patience: float) -> None:
+        """Sent at any moment of a release, it is taken by the poller or by the drain after."""
+        with open_rig() as rig, running(Poller(patience)) as poller:
+            rig.start()
+            address = rig.buffer(2048)
+            for count in range(1, 1001):
+                with hot(poller, rig) as ring:
+                    rig.tx.add_tx_buffer(address, DROPPED)
+                    wait_released(ring)
+                rig.drain()
+                assert rig.tx.pop_used() is not None
+                assert rig.port.stats().tx_frames == count
+                assert rig.tx.kick_needed()
+
+    def test_a_ring_that_is_stopped(self) -> None:
+        with polled(FOR_EVER) as (rig, ring):
+            rig.send(DROPPED)
+            wait_taken(rig, 1)
+            assert rig.port.stop_ring(TX_QUEUE) == 1
+            wait_released(ring)
+
+    def test_a_ring_that_does_not_run(self) -> None:
+        with open_rig() as rig, running(Poller(FOR_EVER)) as poller, hot(poller, rig) as ring:
+            wait_released(ring)
+
+    def test_a_ring_that_is_broken(self) -> None:
+        with polled(FOR_EVER) as (rig, ring):
+            rig.tx.write_avail_idx(0x8000)
+            wait_released(ring)
+            assert rig.port.ring_broken(TX_QUEUE)
+            assert rig.erred(TX_QUEUE)
+
+    def test_when_the_poller_stops(self) -> None:
+        poller = Poller(FOR_EVER)
+        with open_rig() as rig:
+            rig.start()
+            with running(poller), hot(poller, rig) as ring:
+                poller.stop()
+                wait_released(ring)
+            with hot(poller, rig) as ring:
+                wait_released(ring)
+
+    def test_without_a_thread(self) -> None:
+        """Of a poller that never runs a ring can be had back all the same."""
+        with open_rig() as rig:
+            rig.start()
+            rig.send(DROPPED)
+            with hot(Poller(FOR_EVER), rig) as ring:
+                assert not ring.released
+            assert rig.port.stats().tx_frames == 0
+
+
+class TestClosing:
+    def test_leaves_the_port_alone(self) -> None:
+        with polled(FOR_EVER) as (rig, ring):
+            rig.send(DROPPED)
+            wait_taken(rig, 1)
+            ring.close()
+            rig.send(DROPPED)
+            assert rig.port.stats().tx_frames == 1
+            ring.close()
+
+    def test_says_whether_it_is_hot(self) -> None:
+        with polled(FOR_EVER) as (rig, ring):
+            assert rig.port.hot
+            ring.close()
+            assert not rig.port.hot
+            assert rig.port.takeovers == 1
+
+    def test_wakes_who_was_left_with_a_backlog(self, network: Network) -> None:
+        with receiver(network) as other, polled(FOR_EVER, network=network) as (rig, ring):
+            woken = []
+            other.port.wake = lambda: woken.append(True)
+            rig.send(to_other(b""))
+            wait_taken(rig, 1)
+            ring.close()
+            assert woken
+
+    def test_of_a_receiver_that_is_gone_meanwhile(self, network: Network) -> None:
+        with polled(FOR_EVER, network=network) as (rig, ring):
+            with receiver(network):
+                rig.send(to_other(b""))
+                wait_taken(rig, 1)
+            drained = ring.take()
+            assert drained is None or drained.woken == []
+
+    def test_one_of_several(self) -> None:
+        """The others are polled on, whichever of them goes."""
+        with contextlib.ExitStack() as stack:
+            rigs = [stack.enter_context(open_rig()) for _ in range(3)]
+            poller = stack.enter_context(running(Poller(FOR_EVER)))
+            rings = []
+            for rig in rigs:
+                rig.start()
+                rings.append(stack.enter_context(hot(poller, rig)))
+            for left in range(3):
+                for rig in rigs[left:]:
+                    rig.send(DROPPED)
+                    wait_taken(rig, left + 1)
+                rings[left].close()
+
+
+class TestServices:
+    def test_frames_for_services(self) -> None:
+        with polled(FOR_EVER) as (rig, ring):
+            rig.send(ARP)
+            wait_for(ring.fd)
+            drained = ring.take()
+            assert drained is not None
+            [punt] = drained.punts
+            assert (punt.kind, punt.frame) == (PuntKind.ARP, ARP)
+            assert ring.take() is None
+
+    def test_more_while_they_are_answered(self) -> None:
+        with polled(FOR_EVER) as (rig, ring):
+            frames = [numbered_arp(number) for number in range(40)]
+            for count, frame in enumerate(frames, 1):
+                rig.send(frame)
+                wait_taken(rig, count)
+            got: list[bytes] = []
+            while len(got) < len(frames):
+                wait_for(ring.fd)
+                got += take_all(ring)
+            assert got == frames
+            assert not ring.released
+
+    def test_more_than_anybody_answers(self) -> None:
+        """Who floods the gateway gets its ring back, and no frame is lost or comes twice."""
+        with polled(FOR_EVER) as (rig, ring):
+            frames = [numbered_arp(number) for number in range(200)]
+            for frame in frames:
+                rig.send(frame)
+            wait_released(ring)
+            got = take_all(ring)
+            assert 64 < len(got) <= 128
+            got += [punt.frame for punt in rig.drain()]
+            assert got == frames
+
+    def test_errors_are_limited_by_the_clock_of_the_drains(self) -> None:
+        """Both count the same time, wherever it began, so that neither takes the other's for its
+        past."""
+        with open_rig() as rig, running(Poller(0)) as poller:
+            rig.start()
+            for _ in range(60):
+                rig.send(UNROUTABLE)
+            before = rig.port.drain(1e9).punts
+            assert len(before) == 50
+            with contextlib.closing(HotRing(poller, rig.port, 1e9 + 1)) as ring:
+                for _ in range(60):
+                    rig.send(UNROUTABLE)
+                wait_released(ring)
+                after = take_all(ring) + [punt.frame for punt in rig.port.drain(1e9 + 1).punts]
+            assert len(after) >= 50
+
+
+class TestFairness:
+    def test_a_flood_waits_its_turn(self, network: Network) -> None:
+        """A frame of another ring comes after one turn of a flood, 1 MiB."""
+        flood = to_other(bytes(65000))
+        third_mac, third = MacAddress.parse("52:54:00:00:00:03"), "10.0.0.7"
+        with (
+            receiver(network) as other,
+            open_rig(network=network) as flooding,
+            open_rig(network=network, mac=third_mac, routes=[third]) as modest,
+        ):
+            address = other.buffer(66000)
+            for _ in range(64):
+                other.rx.add_rx_buffer(address, 66000)
+            flooding.start()
+            modest.start()
+            address = flooding.buffer(66000)
+            for _ in range(60):
+                flooding.tx.add_tx_buffer(address, flood)
+            modest.send(to_other(b"", third, third_mac))
+            poller = Poller(0)
+            with hot(poller, flooding) as first, hot(poller, modest) as second, running(poller):
+                wait_released(first)
+                wait_released(second)
+            lengths = []
+            while (used := other.rx.pop_used()) is not None:
+                lengths.append(used.length)
+            assert len(lengths) == 61
+            assert lengths.index(min(lengths)) <= 17
+
+
+class TestChanges:
+    def test_of_memory(self) -> None:
+        with polled(FOR_EVER) as (rig, _):
+            tables = [map_guest(rig.guest, rig.fault_fd), rig.table]
+            for count in range(1, 21):
+                rig.port.set_memory(tables[count % 2])
+                rig.send(DROPPED)
+                wait_taken(rig, count)
+            rig.port.set_memory(rig.table)
+            tables[0].close()
+
+    def test_memory_that_vanishes(self) -> None:
+        """The fault is the poller's thread's; the other guest does not notice."""
+        with open_rig() as good, polled(FOR_EVER) as (rig, ring):
+            good.start()
+            with hot(ring._poller, good):
+                good.send(DROPPED)
+                wait_taken(good, 1)
+                [info] = rig.guest.get_region_info()
+                os.ftruncate(info.fd, 0)
+                wait_for(rig.fault_fd)
+                os.ftruncate(info.fd, info.size)
+                good.send(DROPPED)
+                wait_taken(good, 2)
+
+    def test_of_routes(self, network: Network) -> None:
+        with receiver(network) as other, polled(FOR_EVER, network=network) as (rig, _):
+            other.offer(2048, 64)
+            for count in range(1, 20):
+                other.port.set_routes([])
+                other.port.set_routes([ip_network(OTHER_IPV4)])
+                rig.send(to_other(b""))
+                wait_taken(rig, count)
+                assert other.port.stats().rx_frames == count
+
+
+def test_several_pollers(network: Network) -> None:
+    """Two threads send to one receiver; all arrives, each sender's in its order."""
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(receiver(network))
+        other.offer(128, 200)
+        senders = []
+        for number in range(2):
+            mac, ip = MacAddress(bytes([2, 0, 0, 0, 1, number])), f"10.0.0.{20 + number}"
+            rig = stack.enter_context(open_rig(network=network, mac=mac, routes=[ip]))
+            rig.start()
+            senders.append(rig)
+            for count in range(100):
+                payload = bytes([number, count])
+                rig.tx.add_tx_buffer(rig.buffer(128), to_other(payload, ip, mac), publish=False)
+            stack.enter_context(hot(stack.enter_context(running(Poller(FOR_EVER))), rig))
+        for rig in senders:
+            rig.tx.publish()
+        for rig in senders:
+            wait_taken(rig, 100)
+        got: dict[int, list[int]] = {0: [], 1: []}
+        while (frame := other.rx.pop_frame()) is not None:
+            got[frame.frame[42]].append(frame.frame[43])
+        assert got == {0: list(range(100)), 1: list(range(100))}
+
+
+def test_no_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    with open_rig() as rig:
+        monkeypatch.setattr(os, "eventfd", refuse)
+        with pytest.raises(OSError, match="Too many"):
+            HotRing(Poller(0), rig.port, 0.0)
+        monkeypatch.undo()
+        assert not rig.port.hot
+
+
+def test_port_is_cold_at_first() -> None:
+    with contextlib.closing(Network()) as network:
+        port = Port(network, MAC)
+        assert (port.hot, port.takeovers) == (False, 0)
+        port.close()
