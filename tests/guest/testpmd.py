@@ -191,7 +191,8 @@ def _environment(root: Path) -> dict[str, str]:
     in ``/tmp`` is; the dynamic loader does not mind.
     """
     libraries = root / _LIBRARIES
-    return {
-        "LD_LIBRARY_PATH": f"{libraries}:{root / 'lib/x86_64-linux-gnu'}",
-        "LD_PRELOAD": " ".join(str(libraries / name) for name in _PRELOADED),
-    }
+    environment = {"LD_LIBRARY_PATH": f"{libraries}:{root / 'lib/x86_64-linux-gnu'}"}
+    # Where DPDK is installed it finds its drivers by itself, and none may be there twice.
+    if not list(Path("/", _LIBRARIES, "dpdk").glob("pmds-*")):
+        environment["LD_PRELOAD"] = " ".join(str(libraries / name) for name in _PRELOADED)
+    return environment
