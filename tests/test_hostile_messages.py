@@ -933,6 +933,7 @@ async def test_m57_memory_that_takes_too_long_to_map(
         assert release.wait(30)
         return map_at_once(mapping, fd)
 
+    without_attacker = shared_mappings()
     client = await scene.connect(protocol_features=EVERY_PROTOCOL_FEATURE)
     region = RegionInfo(1 << 40, PAGE, 1 << 50, 0, fd=a_memfd(PAGE))
     with monkeypatch.context() as patched:
@@ -948,7 +949,6 @@ async def test_m57_memory_that_takes_too_long_to_map(
         await client.connection.wait_hung_up(timeout=3600)
         assert trio.current_time() - began == pytest.approx(MAPPING_TIME_LIMIT, abs=0.5)
         await scene.send_attackers_away()
-        without_attacker = shared_mappings()
         # Who only talks need not wait for the thread that is still there.
         with contextlib.closing(await Connection.open(scene.backend.socket_path)) as connection:
             await connection.get_features()
