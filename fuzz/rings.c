@@ -186,6 +186,18 @@ static void stop(struct player *player, unsigned int queue)
 	CHECK(queue == MV_TX || mv_port_backlog(player->port) == 0);
 }
 
+/* Between calls nothing of a packed ring is taken, and what was counted is within it. */
+static void check_packed(const struct player *player, unsigned int queue)
+{
+	const struct mv_ring *ring = &player->port->rings[queue];
+
+	if (!ring->running || !ring->packed)
+		return;
+	CHECK(ring->n_taken == 0 && ring->taken_slots == 0);
+	CHECK(ring->looked <= ring->size && ring->counted <= ring->looked);
+	CHECK((ring->last_avail & 0x7fff) < ring->size);
+}
+
 static void drain(struct player *player)
 {
 	struct mv_drained drained;
@@ -304,6 +316,7 @@ static void step(struct scene *scene, struct input *input)
 	struct player *player = &scene->players[what >> 7];
 	unsigned int queue = what >> 6 & 1;
 
+	check_packed(player, queue);
 	switch (what % 18) {
 	case 0:
 		start(player, queue);

@@ -238,7 +238,7 @@ enum { MV_AHEAD = 32 };
 /*
  * The next chains, looked at together: while one is worked on, memory fetches what the others will
  * need. Nothing is taken by that, and who finds NULL for a chain peeks at it in its turn. Whoever
- * takes a chain moves the mark.
+ * takes a chain says so by mv_ahead_took().
  */
 struct mv_ahead {
 	unsigned int n;
@@ -277,6 +277,15 @@ static inline const struct mv_slot *mv_ahead_next(const struct mv_ahead *ahead)
 	if (ahead->next >= ahead->n || !ahead->slots[ahead->next].host)
 		return NULL;
 	return &ahead->slots[ahead->next];
+}
+
+/* The next chain was taken. What was looked at behind it is no chain's beginning if it took up several. */
+static inline void mv_ahead_took(struct mv_ahead *ahead, uint16_t slots)
+{
+	if (slots == 1)
+		ahead->next++;
+	else
+		ahead->n = 0;
 }
 
 /*
@@ -894,7 +903,10 @@ struct mv_drain {
 /* Packets come in runs to one receiver, so its ring is locked, and looked at, once for a run. */
 void mv_turn_to_receiver(struct mv_drain *drain, mv_port *to);
 
-/* Send the frame in a chain on if it is one of those that most are; false: nothing has been done. */
+/*
+ * Send the frame in a chain on if it is one of those that most are. False: it is not, and nothing was
+ * done to a ring; but it may have been turned to a receiver.
+ */
 bool mv_express(struct mv_drain *drain, const struct mv_slot *slot);
 
 /* ---- forward.c: from one NIC to another ---- */

@@ -5,9 +5,10 @@
  *
  * Theory of operation. What is done here is what classify.c, forward.c and rx.c do with such a packet,
  * less the questions that it has answered by being one. Whatever is not so, or is wrong in any way, is
- * left to them before anything was done, and they begin from the start with a copy of their own. So
- * this file knows no reason to drop a packet, and could be taken away without any difference but one:
- * a packet takes a third of the instructions.
+ * left to them before anything was done to a ring, and they begin from the start with a copy of their
+ * own: in which the guest may have written something else meanwhile, so that one frame can turn to two
+ * receivers. This file knows no reason to drop a packet, and makes no difference but one: with it a
+ * packet takes a third of the instructions.
  *
  * Each byte of the headers is loaded once, into a number that is looked at and then stored for the
  * receiver. There is no copy in memory: to load from it what was stored in pieces of another size would

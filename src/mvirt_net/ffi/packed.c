@@ -333,7 +333,6 @@ bool mv_packed_peek(struct mv_ring *ring, struct mv_ring_features features,
 
 	begin_chain(chain);
 	chain->head = first.id;
-	chain->slots = 1;
 	if (was_there && is_available(first.flags, ring->last_avail) &&
 	    walk(ring, features, memory, direction, chain, first))
 		return true;
@@ -347,7 +346,10 @@ void mv_packed_look_ahead(const struct mv_ring *ring, const mv_memory *memory,
 {
 	uint16_t flags = direction == MV_TO_DRIVER ? DESC_F_WRITE : 0;
 	uint16_t position = ring->last_avail;
+	unsigned int left = ring->size - ring->taken_slots;
 
+	if (ahead->n > left)
+		ahead->n = left;
 	for (unsigned int i = 0; i < ahead->n; i++, position = forward(ring, position, 1)) {
 		struct desc desc;
 
@@ -375,6 +377,9 @@ void mv_packed_take(struct mv_ring *ring, uint16_t id, uint16_t slots, uint32_t 
 	if (ring->counted > 0 && ring->looked >= slots) {
 		ring->counted--;
 		ring->looked -= slots;
+		/* The driver may have joined chains that were counted. */
+		if (ring->counted > ring->looked)
+			ring->counted = ring->looked;
 	} else {
 		/* A chain longer than what was looked at: begin behind it. */
 		ring->counted = 0;

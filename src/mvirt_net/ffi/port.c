@@ -341,6 +341,9 @@ int mv_ring_set_call(mv_port *port, unsigned int queue, int fd)
 	mv_lock(port, queue);
 	port->rings[queue].call_fd = fd;
 	make_up_for_call(port, &port->rings[queue]);
+	/* That may have been one slow call too many. */
+	if (queue == MV_RX)
+		note_up(port);
 	mv_unlock(port, queue);
 	return 0;
 }

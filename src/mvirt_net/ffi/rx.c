@@ -154,7 +154,7 @@ static void rx_take(struct mv_rx *rx, uint16_t head, uint16_t slots, uint32_t wr
 {
 	mv_ring_take(ring_of(rx), head, slots, written);
 	rx->available--;
-	rx->ahead.next++;
+	mv_ahead_took(&rx->ahead, slots);
 }
 
 static void rx_untake(struct mv_rx *rx, unsigned int n)

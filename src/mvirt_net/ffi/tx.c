@@ -9,6 +9,8 @@
 enum {
 	/* As much of a packet as an ICMP error quotes (RFC 4443, 2.4 (c): 1280 bytes with headers). */
 	QUOTED = MV_ETH_SIZE + 1280 - MV_IPV6_SIZE - 8,
+	/* Receivers: a guest may rewrite a frame that mv_express() left to the general way. */
+	TOUCHED_BY_ONE = 2,
 };
 
 /* ---- the slow path ---- */
@@ -18,7 +20,7 @@ static bool has_room(const struct mv_drain *drain)
 	const struct mv_drained *result = drain->result;
 
 	return result->n_punts < MV_PUNT_FRAMES &&
-	       result->n_woken + drain->n_touched < MV_MAX_WOKEN &&
+	       result->n_woken + drain->n_touched + TOUCHED_BY_ONE <= MV_MAX_WOKEN &&
 	       MV_PUNT_BYTES - drain->used >= MV_MAX_FRAME;
 }
 
@@ -210,8 +212,8 @@ static void chain_of(const struct mv_slot *slot, struct mv_chain *chain)
 	chain->segments[0].length = slot->length;
 }
 
-/* Deal with the ring's next chain, of which *slot may know all; false: the ring is broken. */
-static bool receive_chain(struct mv_drain *drain, const struct mv_slot *slot)
+/* Deal with the ring's next chain, of which *slot may know all; its slots; 0: the ring is broken. */
+static uint16_t receive_chain(struct mv_drain *drain, const struct mv_slot *slot)
 {
 	mv_port *port = drain->port;
 	struct mv_ring *ring = &port->rings[MV_TX];
@@ -220,7 +222,7 @@ static bool receive_chain(struct mv_drain *drain, const struct mv_slot *slot)
 	if (slot)
 		chain_of(slot, &chain);
 	else if (!mv_ring_peek(ring, mv_port_ring_features(port), port->memory, MV_FROM_DRIVER, &chain))
-		return false;
+		return 0;
 	if (ring->enabled)
 		receive_frame(drain, &chain);
 	else
@@ -229,7 +231,7 @@ static bool receive_chain(struct mv_drain *drain, const struct mv_slot *slot)
 	drain->turn.bytes += chain.length;
 	/* The device writes nothing into a transmitted buffer (virtio 1.2, 2.7.8.2). */
 	mv_ring_take(ring, chain.head, chain.slots, 0);
-	return true;
+	return chain.slots;
 }
 
 /* The same for one that goes by express. */
@@ -266,13 +268,17 @@ static bool drain_batch(struct mv_drain *drain, unsigned int n)
 	struct mv_ahead ahead;
 
 	mv_ring_look_ahead(ring, port->memory, MV_FROM_DRIVER, n, &ahead);
-	for (; n > 0; n--, ahead.next++) {
+	for (; n > 0; n--) {
 		const struct mv_slot *slot = mv_ahead_next(&ahead);
+		uint16_t slots = 1;
 
 		if (!has_room(drain))
 			return false;
-		if (!receive_express(drain, slot) && !receive_chain(drain, slot))
+		if (!receive_express(drain, slot))
+			slots = receive_chain(drain, slot);
+		if (slots == 0)
 			return true;
+		mv_ahead_took(&ahead, slots);
 		drain->frames++;
 		if (mv_turn_is_over(&drain->turn, 0))
 			return n == 1 && mv_ring_available(ring) == 0;
@@ -287,7 +293,7 @@ static bool drain_ring(struct mv_drain *drain)
 	unsigned int n;
 	bool done = true;
 
-	while (done && !ring->broken && (n = mv_ring_available(ring)) > 0) {
+	while (done && !drain->turn.over && !ring->broken && (n = mv_ring_available(ring)) > 0) {
 		done = drain_batch(drain, n < MV_AHEAD ? n : MV_AHEAD);
 		show_progress(drain);
 	}

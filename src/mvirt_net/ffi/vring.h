@@ -52,6 +52,7 @@ static inline bool parts_overlap(uint64_t a, size_t a_size, uint64_t b, size_t b
 /* Forget the last chain that was looked at. */
 static inline void begin_chain(struct mv_chain *chain)
 {
+	chain->slots = 1;
 	chain->faulty = false;
 	chain->n_descs = 0;
 	chain->n_segments = 0;
