@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -39,6 +40,7 @@ PACKAGES = (
 )
 """Besides these, what ``dpdk-dev`` says it depends on of DPDK itself."""
 
+_TESTPMD = "dpdk-testpmd"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _PRELOADED = ("librte_net_virtio.so.23", "librte_net_vhost.so.23", "librte_mempool_ring.so.23")
 
@@ -155,7 +157,7 @@ async def _run(
     command = [
         # What testpmd prints would come after its next prompt, many prompts late.
         *("stdbuf", "-oL"),
-        str(root / "usr/bin/dpdk-testpmd"),
+        _program(root),
         # One lcore for the prompt, and one that forwards, on a CPU of its own where there is one.
         f"--lcores=0@{cpus[0]},1@{cpus[-1]}",
         *("--no-pci", "--no-telemetry", *arguments, "--"),
@@ -184,15 +186,21 @@ def _make(folder: Path) -> None:
     debs.unpack([*PACKAGES, *ours], folder)
 
 
+def _program(root: Path) -> str:
+    """Where DPDK is installed it loads the drivers that are, so all of it must be of there."""
+    return shutil.which(_TESTPMD) or str(root / "usr/bin" / _TESTPMD)
+
+
 def _environment(root: Path) -> dict[str, str]:
     """Where the libraries are.
 
     DPDK's own option for drivers, ``-d``, refuses folders below a world-writable one, as a clone
     in ``/tmp`` is; the dynamic loader does not mind.
     """
+    if shutil.which(_TESTPMD):
+        return {}
     libraries = root / _LIBRARIES
-    environment = {"LD_LIBRARY_PATH": f"{libraries}:{root / 'lib/x86_64-linux-gnu'}"}
-    # Where DPDK is installed it finds its drivers by itself, and none may be there twice.
-    if not list(Path("/", _LIBRARIES, "dpdk").glob("pmds-*")):
-        environment["LD_PRELOAD"] = " ".join(str(libraries / name) for name in _PRELOADED)
-    return environment
+    return {
+        "LD_LIBRARY_PATH": f"{libraries}:{root / 'lib/x86_64-linux-gnu'}",
+        "LD_PRELOAD": " ".join(str(libraries / name) for name in _PRELOADED),
+    }

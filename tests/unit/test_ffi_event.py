@@ -247,7 +247,7 @@ def test_m21_restart_does_not_pay(fast: int) -> None:
         with pytest.raises(BlockingIOError):
             os.eventfd_read(fast)
 
-        rig.port.settle()
+        rig.port.settle(rig.port.due)
         assert rig.port.owes == 0
         for queue in (RX_QUEUE, TX_QUEUE):
             rig.port.stop_ring(queue)
@@ -294,8 +294,17 @@ def test_what_was_charged_is_owed_a_hundredfold() -> None:
         assert 49 < rig.port.owes <= 50
         rig.port.charge(0.1)
         assert 59 < rig.port.owes <= 60
-        rig.port.settle()
+        rig.port.settle(rig.port.due)
         assert rig.port.owes == 0
+
+
+def test_what_came_while_it_waited_is_owed() -> None:
+    with open_rig() as rig:
+        rig.port.charge(0.5)
+        due = rig.port.due
+        rig.port.charge(0.1)
+        rig.port.settle(due)
+        assert 9 < rig.port.owes <= 10
 
 
 def test_nobody_owes_for_a_port_that_is_closed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -77,6 +78,13 @@ async def turn_ends() -> None:
         await trio.lowlevel.checkpoint()
 
 
+async def finish(nursery: trio.Nursery) -> None:
+    """Time stands still until all tasks have what they wait for, and no thread has a turn."""
+    while nursery.child_tasks:
+        await trio.lowlevel.checkpoint()
+    await turn_ends()
+
+
 async def get_stuck(rig: Rig, memfd: int) -> Slow:
     """A thread that maps, and whose connection is over."""
     slow = Slow()
@@ -131,7 +139,7 @@ async def test_loop_goes_on_meanwhile(rig: Rig, memfd: int) -> None:
         await begins(slow)
         assert slow.fd != memfd
         slow.release.set()
-        await turn_ends()
+        await finish(nursery)
     assert not slow.closed.is_set()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(slow.fd)
@@ -153,6 +161,12 @@ async def test_one_thread_however_many_come(rig: Rig, memfd: int) -> None:
     """Others wait for it, whatever they have to map, and that is not held against them."""
     stuck, next_ = await get_stuck(rig, memfd), Slow(may_wait=False)
     threads = threading.active_count()
+    with open_rig() as other:
+        await _come_next(other, memfd, stuck, next_, threads)
+    assert not next_.closed.is_set()
+
+
+async def _come_next(rig: Rig, memfd: int, stuck: Slow, next_: Slow, threads: int) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(map_prepared, [(next_, memfd)], rig.port)
         await trio.sleep(100 * MAPPING_TIME_LIMIT)
@@ -161,8 +175,7 @@ async def test_one_thread_however_many_come(rig: Rig, memfd: int) -> None:
         stuck.release.set()
         await begins(next_)
         next_.release.set()
-        await turn_ends()
-    assert not next_.closed.is_set()
+        await finish(nursery)
 
 
 async def test_gone_before_its_turn(rig: Rig, memfd: int) -> None:
@@ -210,7 +223,10 @@ async def test_port_owes_for_it(rig: Rig, memfd: int, monkeypatch: pytest.Monkey
     assert rig.port.owes > 0
 
 
-async def test_port_pays_before_it_takes_more(rig: Rig, memfd: int) -> None:
+async def test_port_pays_before_it_takes_more(
+    rig: Rig, memfd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapping, "SLOW_MAPPING", math.inf)
     rig.port.charge(1.0)
     began, slow = trio.current_time(), Slow()
     slow.release.set()
@@ -219,9 +235,26 @@ async def test_port_pays_before_it_takes_more(rig: Rig, memfd: int) -> None:
         await trio.sleep(99)
         assert not slow.begun.is_set()
         await trio.sleep_until(began + 100)
-        await begins(slow)
-        await turn_ends()
+        await finish(nursery)
+    assert slow.begun.is_set()
     assert rig.port.owes == 0
+
+
+async def test_port_pays_for_what_it_has_waited_for(rig: Rig, memfd: int) -> None:
+    """That was its own, so its turn comes later."""
+    stuck, next_ = await get_stuck(rig, memfd), Slow()
+    next_.release.set()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(map_prepared, [(next_, memfd)], rig.port)
+        await trio.testing.wait_all_tasks_blocked()
+        rig.port.charge(1.0)
+        stuck.release.set()
+        await turn_ends()
+        assert not next_.begun.is_set()
+        # A little longer: what it owes gets less by a clock that does not stand still.
+        await trio.sleep(rig.port.owes + 1)
+        await finish(nursery)
+    assert next_.begun.is_set()
 
 
 async def test_unmapped_by_another_thread(rig: Rig, memfd: int) -> None:

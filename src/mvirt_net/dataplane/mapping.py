@@ -70,9 +70,10 @@ async def map_prepared(prepared: Prepared, port: Port) -> None:
 
 async def settle_debt(port: Port) -> None:
     """Wait for as long as the port owes. A checkpoint only if it does."""
-    if owes := port.owes:
+    while owes := port.owes:
+        due = port.due
         await trio.sleep(owes)
-        port.settle()
+        port.settle(due)
 
 
 def _the_turn() -> trio.CapacityLimiter:
@@ -96,6 +97,11 @@ async def _map_in_turn(prepared: Prepared, port: Port, turn: trio.CapacityLimite
     try:
         await settle_debt(port)
         await job.take_turn()
+        # What it had to wait for may have been for itself, and has to be paid for first.
+        while port.owes:
+            job.give_turn_back()
+            await settle_debt(port)
+            await job.take_turn()
         with trio.fail_after(MAPPING_TIME_LIMIT):
             await trio.to_thread.run_sync(
                 job.run, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
@@ -150,6 +156,12 @@ class _Job:
         self._has_turn = True
         unmap_aside(True)
 
+    def give_turn_back(self) -> None:
+        """Before the thread has begun."""
+        self._has_turn = False
+        unmap_aside(False)
+        self._turn.release_on_behalf_of(self)
+
     def run(self) -> None:
         """Started in a thread by `_map_in_turn`; ends when the kernel lets it."""
         with self._lock:
@@ -177,8 +189,7 @@ class _Job:
             if state is not _State.AT_WORK:
                 self._close()
         if state is _State.NEW and self._has_turn:
-            unmap_aside(False)
-            self._end_turn(took=0.0)
+            self.give_turn_back()
 
     def _end_turn(self, took: float) -> None:
         self._turn.release_on_behalf_of(self)

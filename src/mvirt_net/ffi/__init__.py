@@ -527,9 +527,14 @@ class Port:
         """Something done for it has held up the others so long. Nobody owes for a closed port."""
         lib.mv_port_charge(self._handle, int(seconds * 1e9))
 
-    def settle(self) -> None:
-        """It has waited for what it owes."""
-        lib.mv_port_settle(self._handle)
+    @property
+    def due(self) -> int:
+        """When it will have paid: a moment to be given to `settle`."""
+        return int(lib.mv_port_due_ns(self._handle))
+
+    def settle(self, due: int) -> None:
+        """It has waited until then; what it has come to owe meanwhile is left."""
+        lib.mv_port_settle(self._handle, due)
 
     def close(self) -> None:
         """Free the port. Nothing else may be called afterwards, but for `close` itself."""

@@ -99,8 +99,20 @@ void mv_port_charge(mv_port *port, uint64_t ns)
 		owe(&port->debt, mv_now_ns(), ns);
 }
 
-void mv_port_settle(mv_port *port)
+uint64_t mv_port_due_ns(const mv_port *port)
 {
-	store(&port->debt.due_until, 0);
-	store(&port->debt.slow_calls, 0);
+	return load(&port->debt.due_until);
+}
+
+void mv_port_settle(mv_port *port, uint64_t due_ns)
+{
+	uint64_t now = mv_now_ns(), due = load(&port->debt.due_until);
+
+	if (due <= due_ns) {
+		store(&port->debt.due_until, 0);
+		store(&port->debt.slow_calls, 0);
+	} else if (now < due_ns) {
+		/* By our clock it has not waited yet; what is left begins now. */
+		store(&port->debt.due_until, now + due - due_ns);
+	}
 }

@@ -394,8 +394,13 @@ uint64_t mv_port_owes_ns(const mv_port *port);
 /* Something done for the port has held up the others for so many nanoseconds. NULL is allowed. */
 void mv_port_charge(mv_port *port, uint64_t ns);
 
-/* The port has waited for what it owes. */
-void mv_port_settle(mv_port *port);
+/* Until when that is, in nanoseconds of CLOCK_MONOTONIC; it may be past. */
+uint64_t mv_port_due_ns(const mv_port *port);
+
+/*
+ * The port has waited until then, by a clock of the caller's. What it has come to owe meanwhile is left.
+ */
+void mv_port_settle(mv_port *port, uint64_t due_ns);
 
 /* ---- poller.c: TX rings that a thread polls ---- */
 
