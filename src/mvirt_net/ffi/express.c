@@ -141,6 +141,21 @@ static uint32_t store_front(uint8_t *host, const struct front *front, enum mv_fa
 	return IP_AT + MV_IPV4_SIZE;
 }
 
+/*
+ * By which of its pairs the receiver gets the packet. The ports are read once more than they are
+ * copied: a guest that changes them meanwhile does so to its own packets' order.
+ */
+static struct mv_pair *choose_pair(mv_port *to, const struct mv_flow_key *key, const struct front *front,
+				   const uint8_t *host, uint32_t length)
+{
+	uint32_t header = key->family == MV_IPV4 ? MV_IPV4_SIZE : MV_IPV6_SIZE, ports = 0;
+	unsigned int protocol = key->family == MV_IPV4 ? byte(front->ip[1], 1) : byte(front->ip[0], 6);
+
+	if (mv_has_ports(protocol) && length >= header + 4)
+		ports = mv_load32(host + IP_AT + header);
+	return mv_port_choose(to, mv_flow_hash(key, protocol, ports));
+}
+
 bool mv_express(struct mv_drain *drain, const struct mv_slot *slot)
 {
 	const struct mv_slot *into;
@@ -166,10 +181,11 @@ bool mv_express(struct mv_drain *drain, const struct mv_slot *slot)
 	if (length == 0 || asks_for_work(front.virtio))
 		return false;
 	key = flow_of(&front, family);
-	to = mv_flow_find(drain->port, &key);
+	to = mv_flow_find(drain->pair, &key);
 	if (!to || to == drain->port || length > mv_port_mtu(to, family))
 		return false;
-	mv_turn_to_receiver(drain, to);
+	mv_turn_to_receiver(drain, mv_port_is_simple(to) ? &to->first :
+			    choose_pair(to, &key, &front, slot->host, length));
 	into = mv_rx_slot(&drain->rx);
 	if (!into || drain->rx.header != HEADER || into->length < IP_AT + length)
 		return false;
