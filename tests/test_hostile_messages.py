@@ -167,7 +167,7 @@ REFUSED: dict[str, Bad] = {
         bytes(8) + struct.pack("<QQQQ", PAGE, PAGE, USER, 0),
         0,
     ),
-    "m34 ring 2": (STATE, encode_state(2, 256), 0),
+    "m34 ring 16": (STATE, encode_state(16, 256), 0),
     "m34 ring 256": (STATE, encode_state(256, 256), 0),
     "m34 ring 65536": (STATE, encode_state(0x10000, 256), 0),
     "m34 last ring": (Request.SET_VRING_ENABLE, encode_state(0xFFFF_FFFF, 1), 0),

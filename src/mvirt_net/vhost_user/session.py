@@ -67,7 +67,7 @@ from .checks import (
     check_vring_layout,
     check_vring_size,
 )
-from .config_space import CONFIG_SPACE_SIZE, net_config
+from .config_space import CONFIG_SPACE_SIZE, MAX_QUEUE_PAIRS, net_config
 from .device import Device
 from .features import (
     OFFERED_FEATURES,
@@ -93,9 +93,10 @@ from .messages import (
     request_name,
 )
 
-VRINGS = 2
-"""Vrings of the one queue pair: 0 is RX, 1 is TX. GET_QUEUE_NUM says 2 as well: cloud-hypervisor
-counts vrings there, QEMU pairs (a second pair is refused when its first vring is named)."""
+VRINGS = 2 * MAX_QUEUE_PAIRS
+"""Of queue pair i, vring 2i is RX and 2i + 1 is TX. GET_QUEUE_NUM says so many: cloud-hypervisor
+counts vrings there, QEMU pairs, and DPDK's virtio-user does not ask. With the number of vrings
+all get the pairs that there are; a ninth pair of QEMU's is refused at its first vring."""
 
 MAX_MEM_SLOTS = 32
 """Memory regions of one frontend, however they came (GET_MAX_MEM_SLOTS)."""
@@ -193,7 +194,7 @@ class Session:
         self._features: VirtioFeature | None = None
         self._protocol_features = _NOTHING
         self._regions: tuple[MemoryRegion, ...] = ()
-        self._vrings = [_Vring() for _ in range(VRINGS)]
+        self._vrings: dict[int, _Vring] = {}
 
     @property
     def features(self) -> VirtioFeature:
@@ -208,7 +209,7 @@ class Session:
     @property
     def lacks_memory(self) -> bool:
         """Whether a vring was given its kick, and there is no memory at all for it."""
-        return not self._regions and any(vring.kicked for vring in self._vrings)
+        return not self._regions and any(vring.kicked for vring in self._vrings.values())
 
     def memory_wanted(
         self, header: Header, payload: bytes, fds: Sequence[int]
@@ -291,12 +292,12 @@ class Session:
     def _set_features(self, message: U64, _fds: list[int]) -> None:
         _refuse_unoffered(message.value, OFFERED_FEATURES)
         features = VirtioFeature(message.value)
-        if not any(vring.running for vring in self._vrings):
+        if not any(vring.running for vring in self._vrings.values()):
             self._device.set_features(features)
         elif features != self.features:
             raise RequestRefused("a vring is running")
         if self._features is not None and (features ^ self._features) & _PACKED:
-            for vring in self._vrings:
+            for vring in self._vrings.values():
                 vring.base = None  # says nothing about the other layout
         self._features = features
         if VirtioFeature.PROTOCOL_FEATURES not in features:
@@ -324,14 +325,15 @@ class Session:
 
     def _reset_device(self, _message: Empty, _fds: list[int]) -> None:
         # The owner, the protocol features and the memory belong to the connection and stay.
-        for index, vring in enumerate(self._vrings):
+        for index, vring in self._vrings.items():
             if vring.running:
                 self._device.stop_vring(index)
-            self._device.enable_vring(index, False)
             self._device.drop_vring_kick(index)
             self._device.set_vring_call(index, None)
             self._device.set_vring_err(index, None)
-            self._vrings[index] = _Vring()
+        for index in range(VRINGS):
+            self._device.enable_vring(index, False)
+        self._vrings.clear()
         self._device.set_features(0)
         self._features = None
 
@@ -402,9 +404,10 @@ class Session:
     # -- vrings --------------------------------------------------------------------------------
 
     def _vring(self, index: int) -> _Vring:
+        """Most frontends speak of two, so there is one only once it was spoken of."""
         if index >= VRINGS:
             raise RequestRefused(f"vring {index}")
-        return self._vrings[index]
+        return self._vrings.setdefault(index, _Vring())
 
     @property
     def _packed(self) -> bool:
@@ -512,7 +515,7 @@ class Session:
 
         With ADD_MEM_REG memory comes piece by piece, so a vring outside of it is no error yet.
         """
-        for index in range(VRINGS):
+        for index in self._vrings:
             try:
                 self._start_if_complete(index)
             except RequestRefused:
