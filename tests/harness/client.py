@@ -77,8 +77,7 @@ class ClientOptions:
     Args:
         features, protocol_features: masks; what the backend offers of them is negotiated.
         regions: layout of guest memory; None: one region at guest address 0, large enough.
-        queue_pairs: how many the frontend starts and enables; with more than one MQ is among what is
-            negotiated.
+        queue_pairs: how many the frontend starts and enables; with more than one it asks for MQ.
         used_pairs: how many of them the guest uses; None: all. The others get no buffers.
         ring_size: descriptors of each queue, 2 to 32768 (packed: 1 to 32768).
         base: where the ring indices start; of packed rings, how many slots were used before.

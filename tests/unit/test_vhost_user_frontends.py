@@ -106,6 +106,21 @@ class TestQemu:
         with pytest.raises(ConnectionBroken, match="vring 16"):
             qemu.exchange(Request.SET_VRING_CALL, u64(16), 1)
 
+    def test_each_pair_adds_and_removes_the_memory(self) -> None:
+        """As before QEMU 8.0. The region is there from the first to the last, and mapped once."""
+        qemu = Qemu(memory_slots=True)
+        qemu.start()
+        qemu.driver_ok(0, 0)
+        for _ in range(3):
+            qemu.acked(Request.ADD_MEM_REG, single_region(UPPER), fds=1)
+            assert qemu.device.regions.count(UPPER) == 1
+        for _ in range(2):
+            qemu.acked(Request.REM_MEM_REG, single_region(UPPER))
+            assert UPPER in qemu.device.regions
+        qemu.acked(Request.REM_MEM_REG, single_region(UPPER))
+        assert UPPER not in qemu.device.regions
+        assert qemu.exchange(Request.REM_MEM_REG, single_region(UPPER), flags=9).refused
+
     def test_reset_device(self) -> None:
         qemu = Qemu(memory_slots=True)
         qemu.start()

@@ -161,7 +161,8 @@ class Rule(Generic[_P]):
     legal_in: LegalIn = LegalIn.ANY
     answer: Answer = Answer.ACK
     regions: Callable[[Session, _P, Sequence[int]], tuple[MemoryRegion, ...]] | None = None
-    """The memory that it asks for, one region for each descriptor; raises RequestRefused."""
+    """The memory that it asks for, one region for each descriptor, or none that is not there
+    already; raises RequestRefused."""
 
 
 @attrs.define(eq=False)
@@ -194,6 +195,8 @@ class Session:
         self._features: VirtioFeature | None = None
         self._protocol_features = _NOTHING
         self._regions: tuple[MemoryRegion, ...] = ()
+        self._repeats: dict[MemoryRegion, int] = {}
+        """How often more than once a region was added, and not removed again."""
         self._vrings: dict[int, _Vring] = {}
 
     @property
@@ -226,7 +229,7 @@ class Session:
             regions = rule.regions(self, self._legal_message(rule, payload, fds), fds)
         except RequestRefused:
             return ()
-        return tuple(zip(regions, fds, strict=True))
+        return tuple(zip(regions, fds, strict=True)) if regions else ()
 
     def handle(self, header: Header, payload: bytes, fds: list[int]) -> Outcome:
         """Carry out one request.
@@ -368,6 +371,7 @@ class Session:
         self._regions_of_table(message, fds)
         self._device.set_memory_table(message.regions, fds)
         self._regions = message.regions
+        self._repeats.clear()
         self._start_held_vrings()
 
     def _get_max_mem_slots(self, _message: Empty, _fds: list[int]) -> bytes:
@@ -376,7 +380,15 @@ class Session:
     def _region_to_add(
         self, message: SingleRegion, _fds: Sequence[int]
     ) -> tuple[MemoryRegion, ...]:
-        """The one; raises RequestRefused unless it can be with those that there are."""
+        """The one; raises RequestRefused unless it can be with those that there are.
+
+        QEMU before 8.0 adds and removes each region once for each queue pair: none is to be added
+        then. What the descriptor is of does not matter; the first one counts.
+        """
+        if message.region in self._regions:
+            if self._repeats.get(message.region, 0) + 1 >= MAX_QUEUE_PAIRS:
+                raise RequestRefused("memory region added again and again")
+            return ()
         regions = (*self._regions, message.region)
         if len(regions) > MAX_MEM_SLOTS:
             raise RequestRefused(f"more than {MAX_MEM_SLOTS} memory regions")
@@ -384,13 +396,19 @@ class Session:
         return (message.region,)
 
     def _add_mem_reg(self, message: SingleRegion, fds: list[int]) -> None:
-        self._region_to_add(message, fds)
+        if not self._region_to_add(message, fds):
+            self._repeats[message.region] = self._repeats.get(message.region, 0) + 1
+            return
         self._device.add_memory_region(message.region, fds[0])
         self._regions = (*self._regions, message.region)
         self._start_held_vrings()
 
     def _rem_mem_reg(self, message: SingleRegion, _fds: list[int]) -> None:
         region = self._region_like(message.region)
+        if repeats := self._repeats.pop(region, 0):
+            if repeats > 1:
+                self._repeats[region] = repeats - 1
+            return
         self._device.remove_memory_region(region)
         self._regions = tuple(other for other in self._regions if other != region)
 
