@@ -144,8 +144,8 @@ class Nic:
 
     @property
     def hot(self) -> bool:
-        """Whether a worker thread polls the guest's TX ring, because that is busy."""
-        return self._port.hot
+        """Whether worker threads poll TX rings of the guest, because those are busy."""
+        return self._port.hot > 0
 
     async def wait_connected(self) -> None:
         """Wait for a frontend that has sent a request. A checkpoint.
