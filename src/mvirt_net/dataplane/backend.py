@@ -21,6 +21,7 @@ package that know of trio.
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import assert_never
@@ -149,14 +150,14 @@ class VhostNetBackend:
             ExceptionGroup: of the same kinds, when it happens later; of anything else, which is a
                 bug.
         """
-        with self._sock:
+        with _standard_socket(self._sock) as sock:
             device = VhostDevice(
                 self._port, wake=self._ring_changed, on_mtu=self._limit_mtu, release_fd=_release_fd
             )
             self.renew_services()
             with contextlib.closing(device), self._reachable():
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._control, device, nursery.cancel_scope)
+                    nursery.start_soon(self._control, sock, device, nursery.cancel_scope)
                     nursery.start_soon(self._tx_kicks, device)
                     nursery.start_soon(self._rx_injection, device)
                     nursery.start_soon(self._advertiser.run)
@@ -196,9 +197,11 @@ class VhostNetBackend:
 
     # The tasks. `serve` starts each, and each runs until the connection ends.
 
-    async def _control(self, device: VhostDevice, connection: trio.CancelScope) -> None:
+    async def _control(
+        self, sock: socket.socket, device: VhostDevice, connection: trio.CancelScope
+    ) -> None:
         """Talk with the frontend; the end of the conversation ends the connection."""
-        channel = MessageChannel(self._sock)
+        channel = MessageChannel(sock)
         session = Session(device, mac=self._mac, mtu=self._mtu)
         try:
             while (message := await channel.receive()) is not None:
@@ -383,6 +386,13 @@ class VhostNetBackend:
         self._broken.add(index)
         self._break_log.warning("ring broken", queue=_QUEUE_NAMES[index])
         self._on_fault(f"the guest's driver broke its {_QUEUE_NAMES[index]} ring")
+
+
+def _standard_socket(sock: trio.socket.SocketType) -> socket.socket:
+    """The same socket for the standard library, which owns it now; it does not block."""
+    standard = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+    standard.setblocking(False)
+    return standard
 
 
 def _nothing() -> None:
