@@ -1,13 +1,16 @@
 """One connection of a frontend: its conversation and its two rings, in one nursery.
 
-Five tasks, none of which outlives `VhostNetBackend.serve`:
+Up to five tasks, none of which outlives `VhostNetBackend.serve`:
 
 * **control** reads requests, has the session carry them out, writes replies;
 * **tx_kicks** empties the TX ring when the driver kicks, and has the services answer; while the
   ring is hot a worker empties it, and the task does what that leaves to do;
 * **rx_injection** moves frames to the RX ring as the driver gives buffers;
-* the **advertiser** tells the guest of its router, unasked, while it can receive;
-* **memory_faults** ends the connection when guest memory vanishes.
+* the **advertiser** tells the guest of its router, unasked, while it can receive; a NIC without IPv6
+  has none;
+* **memory_faults**, the task that serves the connection, ends it when guest memory vanishes.
+
+There may be hundreds of connections with nothing to do, and each of these tasks takes 3 KiB then.
 
 The ring tasks know nothing of the vhost-user state. They call the core, which does as much as the
 state of its ring allows, and sleep on what it says comes next; whoever changes a ring rings the
@@ -160,8 +163,10 @@ class VhostNetBackend:
                     nursery.start_soon(self._control, sock, device, nursery.cancel_scope)
                     nursery.start_soon(self._tx_kicks, device)
                     nursery.start_soon(self._rx_injection, device)
-                    nursery.start_soon(self._advertiser.run)
-                    nursery.start_soon(self._memory_faults, device, nursery.cancel_scope)
+                    if self._advertiser.in_use:
+                        nursery.start_soon(self._advertiser.run)
+                    await self._memory_faults(device)
+                    nursery.cancel_scope.cancel()
         if self._end is not None:
             raise self._end
 
@@ -195,7 +200,7 @@ class VhostNetBackend:
         ndp = services.get(PuntKind.NDP)
         self._advertiser.use(ndp if isinstance(ndp, NdpResponder) else None)
 
-    # The tasks. `serve` starts each, and each runs until the connection ends.
+    # The tasks. `serve` starts each, or is it, and each runs until the connection ends.
 
     async def _control(
         self, sock: socket.socket, device: VhostDevice, connection: trio.CancelScope
@@ -240,11 +245,10 @@ class VhostNetBackend:
             self._look_for_break(RX_QUEUE)
             await self._until_next(RX_QUEUE, step, device)
 
-    async def _memory_faults(self, device: VhostDevice, connection: trio.CancelScope) -> None:
-        """End the connection when the core reports that guest memory vanished."""
+    async def _memory_faults(self, device: VhostDevice) -> None:
+        """Until the core reports that guest memory vanished, which ends the connection."""
         await trio.lowlevel.wait_readable(device.fault_fd)
         self._end = GuestMemoryLost("the frontend shrank the file behind guest memory")
-        connection.cancel()
 
     # What they are made of.
 

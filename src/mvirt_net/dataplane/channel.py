@@ -153,10 +153,12 @@ class MessageChannel:
             try:
                 return incoming.begin(self._sock)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._sock)
+                # Waiting in here would keep the exception and its frames, for every idle NIC.
+                pass
             except ConnectionResetError:
                 # It went without reading the last reply, which was its right.
                 return False
+            await trio.lowlevel.wait_readable(self._sock)
 
     async def _go_on(self, incoming: _Incoming) -> None:
         """Wait for the rest of a message."""

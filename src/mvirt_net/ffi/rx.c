@@ -21,12 +21,12 @@ bool mv_rx_is_up(const mv_port *port)
 
 static void backlog_pop(mv_port *port)
 {
-	struct mv_backlog_frame *frame = &port->backlog[port->backlog_first];
+	struct mv_backlog_frame *frame = port->backlog_first;
 
 	port->backlog_bytes -= frame->length;
-	free(frame->data);
-	port->backlog_first = (port->backlog_first + 1) % MV_BACKLOG;
+	port->backlog_first = frame->next;
 	port->backlog_length--;
+	free(frame);
 }
 
 void mv_backlog_clear(mv_port *port)
@@ -44,14 +44,19 @@ static int backlog_add(mv_port *port, const struct mv_frame *frame)
 	if (port->backlog_length == MV_BACKLOG ||
 	    port->backlog_bytes + frame->length > MV_BACKLOG_BYTES)
 		return -MV_DROP_RX_BACKLOG_FULL;
-	entry = &port->backlog[(port->backlog_first + port->backlog_length) % MV_BACKLOG];
-	entry->data = malloc(frame->length);
-	if (!entry->data)
+	entry = malloc(sizeof(*entry) + frame->length);
+	if (!entry)
 		return -MV_DROP_NO_MEMORY;
+	entry->next = NULL;
 	entry->hdr = frame->hdr;
 	entry->length = frame->length;
 	memcpy(entry->data, frame->head, frame->head_length);
 	mv_reader_read(&rest, entry->data + frame->head_length, frame->length - frame->head_length);
+	if (port->backlog_length > 0)
+		port->backlog_last->next = entry;
+	else
+		port->backlog_first = entry;
+	port->backlog_last = entry;
 	port->backlog_length++;
 	port->backlog_bytes += frame->length;
 	return 0;
@@ -308,7 +313,7 @@ static enum delivery move_backlog(struct mv_rx *rx)
 	enum delivery delivery = NO_BUFFERS;
 
 	while (port->backlog_length > 0) {
-		const struct mv_backlog_frame *entry = &port->backlog[port->backlog_first];
+		const struct mv_backlog_frame *entry = port->backlog_first;
 		struct mv_frame frame = {
 			.hdr = entry->hdr,
 			.head = entry->data,
