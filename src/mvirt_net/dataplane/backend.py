@@ -75,6 +75,8 @@ class BoundedLog:
         what: they are about, in the plural.
     """
 
+    __slots__ = ("_left", "_log", "_what")
+
     def __init__(self, log: structlog.stdlib.BoundLogger, limit: int, what: str) -> None:
         self._log = log
         self._left = limit

@@ -96,6 +96,8 @@ class MessageChannel:
         sock: a connected unix stream socket that does not block; it stays the caller's.
     """
 
+    __slots__ = ("_sock",)
+
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
 
