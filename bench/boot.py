@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import attrs
+
 from tests.harness.memory import RegionInfo, create_memfd, fence
 from tests.harness.packets import (
     GATEWAY_IP,
@@ -86,6 +88,7 @@ class BootingGuest:
             arp_request(place.mac, place.ipv4, GATEWAY_IP),
         ]
         self._received: list[bytes] = []
+        self._moments: list[float] = []
         self._resources = ExitStack()
         fd = create_memfd(_MEMORY)
         self._resources.callback(os.close, fd)
@@ -110,37 +113,36 @@ class BootingGuest:
         return self._calls[_RX]
 
     @property
-    def has_booted(self) -> bool:
-        """Whether all that it asked for was answered."""
-        return len(self._received) >= 3
-
-    @property
-    def has_lease(self) -> bool:
-        """Whether its address was acknowledged."""
-        return len(self._received) >= 2
+    def moments(self) -> tuple[float, float, float]:
+        """When the handshake, the lease and the ARP reply were there, by `time.perf_counter`."""
+        handshake, _offer, lease, arp_reply = self._moments
+        return handshake, lease, arp_reply
 
     def connect(self) -> None:
         """Connect; the conversation begins."""
         self.socket.connect(os.fspath(self._path))
         self._go_on()
 
-    def on_reply(self) -> None:
-        """The daemon has written to the socket."""
+    def on_reply(self) -> bool:
+        """The daemon has written to the socket; whether the guest has booted, which it has not."""
         reply = self.socket.recv(4096)
         if len(reply) < HEADER.size:
             raise BenchError("the daemon has hung up")
         if HEADER.unpack_from(reply)[0] not in OWN_REPLY and any(reply[HEADER.size :]):
             raise BenchError("the daemon has refused a request; see its log")
         if self._go_on():
+            self._moments.append(time.perf_counter())
             self.send(self._frames[0])
+        return False
 
-    def on_call(self) -> bytes:
-        """A frame has come; ask for the next thing, if there is one."""
-        os.eventfd_read(self.call)
-        self._received.append(self._take_received())
-        if not self.has_booted:
-            self.send(self._frames[len(self._received)])
-        return self._received[-1]
+    def on_call(self) -> bool:
+        """A frame has come; ask for the next thing. Whether there is none, as it has booted."""
+        self._received.append(self.receive())
+        self._moments.append(time.perf_counter())
+        if len(self._received) == len(self._frames):
+            return True
+        self.send(self._frames[len(self._received)])
+        return False
 
     def ask(self) -> None:
         """Ask the gateway by ARP once more."""
@@ -148,7 +150,7 @@ class BootingGuest:
 
     def check(self) -> None:
         """Raise BenchError unless everything was answered rightly."""
-        offer, ack, arp = self._received[:3]
+        offer, ack, arp = self._received
         for frame, kind in ((offer, DhcpMessageType.OFFER), (ack, DhcpMessageType.ACK)):
             answer = parse_dhcp_response(frame)
             right = (kind, self._number, ip_bytes(self._place.ipv4))
@@ -220,8 +222,9 @@ class BootingGuest:
         self._set_avail(_TX, _NO_INTERRUPT, used + 1)
         os.write(self._kicks[_TX], _ONE)
 
-    def _take_received(self) -> bytes:
-        """The newest frame; its buffer is given again."""
+    def receive(self) -> bytes:
+        """The newest frame, of which the call has told; its buffer is given again."""
+        os.eventfd_read(self.call)
         used = _parts(_RX)[2]
         (index,) = struct.unpack_from("<H", self._memory, used + 2)
         where = used + 4 + 8 * ((index - 1) % _RING_SIZE)
@@ -245,36 +248,37 @@ def _step(request: Request, payload: bytes = b"", *fds: int, ack: bool = False) 
     return encode(request, payload, flags), fds, ack or request in OWN_REPLY
 
 
-def boot(guests: Sequence[BootingGuest]) -> tuple[float, float, float]:
-    """Boot all at once, each to its ARP reply.
+@attrs.frozen
+class Moments:
+    """When the last guest had got so far, in seconds after the first one connected."""
 
-    Returns:
-        Seconds from the first connection to the last one, to the last lease, and to the end.
-    """
+    handshake: float
+    lease: float
+    arp_reply: float
+
+
+def boot(guests: Sequence[BootingGuest]) -> Moments:
+    """Boot all at once, each to its ARP reply."""
     begin = time.perf_counter()
-    lease = 0.0
+    handlers: dict[int, Callable[[], bool]] = {}
     with select.epoll() as events:
-        handlers: dict[int, tuple[BootingGuest, Callable[[], object]]] = {}
         for guest in guests:
             guest.connect()
-            for fd, handler in ((guest.socket.fileno(), guest.on_reply), (guest.call, guest.on_call)):
-                handlers[fd] = (guest, handler)
-                events.register(fd, select.EPOLLIN)
-        connected = time.perf_counter() - begin
-        booting, leasing = set(guests), set(guests)
+            handlers[guest.socket.fileno()] = guest.on_reply
+            handlers[guest.call] = guest.on_call
+        for fd in handlers:
+            events.register(fd, select.EPOLLIN)
+        booting = len(guests)
         for fd in _ready(events):
-            guest, handler = handlers[fd]
-            handler()
-            if guest.has_lease and guest in leasing:
-                leasing.remove(guest)
-                lease = time.perf_counter() - begin
-            if guest.has_booted:
-                booting.discard(guest)
-                if not booting:
-                    break
+            if handlers[fd]():
+                booting -= 1
+            if not booting:
+                break
     for guest in guests:
         guest.check()
-    return connected, lease, time.perf_counter() - begin
+    return Moments(
+        *(max(times) - begin for times in zip(*(g.moments for g in guests), strict=True))
+    )
 
 
 def _ready(events: select.epoll) -> Iterator[int]:

@@ -36,7 +36,7 @@ TURN_TIME_LIMIT = 1.0
 """Seconds that a second frontend waits for the first one to go."""
 PLACE_INTERVAL = 60.0
 """Seconds between looks at whether the socket file is still there: nobody tells us when it goes,
-and who finds no socket looks into the log. With 512 NICs it takes 40 ms, and 0.07 % of a processor."""
+and who finds no socket looks into the log. With 512 NICs that is 40 ms, 0.07 % of a processor."""
 ACCEPT_PAUSE = 0.1
 """Seconds before the next attempt when a connection cannot be accepted, as without descriptors."""
 REFUSAL_INTERVAL = 1.0

@@ -6,8 +6,8 @@ Up to five tasks, none of which outlives `VhostNetBackend.serve`:
 * **tx_kicks** empties the TX ring when the driver kicks, and has the services answer; while the
   ring is hot a worker empties it, and the task does what that leaves to do;
 * **rx_injection** moves frames to the RX ring as the driver gives buffers;
-* the **advertiser** tells the guest of its router, unasked, while it can receive; a NIC without IPv6
-  has none;
+* the **advertiser** tells the guest of its router, unasked, while it can receive; a NIC without
+  IPv6 has none;
 * **memory_faults**, the task that serves the connection, ends it when guest memory vanishes.
 
 There may be hundreds of connections with nothing to do, and each of these tasks takes 3 KiB then.
@@ -132,7 +132,7 @@ class VhostNetBackend:
         self._on_fault = on_fault
         self._log = log or get_logger(__name__)
         self._bells = {RX_QUEUE: Doorbell(), TX_QUEUE: Doorbell()}
-        self._broken: set[int] = set()
+        self._broken: frozenset[int] = frozenset()
         self._slow_path = SlowPath(mac, {}, port.enqueue, self._log)
         self._advertiser = RouterAdvertiser(lambda: port.is_up, self.inject)
         self._starved_until: float | None = None
@@ -329,7 +329,7 @@ class VhostNetBackend:
         for the first time, so it must be noted here that this is another break.
         """
         if not self._port.ring_broken(index):
-            self._broken.discard(index)
+            self._broken -= {index}
         self._advertiser.follow_link()
         self._wake(index)
 
@@ -389,7 +389,7 @@ class VhostNetBackend:
         """Say it once when a driver has broken its ring; a restart of the ring mends it."""
         if index in self._broken or not self._port.ring_broken(index):
             return
-        self._broken.add(index)
+        self._broken |= {index}
         self._break_log.warning("ring broken", queue=_QUEUE_NAMES[index])
         self._on_fault(f"the guest's driver broke its {_QUEUE_NAMES[index]} ring")
 

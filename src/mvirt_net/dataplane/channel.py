@@ -70,7 +70,7 @@ class _Incoming:
 
         Raises:
             BlockingIOError: there is no more yet.
-            ConnectionBroken: its header is malformed, descriptors come late, or the connection ends.
+            ConnectionBroken: its header is malformed, descriptors come late, or the end does.
             OSError: as recvmsg(2).
         """
         if self._header is None:
