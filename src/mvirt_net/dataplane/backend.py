@@ -1,14 +1,17 @@
 """One connection of a frontend: its conversation and its rings, in one nursery.
 
-Five tasks, and two more for each further queue pair that the frontend starts. None outlives
+Up to five tasks, and two more for each further queue pair that the frontend starts. None outlives
 `VhostNetBackend.serve`:
 
 * **control** reads requests, has the session carry them out, writes replies;
 * **tx_kicks** empties a TX ring when the driver kicks, and has the services answer; while the
   ring is hot a worker empties it, and the task does what that leaves to do;
 * **rx_injection** moves frames to an RX ring as the driver gives buffers;
-* the **advertiser** tells the guest of its router, unasked, while it can receive;
-* **memory_faults** ends the connection when guest memory vanishes.
+* the **advertiser** tells the guest of its router, unasked, while it can receive; a NIC without
+  IPv6 has none;
+* **memory_faults**, the task that serves the connection, ends it when guest memory vanishes.
+
+There may be hundreds of connections with nothing to do, and each of these tasks takes 3 KiB then.
 
 The ring tasks know nothing of the vhost-user state. They call the core, which does as much as the
 state of its ring allows, and sleep on what it says comes next; whoever changes a ring rings the
@@ -22,6 +25,7 @@ package that know of trio.
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import assert_never
 
@@ -74,6 +78,8 @@ class BoundedLog:
         limit: how many of them; after the last one a line says that there will be no more.
         what: they are about, in the plural.
     """
+
+    __slots__ = ("_left", "_log", "_what")
 
     def __init__(self, log: structlog.stdlib.BoundLogger, limit: int, what: str) -> None:
         self._log = log
@@ -132,7 +138,7 @@ class VhostNetBackend:
         self._bells: dict[int, Doorbell] = {}
         """Of the rings whose pair has its tasks."""
         self._nursery: trio.Nursery
-        self._broken: set[int] = set()
+        self._broken: frozenset[int] = frozenset()
         self._slow_path = SlowPath(mac, {}, port.enqueue, self._log)
         self._advertiser = RouterAdvertiser(lambda: port.is_up, self.inject)
         self._starved_until: dict[int, float] = {}
@@ -155,7 +161,7 @@ class VhostNetBackend:
             ExceptionGroup: of the same kinds, when it happens later; of anything else, which is a
                 bug.
         """
-        with self._sock:
+        with _standard_socket(self._sock) as sock:
             device = VhostDevice(
                 self._port,
                 wake=self._ring_changed,
@@ -167,10 +173,12 @@ class VhostNetBackend:
             with contextlib.closing(device), self._reachable():
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
-                    nursery.start_soon(self._control, device, nursery.cancel_scope)
+                    nursery.start_soon(self._control, sock, device, nursery.cancel_scope)
                     self._serve_pair(device, 0)
-                    nursery.start_soon(self._advertiser.run)
-                    nursery.start_soon(self._memory_faults, device, nursery.cancel_scope)
+                    if self._advertiser.in_use:
+                        nursery.start_soon(self._advertiser.run)
+                    await self._memory_faults(device)
+                    nursery.cancel_scope.cancel()
         if self._end is not None:
             raise self._end
 
@@ -213,12 +221,14 @@ class VhostNetBackend:
         self._nursery.start_soon(self._tx_kicks, device, pair)
         self._nursery.start_soon(self._rx_injection, device, pair)
 
-    # The tasks. `serve` starts each, or the first start of a ring of its pair. Each runs until the
-    # connection ends.
+    # The tasks. `serve` starts each or is it, or the first start of a ring of its pair does. Each
+    # runs until the connection ends.
 
-    async def _control(self, device: VhostDevice, connection: trio.CancelScope) -> None:
+    async def _control(
+        self, sock: socket.socket, device: VhostDevice, connection: trio.CancelScope
+    ) -> None:
         """Talk with the frontend; the end of the conversation ends the connection."""
-        channel = MessageChannel(self._sock)
+        channel = MessageChannel(sock)
         session = Session(device, mac=self._mac, mtu=self._mtu)
         try:
             while (message := await channel.receive()) is not None:
@@ -262,11 +272,10 @@ class VhostNetBackend:
                 self._advertiser.follow_link()
             await self._until_next(queue, step, device)
 
-    async def _memory_faults(self, device: VhostDevice, connection: trio.CancelScope) -> None:
-        """End the connection when the core reports that guest memory vanished."""
+    async def _memory_faults(self, device: VhostDevice) -> None:
+        """Until the core reports that guest memory vanished, which ends the connection."""
         await trio.lowlevel.wait_readable(device.fault_fd)
         self._end = GuestMemoryLost("the frontend shrank the file behind guest memory")
-        connection.cancel()
 
     # What they are made of.
 
@@ -345,7 +354,7 @@ class VhostNetBackend:
         for the first time, so it must be noted here that this is another break.
         """
         if not self._port.ring_broken(index):
-            self._broken.discard(index)
+            self._broken -= {index}
         self._advertiser.follow_link()
         self._wake(index)
 
@@ -412,9 +421,16 @@ class VhostNetBackend:
         """Say it once when a driver has broken its ring; a restart of the ring mends it."""
         if index in self._broken or not self._port.ring_broken(index):
             return
-        self._broken.add(index)
+        self._broken |= {index}
         self._break_log.warning("ring broken", queue=_queue_name(index))
         self._on_fault(f"the guest's driver broke its {_queue_name(index)} ring")
+
+
+def _standard_socket(sock: trio.socket.SocketType) -> socket.socket:
+    """The same socket for the standard library, which owns it now; it does not block."""
+    standard = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+    standard.setblocking(False)
+    return standard
 
 
 def _nothing() -> None:

@@ -298,8 +298,8 @@ class Network:
 
 
 class _DrainRoom(threading.local):
-    """What a thread needs to drain, and where that leaves what it found, which is nothing between
-    drains.
+    """What a thread needs to drain or to read counters, and where that leaves what it found, which
+    is nothing between two calls.
     """
 
     def __init__(self) -> None:
@@ -307,6 +307,7 @@ class _DrainRoom(threading.local):
         self.buffer = ffi.new("uint8_t[]", lib.MV_PUNT_BYTES)
         self.view = memoryview(ffi.buffer(self.buffer))
         self.drained = ffi.new("struct mv_drained *")
+        self.stats = ffi.new("struct mv_stats *")
 
 
 _drain_room = _DrainRoom()
@@ -369,7 +370,6 @@ class Port:
         self._network = network
         tag = network._add(self)
         self._handle = _allocated("port", lib.mv_port_new(network._handle, mac.packed, tag))
-        self._stats = ffi.new("struct mv_stats *")
         # What C points to must not be freed under it.
         self._memory: GuestMemory | None = None
 
@@ -507,7 +507,7 @@ class Port:
 
     def stats(self) -> NicStats:
         """The counters as they are now."""
-        stats = self._stats
+        stats = _drain_room.stats
         lib.mv_port_stats(self._handle, stats)
         drops = {reason: stats.drops[reason] for reason in DropReason if stats.drops[reason]}
         return NicStats(

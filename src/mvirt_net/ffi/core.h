@@ -666,9 +666,10 @@ struct mv_frame {
 };
 
 struct mv_backlog_frame {
+	struct mv_backlog_frame *next;
 	struct mv_net_hdr hdr;
 	uint32_t length;
-	uint8_t *data;
+	uint8_t data[];
 };
 
 /* ICMP errors that a port may still cause; refilled with time. */
@@ -722,9 +723,9 @@ struct mv_pair {
 	struct mv_lock locks[MV_QUEUES];
 	struct mv_ring rings[MV_QUEUES];
 	/* RX. */
-	_Alignas(MV_CACHE_LINE) struct mv_backlog_frame backlog[MV_BACKLOG];
-	unsigned int backlog_first;
-	unsigned int backlog_length;
+	_Alignas(MV_CACHE_LINE) struct mv_backlog_frame *backlog_first;
+	struct mv_backlog_frame *backlog_last;
+	unsigned int backlog_length;	/* up to MV_BACKLOG */
 	size_t backlog_bytes;
 	bool fed;			/* frames may come: see mv_port_flush() */
 	/* TX. */

@@ -21,12 +21,12 @@ bool mv_rx_is_up(const struct mv_pair *pair)
 
 static void backlog_pop(struct mv_pair *pair)
 {
-	struct mv_backlog_frame *frame = &pair->backlog[pair->backlog_first];
+	struct mv_backlog_frame *frame = pair->backlog_first;
 
 	pair->backlog_bytes -= frame->length;
-	free(frame->data);
-	pair->backlog_first = (pair->backlog_first + 1) % MV_BACKLOG;
+	pair->backlog_first = frame->next;
 	pair->backlog_length--;
+	free(frame);
 }
 
 void mv_backlog_clear(struct mv_pair *pair)
@@ -44,14 +44,19 @@ static int backlog_add(struct mv_pair *pair, const struct mv_frame *frame)
 	if (pair->backlog_length == MV_BACKLOG ||
 	    pair->backlog_bytes + frame->length > MV_BACKLOG_BYTES)
 		return -MV_DROP_RX_BACKLOG_FULL;
-	entry = &pair->backlog[(pair->backlog_first + pair->backlog_length) % MV_BACKLOG];
-	entry->data = malloc(frame->length);
-	if (!entry->data)
+	entry = malloc(sizeof(*entry) + frame->length);
+	if (!entry)
 		return -MV_DROP_NO_MEMORY;
+	entry->next = NULL;
 	entry->hdr = frame->hdr;
 	entry->length = frame->length;
 	memcpy(entry->data, frame->head, frame->head_length);
 	mv_reader_read(&rest, entry->data + frame->head_length, frame->length - frame->head_length);
+	if (pair->backlog_length > 0)
+		pair->backlog_last->next = entry;
+	else
+		pair->backlog_first = entry;
+	pair->backlog_last = entry;
 	pair->backlog_length++;
 	pair->backlog_bytes += frame->length;
 	return 0;
@@ -319,7 +324,7 @@ static enum delivery move_backlog(struct mv_rx *rx)
 	enum delivery delivery = NO_BUFFERS;
 
 	while (pair->backlog_length > 0) {
-		const struct mv_backlog_frame *entry = &pair->backlog[pair->backlog_first];
+		const struct mv_backlog_frame *entry = pair->backlog_first;
 		struct mv_frame frame = {
 			.hdr = entry->hdr,
 			.head = entry->data,
