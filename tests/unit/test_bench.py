@@ -46,7 +46,9 @@ def test_many_guests_boot_and_are_served() -> None:
     assert few.cells.keys() < all_.cells.keys() == set(table.columns)
     for row in table.rows:
         lease, dhcp = row.cells["last lease, s"], row.cells["of it DHCP, s"]
-        assert lease is not None and dhcp is not None and 0 < dhcp < lease
+        assert lease is not None
+        assert dhcp is not None
+        assert 0 < dhcp < lease
 
 
 async def test_hot_rings_spare_notifications() -> None:
