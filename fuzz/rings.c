@@ -189,7 +189,7 @@ static void stop(struct player *player, unsigned int queue)
 /* Between calls nothing of a packed ring is taken, and what was counted is within it. */
 static void check_packed(const struct player *player, unsigned int queue)
 {
-	const struct mv_ring *ring = &player->port->rings[queue];
+	const struct mv_ring *ring = &player->port->first.rings[queue];
 
 	if (!ring->running || !ring->packed)
 		return;
