@@ -1,10 +1,10 @@
 """When a TX ring is worth a thread that polls it.
 
-A ring is COLD while somebody waits for its kicks, and HOT while a worker polls it. Two things make a
-ring hot. It may be *busy*: drained again and again, it never got empty. Or it is kicked *quickly*:
-the driver sends one packet at a time and waits for each answer, as a request that goes back and
-forth does. Then each packet waits for a thread to wake up, which takes longer than everything else
-that is done with it.
+A ring is COLD while somebody waits for its kicks, and HOT while a worker polls it. Two things make
+a ring hot. It may be *busy*: drained again and again, it never got empty. Or it is kicked
+*quickly*: the driver sends one packet at a time and waits for each answer, as a request that goes
+back and forth does. Then each packet waits for a thread to wake up, which takes longer than
+everything else that is done with it.
 
 Quickly means that a worker would find the next packet before it loses patience. Nobody knows before
 it was tried, for kicks that wake a thread, here and where the answer comes from, come later than

@@ -1,10 +1,11 @@
 """The threads that drain TX rings: one waits for the kicks of COLD ones, others poll HOT ones.
 
-**Theory of operation.** A ring is its connection's task's, which drains it, and has `KickWatcher`
-wait for the next kick, until the ring `Heat.is_hot`. Then the task hands the ring to the worker that has the fewest, and waits for what
-the worker leaves to do, and in the end for the ring itself (`Workers.polling`). A worker is one
-call of `Poller.run` in a thread; it never comes back to Python while it runs, sleeps while it has
-no ring, and spins while it has. It is started with the first ring that it gets.
+**Theory of operation.** A ring belongs to its connection's task, which drains it, and has the
+watcher wait for kicks in its place (`KickWatcher`), until the ring `Heat.is_hot`. Then the task
+hands the ring to the worker that has the fewest, and waits for what the worker leaves to do, and in
+the end for the ring itself (`Workers.polling`). A worker is one call of `Poller.run` in a thread;
+it never comes back to Python while it runs, sleeps while it has no ring, and spins while it has. It
+is started with the first ring that it gets.
 
 Workers make rings faster, and nothing else depends on them. Where a thread cannot be started, rings
 stay with their tasks.

@@ -12,7 +12,7 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any, Literal, Self
 
@@ -648,7 +648,7 @@ class HotRing:
 
 
 class Watcher:
-    """Waits for the kicks of TX rings in a thread, which the caller gives it by calling `run` there.
+    """Waits for kicks of TX rings in a thread, which the caller gives it by calling `run` there.
 
     Everything else belongs to the one thread that has the ports.
 
@@ -680,7 +680,7 @@ class Watcher:
             yield key
 
     def close(self) -> None:
-        """Give it up; `run` has returned. Nothing of it may be called again, but of each `Watch`."""
+        """Give it up; `run` has returned. Each `Watch` stays as good as it is."""
         lib.mv_watcher_free(self._handle)
         os.close(self.fd)
 
@@ -732,10 +732,10 @@ class Watch:
             raise OSError(-result, os.strerror(-result))
 
     def end(self) -> Watched | None:
-        """Take the ring back; None: it was not given back before. May be called again, with the same
-        result.
+        """Take the ring back; None: it was not given back before.
 
-        At the return the watcher does not touch the port any more.
+        May be called again, with the same result. At the return the watcher does not touch the port
+        any more.
         """
         watched = ffi.new("struct mv_watched *")
         lib.mv_watch_end(self._handle, watched)
