@@ -17,3 +17,5 @@ PACKED = int(Feature.RING_PACKED)
 BOTH_LAYOUTS = pytest.mark.usefixtures("layout")
 SPLIT_ONLY = pytest.mark.parametrize("layout", [SPLIT], indirect=True, ids=["split"])
 """The test writes to parts of a ring that only this layout has."""
+PACKED_ONLY = pytest.mark.parametrize("layout", [PACKED], indirect=True, ids=["packed"])
+"""As `SPLIT_ONLY`, the other way round."""

@@ -11,6 +11,7 @@ from mvirt_net.errors import CoreError
 from mvirt_net.ffi import NextStep
 from mvirt_net.model import RX_QUEUE, TX_QUEUE, DropReason, PuntKind, VringAddr
 from tests.harness.memory import Region
+from tests.harness.packed import pack_desc
 from tests.harness.packets import GATEWAY_IP, arp_request, ethernet_frame
 from tests.harness.virtio import (
     VRING_DESC_F_INDIRECT,
@@ -19,7 +20,7 @@ from tests.harness.virtio import (
     VirtioNetHdr,
     VringDesc,
 )
-from tests.layouts import BOTH_LAYOUTS, SPLIT_ONLY
+from tests.layouts import BOTH_LAYOUTS, PACKED_ONLY, SPLIT_ONLY
 
 from .rig import (
     EVENT_IDX,
@@ -690,6 +691,51 @@ def test_indirect_table_may_follow_direct_descriptors() -> None:
         rig.tx.write_desc(1, VringDesc(table, 32, VRING_DESC_F_INDIRECT))
         rig.tx.offer_raw(0)
         assert [punt.frame for punt in rig.drain()] == [ARP]
+
+
+def send_table(rig: Rig, lengths: list[int], write_only: int) -> list[bytes]:
+    """Send an ARP request in an indirect table, one descriptor of which is for the device to write.
+
+    Args:
+        lengths: of all descriptors but the last.
+    """
+    addr, table = rig.buffer(12 + len(ARP)), rig.buffer(16 * (len(lengths) + 1))
+    rig.guest.write(addr, bytes(12) + ARP)
+    descs = b""
+    for index, length in enumerate([*lengths, 12 + len(ARP) - sum(lengths)]):
+        flags = VRING_DESC_F_WRITE if index == write_only else 0
+        descs += pack_desc(VringDesc(addr, length, flags))
+        addr += length
+    rig.guest.write(table, descs)
+    rig.tx.write_desc(0, VringDesc(table, len(descs), VRING_DESC_F_INDIRECT))
+    rig.tx.offer_raw(0)
+    return [punt.frame for punt in rig.drain()]
+
+
+@PACKED_ONLY
+def test_header_in_an_indirect_table_as_the_driver_of_dpdk_describes_it() -> None:
+    """It says that the device may write it, which no other driver does."""
+    with open_rig(features=VERSION_1 | INDIRECT_DESC) as rig:
+        rig.start()
+        assert send_table(rig, [12], write_only=0) == [ARP]
+        assert rig.drops() == {}
+
+
+@PACKED_ONLY
+@pytest.mark.parametrize(
+    ("lengths", "write_only"),
+    [
+        pytest.param([12], 1, id="frame"),
+        pytest.param([13], 0, id="more-than-header"),
+        pytest.param([], 0, id="all-in-one"),
+        pytest.param([14, 12], 1, id="not-the-first"),
+    ],
+)
+def test_r10_write_only_in_an_indirect_table(lengths: list[int], write_only: int) -> None:
+    with open_rig(features=VERSION_1 | INDIRECT_DESC) as rig:
+        rig.start()
+        assert send_table(rig, lengths, write_only) == []
+        assert rig.drops() == {"TX_BUFFER_INVALID": 1}
 
 
 @pytest.mark.parametrize(

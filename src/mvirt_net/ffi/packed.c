@@ -277,6 +277,18 @@ static struct desc load_desc(const struct mv_ring *ring, uint16_t position)
 	return desc;
 }
 
+/*
+ * Whether the first descriptor of a table is a header as DPDK's driver describes it: for the device to
+ * write, though it is part of a packet to be sent (net_virtio of 22.11, with packed rings). What it was
+ * tried with does not look at that flag, and here the header is only ever read.
+ */
+static bool is_header_of_dpdk(enum mv_direction direction, const struct desc *table,
+			      const struct desc *desc)
+{
+	return direction == MV_FROM_DRIVER && table->len > DESC_SIZE &&
+	       desc->len == sizeof(struct mv_net_hdr);
+}
+
 /* The buffers of an indirect table (virtio 1.2, 2.8.7): all of it, whatever its flags; WRITE counts. */
 static bool add_table(struct mv_chain *chain, const mv_memory *memory, enum mv_direction direction,
 		      const struct desc *table)
@@ -290,6 +302,8 @@ static bool add_table(struct mv_chain *chain, const mv_memory *memory, enum mv_d
 		}
 		if (mv_memory_read(memory, table->addr + offset, &desc, sizeof(desc)) < 0)
 			return false;
+		if (offset == 0 && is_header_of_dpdk(direction, table, &desc))
+			desc.flags &= (uint16_t)~DESC_F_WRITE;
 		add_desc(chain, memory, direction, desc.addr, desc.len, desc.flags);
 	}
 	return true;
