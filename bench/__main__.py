@@ -19,6 +19,7 @@ from .guests import guests
 from .hot import hot_rings
 from .idle import idle
 from .instructions import instructions
+from .many import many
 from .peers.measure import peers
 from .peers.plot import draw
 from .processes import BenchError
@@ -46,6 +47,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], Sequence[Table]]] = {
     "hot": _run(hot_rings),
     "throughput": _run(throughput),
     "idle": _run(idle),
+    "many": _call(many),
     "instructions": _call(instructions),
     "guests": _run(guests),
     "peers": lambda scale: trio.run(peers, scale),

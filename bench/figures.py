@@ -50,6 +50,7 @@ class Scale:
         frames: in one turn, of what C does alone.
         echoes: in one turn, of what passes through Python.
         nics: how many are idle at once.
+        many: how many boot at once.
         idle_seconds: how long they are watched.
         thorough: everything that can be measured side by side, not one of each kind.
     """
@@ -59,6 +60,7 @@ class Scale:
     frames: int
     echoes: int
     nics: int
+    many: int
     idle_seconds: float
     thorough: bool
 
@@ -69,6 +71,7 @@ FULL = Scale(
     frames=1 << 17,
     echoes=2048,
     nics=100,
+    many=512,
     idle_seconds=10.0,
     thorough=True,
 )
@@ -78,6 +81,7 @@ QUICK = Scale(
     frames=1 << 15,
     echoes=256,
     nics=3,
+    many=8,
     idle_seconds=0.2,
     thorough=False,
 )

@@ -575,7 +575,7 @@ static void flush(struct guest *guest)
 	int next = MV_NEXT_CALL_AGAIN;
 
 	for (unsigned int n = 0; n < MAX_TURNS && next == MV_NEXT_CALL_AGAIN; n++) {
-		next = mv_port_flush(guest->port);
+		next = mv_port_flush(guest->port, 0);
 		CHECK(next >= MV_NEXT_KICK && next <= MV_NEXT_MORE_BUFFERS);
 	}
 }
@@ -589,7 +589,7 @@ static void receive(struct guest *guest)
 		take_all(guest);
 	}
 	while (mv_port_backlog(guest->port) > 0)
-		mv_port_drop_first(guest->port);
+		mv_port_drop_first(guest->port, 0);
 }
 
 /* ---- what must have happened to a packet ---- */
@@ -875,7 +875,7 @@ static uint64_t drain(void)
 
 	mv_port_stats(guests[A].port, &before);
 	for (unsigned int n = 0; n < MAX_TURNS && next == MV_NEXT_CALL_AGAIN; n++) {
-		next = mv_port_drain(fuzz_worker(), guests[A].port, 0, punts, &drained);
+		next = mv_port_drain(fuzz_worker(), guests[A].port, 0, 0, punts, &drained);
 		check_drained(next, &drained, GUESTS);
 	}
 	CHECK(next == MV_NEXT_KICK);

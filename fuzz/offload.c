@@ -122,7 +122,7 @@ static void judge(const struct mv_chain *chain, const struct mv_net_hdr *hdr, ui
 	mv_packet_begin(&packet, chain, 0);
 	packet.hdr = *hdr;
 	memcpy(packet.head + 6, mac, sizeof(mac));
-	verdict = mv_classify(port, &packet);
+	verdict = mv_classify(&port->first, &packet);
 	check_packet(&packet, (uint32_t)chain->length);
 	check_verdict(&verdict);
 }

@@ -165,7 +165,7 @@ static void start(struct player *player, unsigned int queue)
 	const struct plan *plan = &player->plans[queue];
 	const struct mv_ring_addr addr = ring_addr(player, queue);
 	int possible = mv_ring_check(player->port, plan->size, &addr);
-	bool runs = player->port->rings[queue].running;
+	bool runs = player->port->first.rings[queue].running;
 	int r = mv_ring_start(player->port, queue, plan->size, &addr, plan->base);
 
 	CHECK(runs ? r == -EBUSY : r == possible);
@@ -174,7 +174,7 @@ static void start(struct player *player, unsigned int queue)
 
 static void stop(struct player *player, unsigned int queue)
 {
-	const struct mv_ring *ring = &player->port->rings[queue];
+	const struct mv_ring *ring = &player->port->first.rings[queue];
 	int64_t base = mv_ring_stop(player->port, queue);
 
 	CHECK(base >= 0 && mv_ring_stop(player->port, queue) == base);
@@ -189,7 +189,7 @@ static void stop(struct player *player, unsigned int queue)
 /* Between calls nothing of a packed ring is taken, and what was counted is within it. */
 static void check_packed(const struct player *player, unsigned int queue)
 {
-	const struct mv_ring *ring = &player->port->rings[queue];
+	const struct mv_ring *ring = &player->port->first.rings[queue];
 
 	if (!ring->running || !ring->packed)
 		return;
@@ -204,7 +204,7 @@ static void drain(struct player *player)
 	int next = MV_NEXT_CALL_AGAIN;
 
 	for (unsigned int n = 0; n < MAX_TURNS && next == MV_NEXT_CALL_AGAIN; n++) {
-		next = mv_port_drain(fuzz_worker(), player->port, n, punts, &drained);
+		next = mv_port_drain(fuzz_worker(), player->port, 0, n, punts, &drained);
 		check_drained(next, &drained, PORTS);
 	}
 }
@@ -214,7 +214,7 @@ static void flush(struct player *player)
 	int next = MV_NEXT_CALL_AGAIN;
 
 	for (unsigned int n = 0; n < MAX_TURNS && next == MV_NEXT_CALL_AGAIN; n++) {
-		next = mv_port_flush(player->port);
+		next = mv_port_flush(player->port, 0);
 		CHECK(next >= MV_NEXT_KICK && next <= MV_NEXT_MORE_BUFFERS);
 		CHECK(next == MV_NEXT_NOTHING || mv_port_is_up(player->port));
 	}
@@ -283,7 +283,7 @@ static uint16_t load16(uint32_t place)
 /* Turn the bits of the next descriptors of a packed ring, whatever else is in them. */
 static void offer_packed(const struct player *player, unsigned int queue, unsigned int n)
 {
-	const struct mv_ring *ring = &player->port->rings[queue];
+	const struct mv_ring *ring = &player->port->first.rings[queue];
 	unsigned int slot = ring->last_avail & 0x7fff, wrap = ring->last_avail >> 15;
 
 	for (; n > 0; n--) {
@@ -351,7 +351,7 @@ static void step(struct scene *scene, struct input *input)
 		unplug(player, x);
 		break;
 	case 11:
-		mv_port_drop_first(player->port);
+		mv_port_drop_first(player->port, 0);
 		break;
 	case 12:
 		(void)mv_event_read(events[x % 2]);

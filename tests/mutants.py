@@ -377,8 +377,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "m32 m33 r24",
         _PORT_C,
-        "&ring->addr) < 0)\n			r = -EFAULT;\n",
-        "&ring->addr) < 0)\n			r = 0;\n",
+        "&moved[i].addr) < 0)\n			return false;\n",
+        "&moved[i].addr) < 0)\n			return true;\n",
         (
             _R + "test_r24_region_of_the_rings_stays",
             _MEMORY + "test_table_without_a_running_ring_is_refused_and_nothing_changes",
@@ -394,8 +394,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "m34 r25",
         _SESSION_PY,
-        '        if index >= VRINGS:\n            raise RequestRefused(f"vring {index}")\n        return self._vrings[index]',
-        "        return self._vrings[index % VRINGS]",
+        '        if index >= VRINGS:\n            raise RequestRefused(f"vring {index}")\n',
+        "        index %= VRINGS\n",
         (
             _SESSION + "test_m34_vring_that_does_not_exist",
             _R + "test_r25_there_is_no_control_queue",
@@ -542,7 +542,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "m43",
         _SESSION_PY,
-        "            if vring.running:\n                self._device.stop_vring(index)\n            self._device.enable_vring(index, False)\n",
+        "            if vring.running:\n                self._device.stop_vring(index)\n            self._device.drop_vring_kick(index)\n",
         "",
         (_M + "test_m43_resets_while_rings_run",),
     ),
@@ -711,8 +711,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "r19",
         _RX_C,
-        "if (port->backlog_length == MV_BACKLOG ||",
-        "if (port->backlog_length == MV_BACKLOG - 1 ||",
+        "if (pair->backlog_length == MV_BACKLOG ||",
+        "if (pair->backlog_length == MV_BACKLOG - 1 ||",
         (_R + "test_r19_guest_that_takes_nothing_back",),
     ),
     Mutant(
@@ -1021,8 +1021,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "p15",
         _TX_C,
-        "	if (!take_error_token(&drain->port->errors, drain->now))\n		return;\n",
-        "	(void)take_error_token(&drain->port->errors, drain->now);\n",
+        "	if (!take_error_token(drain->port, drain->now))\n		return;\n",
+        "	(void)take_error_token(drain->port, drain->now);\n",
         (_P + "test_p15_errors_are_limited",),
     ),
     Mutant(

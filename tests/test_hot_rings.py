@@ -158,7 +158,7 @@ class TestThreads:
         await heat_up(backend, a)
         await heat_up(backend, b, MAC_B, backend.nic_b)
         assert backend.nic.hot
-        assert worker_threads() == 2
+        await until(lambda: worker_threads() == 2)
 
     async def test_none_to_be_had(
         self, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
@@ -365,3 +365,43 @@ class TestChanges:
         await a.connection.set_vring_enable(TX_QUEUE_IDX, False)
         await a.send_packet(datagram(1))
         assert backend.nic.stats().routed == 0
+
+
+class TestSeveralPairs:
+    """Each TX ring of a NIC is hot or cold for itself."""
+
+    async def test_each_ring_has_a_worker_of_its_own(self, nursery: trio.Nursery) -> None:
+        backend = await RoutingTestBackend.start(
+            nursery,
+            RoutingNicConfig("a", MAC_A, IP_A),
+            RoutingNicConfig("b", MAC_B, IP_B),
+            polling=PollingSpec(workers=2, busy_poll=1_000_000),
+        )
+        a = await backend.connect_a(queue_pairs=2)
+        b = await backend.connect_b(queue_pairs=2)
+        for number in range(400):
+            await a.send_packet(datagram(number), pair=number % 2)
+            assert number_in(await b.recv_packet()) == number
+            if backend.nic.stats().takeovers == 2:
+                break
+        assert backend.nic.stats().takeovers == 2
+        await until(lambda: worker_threads() == 2)
+        # Hot, both are served, and one that stops leaves the other alone.
+        for pair in (0, 1, 0, 1):
+            await a.send_packet(datagram(pair), pair=pair)
+            assert number_in(await b.recv_packet()) == pair
+        await a.stop_vring(3)
+        await a.send_packet(datagram(7), pair=0)
+        assert number_in(await b.recv_packet()) == 7
+        assert backend.nic.hot
+
+    async def test_frontend_that_hangs_up(self, nursery: trio.Nursery) -> None:
+        backend, a, b = await start(nursery, queue_pairs=3)
+        for number in range(400):
+            await a.send_packet(datagram(number), pair=number % 3)
+            await b.recv_packet()
+            if backend.nic.stats().takeovers == 3:
+                break
+        a.disconnect()
+        await until(lambda: not backend.nic.connected)
+        assert not backend.nic.hot

@@ -28,9 +28,25 @@ from .accounts import group_id, user_id
 from .errors import ConfigError
 
 RX_QUEUE = 0
-"""The receive queue of the one queue pair (virtio 1.2, 5.1.2)."""
+"""The receive queue of the first queue pair (virtio 1.2, 5.1.2)."""
 TX_QUEUE = 1
-"""The transmit queue of the one queue pair (virtio 1.2, 5.1.2)."""
+"""The transmit queue of the first queue pair (virtio 1.2, 5.1.2)."""
+
+
+def pair_of(queue: int) -> int:
+    """The number of the queue pair that a queue belongs to."""
+    return queue // 2
+
+
+def rx_of(pair: int) -> int:
+    """The receive queue of a queue pair."""
+    return 2 * pair + RX_QUEUE
+
+
+def tx_of(pair: int) -> int:
+    """The transmit queue of a queue pair."""
+    return 2 * pair + TX_QUEUE
+
 
 MIN_MTU = 68
 """Least MTU of an IPv4 link (RFC 791, 3.2) and of virtio-net (virtio 1.2, 5.1.4.1)."""

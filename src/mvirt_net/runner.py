@@ -14,6 +14,7 @@ one ends the process at once.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -78,6 +79,9 @@ def run(config: DaemonConfig, options: RunOptions) -> None:
     raise_fd_limit()
     # Python does this too, unless it was embedded by somebody who thinks otherwise.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    # What was imported stays. Without it a full collection, in which nobody is served, takes 30 ms
+    # less.
+    gc.freeze()
     trio.run(_Process(config, options).main)
 
 

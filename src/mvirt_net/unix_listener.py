@@ -14,6 +14,7 @@ moment at which the socket is open to more people than it is meant for.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -49,7 +50,8 @@ class UnixListener:
 
     def __init__(self, sock: socket.socket, path: Path) -> None:
         self.path = path.absolute()
-        self._sock = trio.socket.from_stdlib_socket(sock)
+        self._sock = sock
+        sock.setblocking(False)
         self._identity = _identity(self.path)
 
     def start(self, access: SocketAccess) -> None:
@@ -65,13 +67,18 @@ class UnixListener:
             raise SocketInUseError(f"{self.path}: another process took it at the same time")
 
     async def accept(self) -> trio.socket.SocketType:
-        """Wait for a connection. The socket returned is the caller's.
+        """Wait for a connection. The socket returned is the caller's. A checkpoint.
 
         Raises:
             OSError: as accept(2).
         """
-        sock, _ = await self._sock.accept()
-        return sock
+        # Hundreds of NICs may wait here, and what trio's own sockets keep while they do is 1 KiB.
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            # Who was there may have gone.
+            with contextlib.suppress(BlockingIOError):
+                sock, _ = self._sock.accept()
+                return trio.socket.from_stdlib_socket(sock)
 
     @property
     def is_in_place(self) -> bool:
@@ -82,6 +89,7 @@ class UnixListener:
         """Stop listening and remove the socket file if it is still ours. May be called again."""
         if self._sock.fileno() >= 0:
             self._remove_file()
+            trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
 
     def _remove_file(self) -> None:

@@ -56,6 +56,7 @@ class GuestNic:
     """Entries of each ring; None leaves QEMU's 256."""
     host_mtu: int | None = None
     """What the device tells the driver by VIRTIO_NET_F_MTU."""
+    queue_pairs: int = 1
     packed: bool = False
     """Packed rings, which QEMU has its devices offer only when told to."""
     without: Sequence[str] = ()
@@ -73,6 +74,10 @@ class GuestNic:
             "romfile": "",
             **dict.fromkeys(self.without, "off"),
         }
+        queues = ""
+        if self.queue_pairs > 1:
+            queues = f",queues={self.queue_pairs}"
+            properties["mq"] = "on"
         if self.packed:
             properties["packed"] = "on"
         if self.queue_size is not None:
@@ -82,7 +87,7 @@ class GuestNic:
         device = ",".join(f"{name}={value}" for name, value in properties.items())
         return [
             *("-chardev", f"socket,id=char{number},path={path},reconnect=1"),
-            *("-netdev", f"vhost-user,id=net{number},chardev=char{number}"),
+            *("-netdev", f"vhost-user,id=net{number},chardev=char{number}{queues}"),
             *("-device", f"virtio-net-pci,{device}"),
         ]
 
@@ -219,7 +224,12 @@ class Qmp:
 
 @asynccontextmanager
 async def boot_guest(
-    image: Image, folder: Path, nics: Sequence[GuestNic] = (), *, memory: Sequence[int] = (256,)
+    image: Image,
+    folder: Path,
+    nics: Sequence[GuestNic] = (),
+    *,
+    memory: Sequence[int] = (256,),
+    cpus: int = 1,
 ) -> AsyncIterator[Guest]:
     """A guest that has booted and waits for commands; QEMU is gone at the end.
 
@@ -229,11 +239,13 @@ async def boot_guest(
         nics: the guest's eth0, eth1, …
         memory: the sizes in MiB of the pieces that the guest's memory consists of, each a file
             and a NUMA node of its own.
+        cpus: how many the guest has; Linux uses no more queue pairs.
     """
     agent, agent_of_qemu = LineStream.pair()
     qmp, qmp_of_qemu = LineStream.pair()
     command = [
         *_machine(image, folder / "console.log", agent_of_qemu.fileno(), qmp_of_qemu.fileno()),
+        *("-smp", str(cpus)),
         *_memory(memory),
         *(argument for number, nic in enumerate(nics) for argument in nic.arguments(number)),
     ]

@@ -55,6 +55,7 @@ FEATURE_BITS = {
     "indirect_desc": 28,
     "event_idx": 29,
     "packed": 34,
+    "mq": 22,
 }
 """Bits of the virtio features that Linux and QEMU use when the daemon has them (virtio 1.2)."""
 
@@ -87,7 +88,11 @@ PLAIN = GuestNic(mac="", socket_path=Path())
 
 @asynccontextmanager
 async def guest_on_daemon(
-    image: Image, folder: Path, *variants: GuestNic, memory: Sequence[int] = (256,)
+    image: Image,
+    folder: Path,
+    *variants: GuestNic,
+    memory: Sequence[int] = (256,),
+    cpus: int = 1,
 ) -> AsyncIterator[Setup]:
     """The daemon with a NIC for each of `variants` (10.0.0.5, 10.0.0.6, …), and a guest on them."""
     nics = nics_in(folder, *(variants or (PLAIN,)))
@@ -97,7 +102,10 @@ async def guest_on_daemon(
     )
     path = folder / "mvirt-net.toml"
     await trio.Path(path).write_text(config)
-    async with run_daemon(path) as daemon, boot_guest(image, folder, nics, memory=memory) as guest:
+    async with (
+        run_daemon(path) as daemon,
+        boot_guest(image, folder, nics, memory=memory, cpus=cpus) as guest,
+    ):
         yield Setup(guest, daemon)
 
 
@@ -232,6 +240,7 @@ def expected_bits(nic: GuestNic) -> set[int]:
     """The bits of `FEATURE_BITS` that driver and device must have agreed on."""
     without = set(nic.without)
     without |= {name for name in ("host_mtu", "packed") if not getattr(nic, name)}
+    without |= {"mq"} if nic.queue_pairs == 1 else set()
     return {bit for name, bit in FEATURE_BITS.items() if name not in without}
 
 
@@ -259,6 +268,26 @@ async def test_features_and_ring_sizes(image: Image, folder: Path) -> None:
             # More than each ring has entries, then frames as large as the MTU allows.
             assert await ping(guest, "-f -c 1100", nic) == 1100
             assert await ping(guest, f"-f -c 20 -M do -s {MTU - 28}", nic) == 20
+            await forget(guest, nic)
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+async def test_queue_pairs(image: Image, folder: Path, cpus: int) -> None:
+    """NICs with more pairs than Linux uses, which is one for each CPU, and with just as many."""
+    variants = [
+        attrs.evolve(PLAIN, queue_pairs=2),
+        attrs.evolve(PLAIN, queue_pairs=8),
+        attrs.evolve(PLAIN, queue_pairs=2, packed=True),
+    ]
+    async with guest_on_daemon(image, folder, *variants, cpus=cpus) as setup:
+        guest = setup.guest
+        for number, variant in enumerate(variants):
+            nic = f"eth{number}"
+            assert await features(guest, nic) & set(FEATURE_BITS.values()) == expected_bits(variant)
+            queues = (await guest.run(f"ls /sys/class/net/{nic}/queues")).split()
+            assert len(queues) == 2 * min(cpus, variant.queue_pairs)
+            await lease_by_udhcpc(guest, nic)
+            assert await ping(guest, "-f -c 1100", nic) == 1100
             await forget(guest, nic)
 
 

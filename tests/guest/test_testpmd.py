@@ -155,6 +155,25 @@ async def test_eight_memory_regions(dpdk: Path, folder: Path) -> None:
         await receives_injected_frames(setup)
 
 
+@pytest.mark.parametrize("vdev", ["", ",packed_vq=1"])
+async def test_two_queue_pairs(dpdk: Path, folder: Path, vdev: str) -> None:
+    two = "--rxq=2 --txq=2 --tx-udp=1000,2000"
+    async with switch_with_testpmd(dpdk, folder, vdev=f",queues=2{vdev}", more=two) as setup:
+        await setup.testpmd.command("set fwd rxonly")
+        await setup.testpmd.command("start tx_first 4")
+        await setup.testpmd.command("stop")
+        # It sends by both.
+        await wait_for(lambda: setup.nic.stats().tx_frames == 2 * 4 * BURST)
+        await receives_injected_frames(setup)
+        await answers_arp(setup)
+
+
+async def test_frontend_with_more_pairs_than_it_uses(dpdk: Path, folder: Path) -> None:
+    async with switch_with_testpmd(dpdk, folder, vdev=",queues=8") as setup:
+        await sends_counted_frames(setup)
+        await receives_injected_frames(setup)
+
+
 async def test_port_stopped_and_started(dpdk: Path, folder: Path) -> None:
     async with switch_with_testpmd(dpdk, folder) as setup:
         for _ in range(3):

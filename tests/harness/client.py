@@ -77,9 +77,11 @@ class ClientOptions:
     Args:
         features, protocol_features: masks; what the backend offers of them is negotiated.
         regions: layout of guest memory; None: one region at guest address 0, large enough.
+        queue_pairs: how many the frontend starts and enables; with more than one it asks for MQ.
+        used_pairs: how many of them the guest uses; None: all. The others get no buffers.
         ring_size: descriptors of each queue, 2 to 32768 (packed: 1 to 32768).
         base: where the ring indices start; of packed rings, how many slots were used before.
-        rx_buffers: how many receive buffers to keep with the device.
+        rx_buffers: how many receive buffers to keep with the device, for each pair in use.
         rx_buffer_size: bytes of each; a sequence makes it a chain of descriptors of those lengths.
         indirect: put every chain into an indirect table (needs INDIRECT_DESC).
         refill: give a receive buffer back as soon as its frame was taken out of it.
@@ -93,6 +95,8 @@ class ClientOptions:
     features: int = DEFAULT_FEATURES
     protocol_features: int = DEFAULT_PROTOCOL_FEATURES
     regions: Sequence[Region] | None = None
+    queue_pairs: int = 1
+    used_pairs: int | None = None
     ring_size: int = QUEUE_SIZE
     base: int = 0
     rx_buffers: int = RX_BUFFER_COUNT
@@ -116,6 +120,11 @@ class ClientOptions:
         size = self.rx_buffer_size
         return [size] if isinstance(size, int) else size
 
+    @property
+    def pairs_in_use(self) -> range:
+        """Those that the guest's driver uses."""
+        return range(self.queue_pairs if self.used_pairs is None else self.used_pairs)
+
     def guest_memory(self) -> TestGuestMemory:
         """Memory for the rings, the receive buffers, and a short frame for each descriptor."""
         if self.regions is not None:
@@ -123,7 +132,7 @@ class ClientOptions:
         rings = sum(map(_whole_pages, self.layout.part_sizes(self.ring_size)))
         rx = self.rx_buffers * (sum(self.rx_lengths) + 32 * len(self.rx_lengths))
         tx = max(MEMORY_SIZE // 2, 128 * self.ring_size)
-        size = max(MEMORY_SIZE, _whole_pages(2 * rings + rx + tx))
+        size = max(MEMORY_SIZE, _whole_pages(2 * rings + rx + tx)) * self.queue_pairs
         return TestGuestMemory((Region(0, size),), data_offset=0)
 
 
@@ -140,7 +149,17 @@ class VringEnd:
     calls: int = 0
     """Interrupts taken; several that came before the driver looked count each."""
     progress: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
-    """Woken whenever the driver has looked at the used ring."""
+    """Woken whenever the driver has looked at the used ring, or at one of the same kind."""
+
+    @property
+    def is_rx(self) -> bool:
+        """Whether the guest receives by it."""
+        return self.queue.queue_idx % 2 == RX_QUEUE_IDX
+
+    @property
+    def pair(self) -> int:
+        """The queue pair that it belongs to."""
+        return self.queue.queue_idx // 2
 
     def close(self) -> None:
         """Close the eventfds. Idempotent."""
@@ -176,9 +195,13 @@ class VhostTestClient:
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         self.memory = options.guest_memory()
-        self.vrings = [self._make_vring(RX_QUEUE_IDX), self._make_vring(TX_QUEUE_IDX)]
+        progress = trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot()
+        self.vrings = [
+            self._make_vring(index, progress[index % 2]) for index in range(2 * options.queue_pairs)
+        ]
+        """Of pair i, 2i receives and 2i + 1 transmits."""
 
-    def _make_vring(self, index: int) -> VringEnd:
+    def _make_vring(self, index: int, progress: trio.lowlevel.ParkingLot) -> VringEnd:
         options = self.options
         layout = options.layout
         desc, avail, used = (
@@ -192,6 +215,7 @@ class VhostTestClient:
             kick=None if options.poll_kick else _eventfd(),
             call=None if options.poll_call else _eventfd(),
             err=_eventfd() if options.err else None,
+            progress=progress,
         )
 
     # Life
@@ -280,12 +304,12 @@ class VhostTestClient:
 
     @property
     def rx_queue(self) -> VirtioQueue:
-        """What the guest receives on."""
+        """What the guest receives on, of the first pair."""
         return self.vrings[RX_QUEUE_IDX].queue
 
     @property
     def tx_queue(self) -> VirtioQueue:
-        """What the guest transmits on."""
+        """What the guest transmits on, of the first pair."""
         return self.vrings[TX_QUEUE_IDX].queue
 
     # Handshake
@@ -306,7 +330,9 @@ class VhostTestClient:
         """SET_OWNER and both kinds of features."""
         connection = self.connection
         await connection.set_owner()
-        self.features = await connection.get_features() & self.options.features
+        several = self.options.queue_pairs > 1
+        wanted = self.options.features | (Feature.MQ if several else 0)
+        self.features = await connection.get_features() & wanted
         await connection.set_features(self.features)
         for vring in self.vrings:
             vring.queue.features = self.features
@@ -314,7 +340,8 @@ class VhostTestClient:
             vring.queue.in_order = self.has_feature(Feature.IN_ORDER)
         if self.has_feature(Feature.PROTOCOL_FEATURES):
             offered = await connection.get_protocol_features()
-            self.protocol_features = offered & self.options.protocol_features
+            wanted = self.options.protocol_features | (ProtocolFeature.MQ if several else 0)
+            self.protocol_features = offered & wanted
             await connection.set_protocol_features(self.protocol_features)
 
     async def share_memory(self) -> None:
@@ -351,12 +378,12 @@ class VhostTestClient:
         return await self.connection.get_vring_base(index)
 
     async def enable(self, enabled: bool) -> None:
-        """SET_VRING_ENABLE for both rings."""
+        """SET_VRING_ENABLE for all rings."""
         for index in range(len(self.vrings)):
             await self.connection.set_vring_enable(index, enabled)
 
     async def reset_driver(self) -> None:
-        """What a reboot of the guest does: stop both rings, empty them, start them at 0."""
+        """What a reboot of the guest does: stop all rings, empty them, start them at 0."""
         for vring in self.vrings:
             await self.stop_vring(vring.queue.queue_idx)
             self.process(vring)
@@ -369,10 +396,11 @@ class VhostTestClient:
 
     def fill_rx_queue(self) -> None:
         """Give the device as many receive buffers as the options say, and kick."""
-        with contextlib.suppress(QueueFullError):
-            for _ in range(self.options.rx_buffers):
-                self.add_rx_buffer()
-        self.kick(RX_QUEUE_IDX)
+        for pair in self.options.pairs_in_use:
+            with contextlib.suppress(QueueFullError):
+                for _ in range(self.options.rx_buffers):
+                    self.add_rx_buffer(pair)
+            self.kick(2 * pair + RX_QUEUE_IDX)
 
     def has_feature(self, feature: int) -> bool:
         """Whether a feature bit (a mask, as `Feature.MAC`) was negotiated."""
@@ -395,23 +423,25 @@ class VhostTestClient:
         await self._wait_tx(target, timeout)
         self._completed -= 1
 
-    def send_packet_nowait(self, frame: bytes, **how: Any) -> int:
+    def send_packet_nowait(self, frame: bytes, *, pair: int = 0, **how: Any) -> int:
         """Queue a frame, kick if the device wants it, and return the head of the chain.
 
         Args:
-            how: arguments of `queue_tx`.
+            pair: the queue pair to send it by.
+            how: other arguments of `queue_tx`.
 
         Raises:
             QueueFullError: no room in the ring.
         """
-        head = self.queue_tx(frame, **how)
-        self.kick(TX_QUEUE_IDX)
+        head = self.queue_tx(frame, pair=pair, **how)
+        self.kick(2 * pair + TX_QUEUE_IDX)
         return head
 
     def queue_tx(
         self,
         frame: bytes,
         *,
+        pair: int = 0,
         header: VirtioNetHdr | None = None,
         split: Sequence[int] = (),
         publish: bool = True,
@@ -419,6 +449,7 @@ class VhostTestClient:
         """Queue a frame without kicking.
 
         Args:
+            pair: the queue pair to send it by.
             header: the virtio_net_hdr in front of it, all zeros by default.
             split: lengths of the first descriptors; header and frame are one run of bytes, and
                 what is left of it goes into one more.
@@ -427,7 +458,7 @@ class VhostTestClient:
         segments = self._allocate(split_lengths(VIRTIO_NET_HDR_SIZE + len(frame), split))
         table = self._allocate_table(len(segments))
         try:
-            return self.tx_queue.add_tx_buffer(
+            return self.vrings[2 * pair + TX_QUEUE_IDX].queue.add_tx_buffer(
                 segments, frame, header=header, table=table, publish=publish
             )
         except QueueFullError:
@@ -477,10 +508,10 @@ class VhostTestClient:
 
     def pending_tx_count(self) -> int:
         """Frames that the device has not returned yet."""
-        return self.tx_queue.outstanding
+        return sum(vring.queue.outstanding for vring in self.vrings if not vring.is_rx)
 
     def _completions_until_idle(self) -> int:
-        return self._completed + self.tx_queue.outstanding
+        return self._completed + self.pending_tx_count()
 
     async def _wait_tx(self, target: int, timeout: float) -> None:
         vring = self.vrings[TX_QUEUE_IDX]
@@ -528,12 +559,13 @@ class VhostTestClient:
                 await self._until(vring, lambda: queue.used_count() >= count)
         return [used for _ in range(count) if (used := queue.pop_used())]
 
-    def add_rx_buffer(self) -> int:
+    def add_rx_buffer(self, pair: int = 0) -> int:
         """Give the device one more receive buffer, without a kick. Returns the head."""
         lengths = self.options.rx_lengths
         segments, table = self._allocate(lengths), self._allocate_table(len(lengths))
         try:
-            return self.rx_queue.add_rx_buffer(segments, table=table)
+            queue = self.vrings[2 * pair + RX_QUEUE_IDX].queue
+            return queue.add_rx_buffer(segments, table=table)
         except QueueFullError:
             self._free(UsedBuffer(0, 0, writable=tuple(segments), table=table))
             raise
@@ -571,7 +603,9 @@ class VhostTestClient:
         while not ready():
             if vring.call is None:
                 await trio.sleep(POLL_INTERVAL)
-                self.process(vring)
+                for other in self.vrings:
+                    if other.is_rx is vring.is_rx:
+                        self.process(other)
             else:
                 await vring.progress.park()
 
@@ -581,16 +615,16 @@ class VhostTestClient:
         RX buffers are left where they are while the device has raw chains: no one knows here
         what is in those.
         """
-        take = self._take_received if vring.queue.queue_idx == RX_QUEUE_IDX else self._take_sent
+        take = self._take_received if vring.is_rx else self._take_sent
         while True:
-            while take():
+            while take(vring):
                 pass
             if vring.call is None or vring.queue.raw_outstanding or not vring.queue.enable_call():
                 break
         vring.progress.unpark_all()
 
-    def _take_sent(self) -> bool:
-        used = self.tx_queue.pop_used()
+    def _take_sent(self, vring: VringEnd) -> bool:
+        used = vring.queue.pop_used()
         if used is None:
             return False
         if used.length:
@@ -599,19 +633,20 @@ class VhostTestClient:
         self._completed += 1
         return True
 
-    def _take_received(self) -> bool:
-        if self.rx_queue.raw_outstanding:
+    def _take_received(self, vring: VringEnd) -> bool:
+        queue = vring.queue
+        if queue.raw_outstanding:
             return False
-        received = self.rx_queue.pop_frame(mergeable=self.has_feature(Feature.MRG_RXBUF))
+        received = queue.pop_frame(mergeable=self.has_feature(Feature.MRG_RXBUF))
         if received is None:
             return False
-        self.received.append(received)
+        self.received.append(attrs.evolve(received, pair=vring.pair))
         for buffer in received.buffers:
             if self.options.refill:
-                self.rx_queue.add_rx_buffer(buffer.writable, table=buffer.table)
+                queue.add_rx_buffer(buffer.writable, table=buffer.table)
             else:
                 self._free(buffer)
-        self.kick(RX_QUEUE_IDX)
+        self.kick(queue.queue_idx)
         return True
 
     # Memory

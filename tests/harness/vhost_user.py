@@ -96,6 +96,7 @@ class Feature(enum.IntFlag):
     HOST_ECN = 1 << 13
     MRG_RXBUF = 1 << 15
     STATUS = 1 << 16
+    MQ = 1 << 22
     LOG_ALL = 1 << 26
     INDIRECT_DESC = 1 << 28
     EVENT_IDX = 1 << 29

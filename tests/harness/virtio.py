@@ -168,6 +168,8 @@ class ReceivedFrame:
     frame: bytes
     header: VirtioNetHdr
     buffers: tuple[UsedBuffer, ...]
+    pair: int = 0
+    """The queue pair by which it came."""
 
 
 @attrs.frozen

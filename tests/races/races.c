@@ -292,10 +292,10 @@ static void *drain(void *argument)
 
 		switch (next_random(&random) % 8) {
 		case 0:
-			mv_port_flush(port);
+			mv_port_flush(port, 0);
 			break;
 		case 1:
-			mv_port_drop_first(port);
+			mv_port_drop_first(port, 0);
 			break;
 		case 2:
 			mv_port_stats(port, &stats);
@@ -303,7 +303,7 @@ static void *drain(void *argument)
 			(void)mv_ring_broken(port, RX);
 			break;
 		default:
-			mv_port_drain(drainer.worker, port, 0, drainer.buffer, &drainer.drained);
+			mv_port_drain(drainer.worker, port, 0, 0, drainer.buffer, &drainer.drained);
 			atomic_fetch_add(&n_drains, 1);
 		}
 	}
@@ -349,7 +349,7 @@ static void heat_up(struct guest *guest, mv_poller *poller)
 	if (guest->hot && !mv_hot_released(guest->hot))
 		return;
 	cool_down(guest);
-	guest->hot = mv_poller_add(poller, guest->port, 0, 0, guest->hot_fd);
+	guest->hot = mv_poller_add(poller, guest->port, 0, 0, 0, guest->hot_fd);
 	check(guest->hot, "no memory");
 	n_takeovers++;
 }
@@ -557,8 +557,8 @@ static void finish(void)
 	drainer_begin(&drainer);
 	for (unsigned int round = 0; round < 4 * SIZE; round++) {
 		for (unsigned int i = 0; i < GUESTS; i++) {
-			mv_port_drain(drainer.worker, guests[i].port, 0, drainer.buffer, &drainer.drained);
-			mv_port_flush(guests[i].port);
+			mv_port_drain(drainer.worker, guests[i].port, 0, 0, drainer.buffer, &drainer.drained);
+			mv_port_flush(guests[i].port, 0);
 			receive_all(&guests[i]);
 		}
 	}

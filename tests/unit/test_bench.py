@@ -13,6 +13,7 @@ from bench.core import ring_core
 from bench.echo import inline
 from bench.figures import QUICK, Cell, Row, Scale, Table, quantile, ratio, spread, take_turns
 from bench.hot import hot_rings
+from bench.many import many
 from bench.report import as_json, machine, markdown, number, text
 from bench.roundtrip import round_trips
 from bench.routing import routing
@@ -36,6 +37,18 @@ def test_measurement_in_one_process(measure: Callable[[Scale], Table]) -> None:
 @pytest.mark.parametrize("measure", [round_trips, throughput])
 async def test_measurement_through_a_daemon(measure: Callable[[Scale], Awaitable[Table]]) -> None:
     check(await measure(QUICK))
+
+
+def test_many_guests_boot_and_are_served() -> None:
+    table = many(QUICK)
+    few, all_ = table.rows
+    assert all_.name == f"{QUICK.many} NICs"
+    assert few.cells.keys() < all_.cells.keys() == set(table.columns)
+    for row in table.rows:
+        lease, dhcp = row.cells["last lease, s"], row.cells["of it DHCP, s"]
+        assert lease is not None
+        assert dhcp is not None
+        assert 0 < dhcp < lease
 
 
 async def test_hot_rings_spare_notifications() -> None:

@@ -16,16 +16,19 @@ from mvirt_net.dataplane.channel import MAX_FDS, MessageChannel
 from mvirt_net.dataplane.fds import close_fd, close_fds
 from mvirt_net.errors import ConnectionBroken
 
+Pair = tuple[trio.socket.SocketType, socket.socket]
+
 PAYLOAD = bytes(range(8))
 MESSAGE = struct.pack("=III", 2, 1, len(PAYLOAD)) + PAYLOAD
 """SET_FEATURES, version 1."""
 
 
 @pytest.fixture
-async def pair() -> AsyncIterator[tuple[trio.socket.SocketType, trio.socket.SocketType]]:
+async def pair() -> AsyncIterator[Pair]:
     """The frontend's end and ours."""
-    ours, theirs = trio.socket.socketpair()
-    with ours, theirs:
+    ours, peer = socket.socketpair()
+    ours.setblocking(False)
+    with ours, trio.socket.from_stdlib_socket(peer) as theirs:
         yield theirs, ours
 
 
@@ -36,15 +39,12 @@ def event() -> Iterator[int]:
     os.close(fd)
 
 
-Pair = tuple[trio.socket.SocketType, trio.socket.SocketType]
-
-
 async def send(sock: trio.socket.SocketType, data: bytes, fds: Sequence[int] = ()) -> None:
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
     assert await sock.sendmsg([data], [rights] if fds else []) == len(data)
 
 
-async def receive(ours: trio.socket.SocketType) -> tuple[int, bytes, int]:
+async def receive(ours: socket.socket) -> tuple[int, bytes, int]:
     """The next message: its id, payload and number of descriptors, which are closed."""
     message = await MessageChannel(ours).receive()
     assert message is not None

@@ -84,9 +84,9 @@ class SpyPort(Port):
         self.enter(f"stop {queue}")
         return super().stop_ring(queue)
 
-    def flush(self) -> NextStep:
-        self.enter("flush")
-        return super().flush()
+    def flush(self, pair: int = 0) -> NextStep:
+        self.enter(f"flush {pair}")
+        return super().flush(pair)
 
     def enable_ring(self, queue: int, enabled: bool) -> None:
         self.enter(f"enable {queue} {enabled}")
@@ -128,7 +128,7 @@ class Bench:
         self.device.set_vring_kick(queue, self.eventfd(f"kick {queue}"))
         self.device.set_vring_call(queue, self.eventfd(f"call {queue}"))
         self.device.set_vring_err(queue, self.eventfd(f"err {queue}"))
-        self.device.start_vring(queue, RING_SIZE, ring_in(number, queue), base)
+        self.device.start_vring(queue, RING_SIZE, ring_in(number, queue % 2), base)
 
 
 @pytest.fixture
@@ -316,26 +316,26 @@ class TestDescriptors:
 
 CLOSE_ORDER = [
     # Stop rings, and give the guest what is on its way in between.
-    *("stop 1", "flush", "stop 0"),
-    *("enable 0 False", "enable 1 False", "features 0x0"),
+    *("stop 1", "stop 5", "flush 0", "flush 2", "stop 0", "stop 4"),
+    *(f"enable {queue} False" for queue in range(16)),
+    "features 0x0",
     # Unmap.
     *("no memory", "unmap", "close fault"),
     # Close descriptors.
     *("no call 0", "close call 0", "no call 1", "close call 1"),
+    *("no call 4", "close call 4", "no call 5", "close call 5"),
     *("no err 0", "close err 0", "no err 1", "close err 1"),
-    *("close kick 0", "close kick 1"),
+    *("no err 4", "close err 4", "no err 5", "close err 5"),
+    *("close kick 0", "close kick 1", "close kick 4", "close kick 5"),
 ]
 
 KEPT_BECAUSE_OF = {
     # The core refuses to forget the memory of a ring that runs.
-    "stop 0": {"unmap", "close fault"},
-    "stop 1": {"unmap", "close fault"},
+    **{f"stop {queue}": {"unmap", "close fault"} for queue in (0, 1, 4, 5)},
     "no memory": {"unmap", "close fault"},
     "unmap": {"close fault"},
-    "no call 0": {"close call 0"},
-    "no call 1": {"close call 1"},
-    "no err 0": {"close err 0"},
-    "no err 1": {"close err 1"},
+    **{f"no call {queue}": {f"close call {queue}"} for queue in (0, 1, 4, 5)},
+    **{f"no err {queue}": {f"close err {queue}"} for queue in (0, 1, 4, 5)},
 }
 """What must not be done any more after a failure, because the core may still use it."""
 
@@ -360,7 +360,7 @@ class TestClose:
         def close(refuse: str) -> Closed:
             bench = Bench(port)
             bench.device.set_memory_table([region(0)], [memory_file])
-            for queue in QUEUES:
+            for queue in (*QUEUES, 4, 5):
                 bench.start(queue)
             monkeypatch.setattr(GuestMemory, "close", spied(GuestMemory.close))
             port.diary.clear()

@@ -489,5 +489,5 @@ def test_no_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_port_is_cold_at_first() -> None:
     with contextlib.closing(Network()) as network:
         port = Port(network, MAC)
-        assert (port.hot, port.takeovers) == (False, 0)
+        assert (port.hot, port.takeovers) == (0, 0)
         port.close()

@@ -10,7 +10,7 @@ MAC = MacAddress.parse("52:54:00:12:34:56")
 
 def test_literal() -> None:
     space = net_config(MAC, mtu=1500)
-    assert space == bytes.fromhex("525400123456 0100 0000 dc05") + bytes(244)
+    assert space == bytes.fromhex("525400123456 0100 0800 dc05") + bytes(244)
     assert len(space) == 256
 
 

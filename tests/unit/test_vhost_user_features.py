@@ -10,9 +10,9 @@ def bits(mask: int) -> set[int]:
 
 
 def test_virtio_features() -> None:
-    # MTU, MAC, MRG_RXBUF, STATUS, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, VERSION_1,
+    # MTU, MAC, MRG_RXBUF, STATUS, MQ, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, VERSION_1,
     # RING_PACKED, IN_ORDER
-    base = {3, 5, 15, 16, 28, 29, 30, 32, 34, 35}
+    base = {3, 5, 15, 16, 22, 28, 29, 30, 32, 34, 35}
     # CSUM, HOST_TSO4, HOST_TSO6, HOST_ECN, HOST_USO, and what the guest takes of the same.
     offloads = {0, 11, 12, 13, 56} | {1, 7, 8, 9, 54, 55}
     assert bits(OFFERED_FEATURES) == base | offloads

@@ -61,14 +61,14 @@ class TestTable:
 class TestReplies:
     def test_whole_reply(self) -> None:
         outcome = fresh().exchange(Request.GET_FEATURES)
-        assert outcome.reply == bytes.fromhex("01000000 05000000 08000000 abbb01700d00c001")
+        assert outcome.reply == bytes.fromhex("01000000 05000000 08000000 abbb41700d00c001")
 
     @pytest.mark.parametrize(
         ("request_id", "value"),
         [
-            (Request.GET_FEATURES, 0x1C0_000D_7001_BBAB),
+            (Request.GET_FEATURES, 0x1C0_000D_7041_BBAB),
             (Request.GET_PROTOCOL_FEATURES, 0xA219),
-            (Request.GET_QUEUE_NUM, 2),
+            (Request.GET_QUEUE_NUM, 16),
             (Request.GET_MAX_MEM_SLOTS, 32),
         ],
     )
@@ -128,7 +128,7 @@ class TestEnable:
     def test_features_without_bit_30_enable_all(self) -> None:
         frontend = fresh()
         frontend.send(Request.SET_FEATURES, u64(WITHOUT_BIT_30))
-        assert frontend.device.enabled == {RX: True, TX: True}
+        assert frontend.device.enabled == dict.fromkeys(range(16), True)
 
     def test_features_with_bit_30_disable_none(self) -> None:
         frontend = fresh()
@@ -402,8 +402,8 @@ class TestMemory:
 
 
 class TestConfig:
-    # MAC, link up, no pairs, MTU 1450.
-    SPACE = bytes.fromhex("525400123456 0100 0000 aa05") + bytes(244)
+    # MAC, link up, 8 pairs, MTU 1450.
+    SPACE = bytes.fromhex("525400123456 0100 0800 aa05") + bytes(244)
 
     def read(self, frontend: Frontend, offset: int, size: int, flags: int = 0) -> bytes:
         reply = frontend.send(Request.GET_CONFIG, config(offset, size, flags=flags))

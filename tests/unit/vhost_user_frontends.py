@@ -47,7 +47,7 @@ class Qemu(Frontend):
         offered = self.get_u64(Request.GET_PROTOCOL_FEATURES)
         mask = self.KNOWN_PROTOCOL_FEATURES if self._slots else 0x10CBF
         self.send(Request.SET_PROTOCOL_FEATURES, u64(offered & mask))
-        assert self.get_u64(Request.GET_QUEUE_NUM) >= 1
+        assert self.get_u64(Request.GET_QUEUE_NUM) >= 8
         if self._slots:
             assert self.get_u64(Request.GET_MAX_MEM_SLOTS) >= 8
         self.send(Request.SET_OWNER)
@@ -150,11 +150,11 @@ class CloudHypervisor(Frontend):
         self.send(Request.GET_FEATURES)
         offered = self.get_u64(Request.GET_PROTOCOL_FEATURES)
         self.send(Request.SET_PROTOCOL_FEATURES, u64(offered & self.KNOWN_PROTOCOL_FEATURES))
-        assert self.call(Request.GET_QUEUE_NUM) == u64(2)
+        assert self.call(Request.GET_QUEUE_NUM) == u64(16)
         reply = self.call(Request.GET_CONFIG, config(0, 17, flags=1))
-        # MAC, link up, no pairs, MTU 1450, no speed, no duplex
+        # MAC, link up, 8 pairs, MTU 1450, no speed, no duplex
         assert reply == bytes.fromhex(
-            "00000000 11000000 01000000 525400123456 0100 0000 aa05 00000000 00"
+            "00000000 11000000 01000000 525400123456 0100 0800 aa05 00000000 00"
         )
 
     def reconnect(self) -> None:

@@ -112,6 +112,7 @@ class FakeDevice:
         self.started: list[tuple[int, int | None]] = []
         """Each start: vring and base."""
         self.enabled = {RX: False, TX: False}
+        """Of other pairs those that are."""
         self.owned: dict[tuple[str, int], int] = {}
         self.polled: set[int] = set()
         self.index_at_stop = 0
@@ -180,7 +181,11 @@ class FakeDevice:
 
     def enable_vring(self, index: int, enabled: bool) -> None:
         assert isinstance(enabled, bool)
-        self.enabled[index] = enabled
+        assert 0 <= index < 16
+        if enabled or index in (RX, TX):
+            self.enabled[index] = enabled
+        else:
+            self.enabled.pop(index, None)
 
     def set_vring_kick(self, index: int, fd: int | None) -> None:
         self._own("kick", index, fd)
@@ -211,7 +216,7 @@ class FakeDevice:
         self.regions = regions
 
     def _own(self, kind: str, index: int, fd: int | None) -> None:
-        assert index in (RX, TX)
+        assert 0 <= index < 16
         if fd is not None:
             assert fd in self._descriptors.open
             self._may(f"set_vring_{kind}")

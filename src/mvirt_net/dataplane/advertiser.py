@@ -34,6 +34,11 @@ class RouterAdvertiser:
             ndp.on_solicited = self._on_solicited
         self.follow_link()
 
+    @property
+    def in_use(self) -> bool:
+        """Whether there is anything to advertise; a NIC has IPv6 or not, for good."""
+        return self._ndp is not None
+
     def follow_link(self) -> None:
         """Look whether the guest can receive; each time that it begins to, all begins anew."""
         up = self._ndp is not None and self._is_up()

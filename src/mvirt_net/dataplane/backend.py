@@ -1,13 +1,17 @@
-"""One connection of a frontend: its conversation and its two rings, in one nursery.
+"""One connection of a frontend: its conversation and its rings, in one nursery.
 
-Five tasks, none of which outlives `VhostNetBackend.serve`:
+Up to five tasks, and two more for each further queue pair that the frontend starts. None outlives
+`VhostNetBackend.serve`:
 
 * **control** reads requests, has the session carry them out, writes replies;
-* **tx_kicks** empties the TX ring when the driver kicks, and has the services answer; while the
+* **tx_kicks** empties a TX ring when the driver kicks, and has the services answer; while the
   ring is hot a worker empties it, and the task does what that leaves to do;
-* **rx_injection** moves frames to the RX ring as the driver gives buffers;
-* the **advertiser** tells the guest of its router, unasked, while it can receive;
-* **memory_faults** ends the connection when guest memory vanishes.
+* **rx_injection** moves frames to an RX ring as the driver gives buffers;
+* the **advertiser** tells the guest of its router, unasked, while it can receive; a NIC without
+  IPv6 has none;
+* **memory_faults**, the task that serves the connection, ends it when guest memory vanishes.
+
+There may be hundreds of connections with nothing to do, and each of these tasks takes 3 KiB then.
 
 The ring tasks know nothing of the vhost-user state. They call the core, which does as much as the
 state of its ring allows, and sleep on what it says comes next; whoever changes a ring rings the
@@ -21,8 +25,8 @@ package that know of trio.
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import assert_never
 
 import structlog
@@ -31,7 +35,7 @@ import trio
 from ..errors import ConnectionBroken, GuestMemoryLost, MvirtNetError
 from ..ffi import Drained, HotRing, NextStep, Port, Punt, read_event
 from ..log import get_logger
-from ..model import RX_QUEUE, TX_QUEUE, MacAddress, PuntKind
+from ..model import MacAddress, PuntKind, pair_of, rx_of, tx_of
 from ..vhost_user.session import Session
 from .advertiser import RouterAdvertiser
 from .channel import Message, MessageChannel
@@ -59,7 +63,11 @@ REFUSALS_LOGGED = 20
 BREAKS_LOGGED = 20
 """Broken rings that get a line in the log, per connection: each restart lets a guest break one."""
 
-_QUEUE_NAMES = {RX_QUEUE: "RX", TX_QUEUE: "TX"}
+
+def _queue_name(index: int) -> str:
+    """For the log; the number of the pair only where it matters."""
+    name = "TX" if index == tx_of(pair_of(index)) else "RX"
+    return f"{name} {pair_of(index)}" if pair_of(index) else name
 
 
 class BoundedLog:
@@ -70,6 +78,8 @@ class BoundedLog:
         limit: how many of them; after the last one a line says that there will be no more.
         what: they are about, in the plural.
     """
+
+    __slots__ = ("_left", "_log", "_what")
 
     def __init__(self, log: structlog.stdlib.BoundLogger, limit: int, what: str) -> None:
         self._log = log
@@ -96,7 +106,7 @@ class VhostNetBackend:
         mtu: of the network, in bytes, for the configuration space.
         services: makes those who answer slow-path frames on a link of a given MTU: at first the
             network's, then a smaller one if the frontend sets it.
-        workers: who may poll the TX ring while it is hot; None: nobody.
+        workers: who may poll TX rings while they are hot; None: nobody.
         on_connected: called once, when the frontend has sent its first request.
         on_fault: called with one line when the guest breaks a ring.
         log: where events go, bound to what names the NIC.
@@ -125,12 +135,14 @@ class VhostNetBackend:
         self._on_connected = on_connected
         self._on_fault = on_fault
         self._log = log or get_logger(__name__)
-        self._bells = {RX_QUEUE: Doorbell(), TX_QUEUE: Doorbell()}
-        self._broken: set[int] = set()
+        self._bells: dict[int, Doorbell] = {}
+        """Of the rings whose pair has its tasks."""
+        self._nursery: trio.Nursery
+        self._broken: frozenset[int] = frozenset()
         self._slow_path = SlowPath(mac, {}, port.enqueue, self._log)
         self._advertiser = RouterAdvertiser(lambda: port.is_up, self.inject)
-        self._starved_until: float | None = None
-        """When the frame that needs more buffers than there are will be given up."""
+        self._starved_until: dict[int, float] = {}
+        """When the frame that needs more buffers than there are will be given up, by RX ring."""
         self._refusal_log = BoundedLog(self._log, REFUSALS_LOGGED, "refused requests")
         self._break_log = BoundedLog(self._log, BREAKS_LOGGED, "broken rings")
         self._hinted_at_memory = False
@@ -149,25 +161,31 @@ class VhostNetBackend:
             ExceptionGroup: of the same kinds, when it happens later; of anything else, which is a
                 bug.
         """
-        with self._sock:
+        with _standard_socket(self._sock) as sock:
             device = VhostDevice(
-                self._port, wake=self._ring_changed, on_mtu=self._limit_mtu, release_fd=_release_fd
+                self._port,
+                wake=self._ring_changed,
+                on_start=lambda index: self._serve_pair(device, pair_of(index)),
+                on_mtu=self._limit_mtu,
+                release_fd=_release_fd,
             )
             self.renew_services()
             with contextlib.closing(device), self._reachable():
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._control, device, nursery.cancel_scope)
-                    nursery.start_soon(self._tx_kicks, device)
-                    nursery.start_soon(self._rx_injection, device)
-                    nursery.start_soon(self._advertiser.run)
-                    nursery.start_soon(self._memory_faults, device, nursery.cancel_scope)
+                    self._nursery = nursery
+                    nursery.start_soon(self._control, sock, device, nursery.cancel_scope)
+                    self._serve_pair(device, 0)
+                    if self._advertiser.in_use:
+                        nursery.start_soon(self._advertiser.run)
+                    await self._memory_faults(device)
+                    nursery.cancel_scope.cancel()
         if self._end is not None:
             raise self._end
 
     @contextlib.contextmanager
     def _reachable(self) -> Iterator[None]:
         """For the time in which other NICs' tasks may find frames for this guest."""
-        self._port.wake = partial(self._wake, RX_QUEUE)
+        self._port.wake = self._wake_rx
         try:
             yield
         finally:
@@ -184,7 +202,7 @@ class VhostNetBackend:
             CoreError: the frame is shorter than its header or longer than 65,549 bytes.
         """
         taken = self._port.enqueue(frame)
-        self._wake(RX_QUEUE)
+        self._wake_rx()
         return taken
 
     def renew_services(self) -> None:
@@ -194,11 +212,23 @@ class VhostNetBackend:
         ndp = services.get(PuntKind.NDP)
         self._advertiser.use(ndp if isinstance(ndp, NdpResponder) else None)
 
-    # The tasks. `serve` starts each, and each runs until the connection ends.
+    def _serve_pair(self, device: VhostDevice, pair: int) -> None:
+        """Start the tasks of a queue pair, unless it has them."""
+        if rx_of(pair) in self._bells:
+            return
+        self._bells[rx_of(pair)] = Doorbell()
+        self._bells[tx_of(pair)] = Doorbell()
+        self._nursery.start_soon(self._tx_kicks, device, pair)
+        self._nursery.start_soon(self._rx_injection, device, pair)
 
-    async def _control(self, device: VhostDevice, connection: trio.CancelScope) -> None:
+    # The tasks. `serve` starts each or is it, or the first start of a ring of its pair does. Each
+    # runs until the connection ends.
+
+    async def _control(
+        self, sock: socket.socket, device: VhostDevice, connection: trio.CancelScope
+    ) -> None:
         """Talk with the frontend; the end of the conversation ends the connection."""
-        channel = MessageChannel(self._sock)
+        channel = MessageChannel(sock)
         session = Session(device, mac=self._mac, mtu=self._mtu)
         try:
             while (message := await channel.receive()) is not None:
@@ -212,55 +242,59 @@ class VhostNetBackend:
             self._end = error
         connection.cancel()
 
-    async def _tx_kicks(self, device: VhostDevice) -> None:
+    async def _tx_kicks(self, device: VhostDevice, pair: int) -> None:
         """Take what the guest sends, and have the services answer it."""
         heat = None if self._workers is None else self._workers.new_heat()
+        queue = tx_of(pair)
         while True:
-            drained = self._port.drain(trio.current_time())
-            self._look_for_break(TX_QUEUE)
+            drained = self._port.drain(trio.current_time(), pair)
+            self._look_for_break(queue)
             await self._finish(drained)
             if heat is not None:
                 left = drained.next is NextStep.CALL_AGAIN
                 heat.drained(left=left, punts=len(drained.punts))
-                if heat.is_hot and await self._while_hot(heat, device):
+                if heat.is_hot and await self._while_hot(heat, device, pair):
                     continue
-            await self._until_next(TX_QUEUE, drained.next, device)
+            await self._until_next(queue, drained.next, device)
             if heat is not None and drained.next is NextStep.KICK:
                 heat.kicked(trio.current_time())
 
-    async def _rx_injection(self, device: VhostDevice) -> None:
+    async def _rx_injection(self, device: VhostDevice, pair: int) -> None:
         """Hand the backlog to the guest."""
+        queue = rx_of(pair)
         while True:
-            step = self._port.flush()
+            step = self._port.flush(pair)
             if step is not NextStep.MORE_BUFFERS:
-                self._starved_until = None
-            self._look_for_break(RX_QUEUE)
-            await self._until_next(RX_QUEUE, step, device)
+                self._starved_until.pop(queue, None)
+            self._look_for_break(queue)
+            if pair:
+                # Its first buffers may have come, and the guest have no other pair.
+                self._advertiser.follow_link()
+            await self._until_next(queue, step, device)
 
-    async def _memory_faults(self, device: VhostDevice, connection: trio.CancelScope) -> None:
-        """End the connection when the core reports that guest memory vanished."""
+    async def _memory_faults(self, device: VhostDevice) -> None:
+        """Until the core reports that guest memory vanished, which ends the connection."""
         await trio.lowlevel.wait_readable(device.fault_fd)
         self._end = GuestMemoryLost("the frontend shrank the file behind guest memory")
-        connection.cancel()
 
     # What they are made of.
 
-    async def _while_hot(self, heat: Heat, device: VhostDevice) -> bool:
-        """Have a worker poll the TX ring until it is idle, stopped or broken. A checkpoint.
+    async def _while_hot(self, heat: Heat, device: VhostDevice, pair: int) -> bool:
+        """Have a worker poll a TX ring until it is idle, stopped or broken. A checkpoint.
 
         Returns:
             Whether one had the ring. It must be drained next, for nobody has asked for a kick.
         """
         assert self._workers is not None
-        before = self._port.stats().tx_frames
-        with self._workers.polling(self._port) as ring:
+        before = self._port.tx_frames(pair)
+        with self._workers.polling(self._port, pair) as ring:
             if ring is not None:
                 await self._serve_hot(ring)
-        heat.cooled(self._port.stats().tx_frames - before)
+        heat.cooled(self._port.tx_frames(pair) - before)
         if ring is None:
             return False
         # A kick up to here needs no drain but the next.
-        device.take_kick(TX_QUEUE)
+        device.take_kick(tx_of(pair))
         return True
 
     async def _serve_hot(self, ring: HotRing) -> None:
@@ -276,7 +310,7 @@ class VhostNetBackend:
                 return
 
     async def _finish(self, drained: Drained) -> None:
-        """Do what a drain of the TX ring has left to do."""
+        """Do what a drain of a TX ring has left to do."""
         for port in drained.woken:
             port.wake()
         await self._answer(drained.punts)
@@ -320,12 +354,20 @@ class VhostNetBackend:
         for the first time, so it must be noted here that this is another break.
         """
         if not self._port.ring_broken(index):
-            self._broken.discard(index)
+            self._broken -= {index}
         self._advertiser.follow_link()
         self._wake(index)
 
     def _wake(self, index: int) -> None:
-        self._bells[index].ring()
+        """Nobody waits for a ring that never was started."""
+        if index in self._bells:
+            self._bells[index].ring()
+
+    def _wake_rx(self) -> None:
+        """Any RX ring may be the one that has something to do."""
+        for index, bell in self._bells.items():
+            if index == rx_of(pair_of(index)):
+                bell.ring()
 
     async def _until_next(self, index: int, step: NextStep, device: VhostDevice) -> None:
         """Sleep until the ring's task should call the core again. A checkpoint."""
@@ -343,13 +385,12 @@ class VhostNetBackend:
 
     async def _more_buffers(self, index: int, device: VhostDevice) -> None:
         """Until the driver gives more buffers, or has been asked for them too long ago."""
-        if self._starved_until is None:
-            self._starved_until = trio.current_time() + STARVED_LIMIT
-        with trio.CancelScope(deadline=self._starved_until) as waiting:
+        until = self._starved_until.setdefault(index, trio.current_time() + STARVED_LIMIT)
+        with trio.CancelScope(deadline=until) as waiting:
             await self._next_kick(index, device)
         if waiting.cancelled_caught:
-            self._starved_until = None
-            self._port.drop_first()
+            del self._starved_until[index]
+            self._port.drop_first(pair_of(index))
 
     async def _next_kick(self, index: int, device: VhostDevice) -> None:
         """Until the driver kicks, may have changed the ring without, or the ring changes hands."""
@@ -368,21 +409,28 @@ class VhostNetBackend:
         now, work = trio.current_time(), 0.0
         for punt in punts:
             if work >= WORK_PER_TURN:
-                self._wake(RX_QUEUE)
+                self._wake_rx()
                 await trio.lowlevel.checkpoint()
                 now, work = trio.current_time(), 0.0
             work += cost_of(punt.kind, len(punt.frame))
             if (reason := self._slow_path.answer(punt, now)) is not None:
                 self._port.count_drop(reason)
-        self._wake(RX_QUEUE)
+        self._wake_rx()
 
     def _look_for_break(self, index: int) -> None:
         """Say it once when a driver has broken its ring; a restart of the ring mends it."""
         if index in self._broken or not self._port.ring_broken(index):
             return
-        self._broken.add(index)
-        self._break_log.warning("ring broken", queue=_QUEUE_NAMES[index])
-        self._on_fault(f"the guest's driver broke its {_QUEUE_NAMES[index]} ring")
+        self._broken |= {index}
+        self._break_log.warning("ring broken", queue=_queue_name(index))
+        self._on_fault(f"the guest's driver broke its {_queue_name(index)} ring")
+
+
+def _standard_socket(sock: trio.socket.SocketType) -> socket.socket:
+    """The same socket for the standard library, which owns it now; it does not block."""
+    standard = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+    standard.setblocking(False)
+    return standard
 
 
 def _nothing() -> None:

@@ -19,7 +19,8 @@ import attrs
 
 from ..errors import CoreError, RequestRefused
 from ..ffi import GuestMemory, Mapping, Port, is_eventfd, read_event
-from ..model import RX_QUEUE, TX_QUEUE, MemoryRegion, VringAddr
+from ..model import RX_QUEUE, TX_QUEUE, MemoryRegion, VringAddr, pair_of, rx_of, tx_of
+from ..vhost_user.session import VRINGS
 from .fds import close_fd
 
 
@@ -49,6 +50,7 @@ class VhostDevice:
     Args:
         port: the NIC's; it stays the caller's and is left without rings, memory and descriptors.
         wake: called with a ring's index when its task should look at it again.
+        on_start: called with a ring's index when it starts, before `wake`.
         on_mtu: called with the MTU that the frontend has given its driver.
         release_fd: closes a descriptor on which a task may be waiting.
 
@@ -62,14 +64,17 @@ class VhostDevice:
         port: Port,
         *,
         wake: Callable[[int], None],
+        on_start: Callable[[int], None] = lambda _index: None,
         on_mtu: Callable[[int], None] = lambda _mtu: None,
         release_fd: Callable[[int], None] = close_fd,
     ) -> None:
         self._port = port
         self._wake = wake
+        self._on_start = on_start
         self._on_mtu = on_mtu
         self._release_fd = release_fd
         self._fds = {RX_QUEUE: VringFds(), TX_QUEUE: VringFds()}
+        """Also of other rings, once the frontend has named them."""
         self.fault_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Readable once guest memory has vanished."""
         self._prepared: dict[int, Mapping] = {}
@@ -81,11 +86,11 @@ class VhostDevice:
 
     def fds(self, index: int) -> VringFds:
         """The descriptors of a ring, as they are now; for looking at."""
-        return self._fds[index]
+        return self._fds.setdefault(index, VringFds())
 
     def take_kick(self, index: int) -> None:
         """Reset the kick eventfd of a ring, and give it up if it cannot be read any more."""
-        kick = self._fds[index].kick
+        kick = self.fds(index).kick
         if kick is None:
             return
         try:
@@ -155,6 +160,7 @@ class VhostDevice:
     def start_vring(self, index: int, size: int, addr: VringAddr, base: int | None) -> None:
         with _refusing():
             self._port.start_ring(index, size, addr, base)
+        self._on_start(index)
         self._wake(index)
 
     def move_vring(self, index: int, addr: VringAddr) -> None:
@@ -174,12 +180,12 @@ class VhostDevice:
     def set_vring_kick(self, index: int, fd: int | None) -> None:
         _check_eventfd(fd)
         self.drop_vring_kick(index)
-        self._fds[index].kick = fd
-        self._fds[index].polled = fd is None
+        ring = self.fds(index)
+        ring.kick, ring.polled = fd, fd is None
         self._wake(index)
 
     def drop_vring_kick(self, index: int) -> None:
-        ring = self._fds[index]
+        ring = self.fds(index)
         kick, ring.kick, ring.polled = ring.kick, None, False
         self._release(kick)
 
@@ -187,14 +193,16 @@ class VhostDevice:
         _check_eventfd(fd)
         with _refusing():
             self._port.set_call(index, fd)
-        old, self._fds[index].call = self._fds[index].call, fd
+        ring = self.fds(index)
+        old, ring.call = ring.call, fd
         self._release(old)
 
     def set_vring_err(self, index: int, fd: int | None) -> None:
         _check_eventfd(fd)
         with _refusing():
             self._port.set_err(index, fd)
-        old, self._fds[index].err = self._fds[index].err, fd
+        ring = self.fds(index)
+        old, ring.err = ring.err, fd
         self._release(old)
 
     # The end.
@@ -220,14 +228,15 @@ class VhostDevice:
     def _closing_steps(self) -> tuple[Callable[[], object], ...]:
         """The close order, written here and nowhere else.
 
-        The guest gets the replies to all that was taken from its TX ring, so RX stops last.
+        The guest gets the replies to all that was taken from its TX rings, so RX stops last.
         """
+        pairs = sorted({pair_of(index) for index in self._fds})
         return (
-            partial(self._port.stop_ring, TX_QUEUE),
-            self._port.flush,
-            partial(self._port.stop_ring, RX_QUEUE),
+            *(partial(self._port.stop_ring, tx_of(pair)) for pair in pairs),
+            *(partial(self._port.flush, pair) for pair in pairs),
+            *(partial(self._port.stop_ring, rx_of(pair)) for pair in pairs),
             # The next frontend begins with no features and rings that are disabled.
-            *(partial(self._port.enable_ring, index, False) for index in self._fds),
+            *(partial(self._port.enable_ring, index, False) for index in range(VRINGS)),
             partial(self._port.set_features, 0),
             self._unmap,
             *(partial(self.set_vring_call, index, None) for index in self._fds),

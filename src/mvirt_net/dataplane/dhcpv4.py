@@ -128,6 +128,15 @@ _MOST_NEEDED_FIRST = (
 )
 """Who gets the room of a reply. The router stands before the routes, for these never go alone:
 udhcpc knows only the former, ISC dhclient uses only the latter when they are there."""
+_LEASE: dict[Option, bytes] = {
+    Option.LEASE_TIME: LEASE_SECONDS.to_bytes(4, "big"),
+    Option.RENEWAL_TIME: RENEWAL_SECONDS.to_bytes(4, "big"),
+    Option.REBINDING_TIME: REBINDING_SECONDS.to_bytes(4, "big"),
+}
+_ROUTES = b"\x20" + GATEWAY_IPV4.packed + _UNSPECIFIED.packed + b"\x00" + GATEWAY_IPV4.packed
+"""The gateway on the link, then everything by the gateway (RFC 3442). In that order, and never the
+second without the first: the gateway is outside the guest's subnet, and a client that gets this
+option ignores the router."""
 _ADDRESS_LISTS = frozenset({Option.DOMAIN_NAME_SERVER, Option.NTP_SERVERS})
 
 _T = TypeVar("_T")
@@ -200,14 +209,9 @@ class Dhcpv4Server:
         self._mac = mac.packed
         self._ipv4 = ipv4
         self._mtu = mtu
-        self._lease: dict[Option, bytes] = {
-            Option.LEASE_TIME: _seconds(LEASE_SECONDS),
-            Option.RENEWAL_TIME: _seconds(RENEWAL_SECONDS),
-            Option.REBINDING_TIME: _seconds(REBINDING_SECONDS),
-        }
         self._settings: dict[Option, bytes] = {
             Option.SUBNET_MASK: netmask.packed,
-            Option.CLASSLESS_ROUTES: _routes(),
+            Option.CLASSLESS_ROUTES: _ROUTES,
             Option.ROUTER: _router(ipv4, netmask).packed,
             Option.DOMAIN_NAME_SERVER: _addresses(tuple(dns_servers) or DEFAULT_DNS_SERVERS),
             Option.INTERFACE_MTU: mtu.to_bytes(2, "big"),
@@ -274,7 +278,7 @@ class Dhcpv4Server:
         return self._reply(
             request,
             kind,
-            self._lease | self._settings,
+            _LEASE | self._settings,
             destination=_BROADCAST if broadcast else self._ipv4,
             ciaddr=ciaddr or _UNSPECIFIED,
             yiaddr=self._ipv4,
@@ -424,17 +428,6 @@ def _encode(options: Mapping[Option, bytes]) -> bytes:
     return b"".join(fields) + bytes([Option.END])
 
 
-def _routes() -> bytes:
-    """The gateway on the link, then everything by the gateway (RFC 3442).
-
-    In that order, and never the second without the first: the gateway is outside the guest's
-    subnet, and a client that gets this option ignores the router.
-    """
-    gateway_on_link = bytes([32]) + GATEWAY_IPV4.packed + _UNSPECIFIED.packed
-    default = bytes([0]) + GATEWAY_IPV4.packed
-    return gateway_on_link + default
-
-
 def _router(ipv4: IPv4Address, netmask: IPv4Address) -> IPv4Address:
     """What option 3 names: the gateway, but in subnet mode an address inside the subnet.
 
@@ -447,10 +440,6 @@ def _router(ipv4: IPv4Address, netmask: IPv4Address) -> IPv4Address:
 
 def _addresses(servers: Iterable[IPv4Address | IPv6Address]) -> bytes:
     return b"".join(server.packed for server in servers if server.version == 4)
-
-
-def _seconds(value: int) -> bytes:
-    return value.to_bytes(4, "big")
 
 
 def _is_host(address: IPv4Address) -> bool:

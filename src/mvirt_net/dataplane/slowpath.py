@@ -40,7 +40,7 @@ class SlowPath:
         self._send = send
         self._log = log
         self._limit = WorkLimit()
-        self._failed: set[PuntKind] = set()
+        self._failed: frozenset[PuntKind] = frozenset()
 
     def answer(self, punt: Punt, now: float) -> DropReason | None:
         """Answer one frame.
@@ -77,5 +77,5 @@ class SlowPath:
 
     def _log_failure(self, kind: PuntKind) -> None:
         if kind not in self._failed:
-            self._failed.add(kind)
+            self._failed |= {kind}
             self._log.exception("service failed", service=kind.name)

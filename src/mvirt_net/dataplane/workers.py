@@ -109,8 +109,8 @@ class Workers:
         return Heat(self._patience) if self._workers else None
 
     @contextlib.contextmanager
-    def polling(self, port: Port) -> Iterator[HotRing | None]:
-        """For the time in which a worker has the TX ring of `port`; it has not any more at the end.
+    def polling(self, port: Port, pair: int = 0) -> Iterator[HotRing | None]:
+        """For the time in which a worker has a TX ring of `port`; it has not any more at the end.
 
         Yields:
             The ring, until it is `released`; None: no worker can have it.
@@ -121,7 +121,8 @@ class Workers:
             return
         worker = min(usable, key=lambda worker: worker.rings)
         try:
-            ring = HotRing(worker.poller, port, trio.current_time(), STAY * self._patience)
+            stay = STAY * self._patience
+            ring = HotRing(worker.poller, port, trio.current_time(), stay, pair=pair)
         except (OSError, CoreError):
             # Too little of everything; the ring is none the worse for staying where it is.
             yield None

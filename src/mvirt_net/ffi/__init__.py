@@ -298,8 +298,8 @@ class Network:
 
 
 class _DrainRoom(threading.local):
-    """What a thread needs to drain, and where that leaves what it found, which is nothing between
-    drains.
+    """What a thread needs to drain or to read counters, and where that leaves what it found, which
+    is nothing between two calls.
     """
 
     def __init__(self) -> None:
@@ -307,6 +307,7 @@ class _DrainRoom(threading.local):
         self.buffer = ffi.new("uint8_t[]", lib.MV_PUNT_BYTES)
         self.view = memoryview(ffi.buffer(self.buffer))
         self.drained = ffi.new("struct mv_drained *")
+        self.stats = ffi.new("struct mv_stats *")
 
 
 _drain_room = _DrainRoom()
@@ -348,8 +349,8 @@ class Port:
     """The rings, backlog and counters of one NIC; it outlives the NIC's connections.
 
     Several threads may `drain`, `flush` and `enqueue` at once; all that sets something belongs to
-    one thread, for all ports of a network, and so do `GuestMemory` and `Network`. Queues are 0 (RX,
-    to the guest) and 1 (TX).
+    one thread, for all ports of a network, and so do `GuestMemory` and `Network`. Queues are
+    counted as vhost-user does: of pair i, 2i is RX (to the guest) and 2i + 1 is TX.
 
     Args:
         network: what it is in; open.
@@ -362,14 +363,13 @@ class Port:
     def __init__(self, network: Network, mac: MacAddress) -> None:
         self.wake: Callable[[], None] = _nobody
         """Called when a drain of another port finds that this one is to be flushed."""
-        self.hot = False
-        """Whether a `Poller` has the TX ring."""
+        self.hot = 0
+        """How many of its TX rings a `Poller` has."""
         self.takeovers = 0
-        """How often one took it."""
+        """How often one took one."""
         self._network = network
         tag = network._add(self)
         self._handle = _allocated("port", lib.mv_port_new(network._handle, mac.packed, tag))
-        self._stats = ffi.new("struct mv_stats *")
         # What C points to must not be freed under it.
         self._memory: GuestMemory | None = None
 
@@ -447,8 +447,8 @@ class Port:
         """The eventfd that reports a broken ring to the frontend. The fd stays the caller's."""
         _check("err", lib.mv_ring_set_err(self._handle, queue, -1 if fd is None else fd))
 
-    def drain(self, now: float = 0.0) -> Drained:
-        """Take frames off the TX ring for about 50 µs.
+    def drain(self, now: float = 0.0, pair: int = 0) -> Drained:
+        """Take frames off the TX ring of a pair for about 50 µs.
 
         They are routed to other ports, dropped and counted, or left for the slow path.
 
@@ -457,7 +457,9 @@ class Port:
         """
         room = _drain_room
         drained = room.drained
-        step = lib.mv_port_drain(room.worker, self._handle, int(now * 1e9), room.buffer, drained)
+        step = lib.mv_port_drain(
+            room.worker, self._handle, pair, int(now * 1e9), room.buffer, drained
+        )
         return Drained(NextStep(step), _punts(drained, room.view), self._woken(drained))
 
     def _woken(self, drained: Any) -> list[Port]:
@@ -467,7 +469,7 @@ class Port:
         return [ports[tag] for tag in tags if tag in ports]
 
     def enqueue(self, frame: bytes) -> bool:
-        """Put a frame (14 to `MAX_FRAME` bytes) in the RX backlog.
+        """Put a frame (14 to `MAX_FRAME` bytes) in the RX backlog of the first pair that is up.
 
         Returns:
             False when it was dropped and counted: the ring is down or the backlog full.
@@ -477,22 +479,26 @@ class Port:
         """
         return bool(_check("frame", lib.mv_port_enqueue(self._handle, frame, len(frame))))
 
-    def flush(self) -> NextStep:
-        """Move the RX backlog to the guest as far as it has given buffers."""
-        return NextStep(lib.mv_port_flush(self._handle))
+    def flush(self, pair: int = 0) -> NextStep:
+        """Move the RX backlog of a pair to the guest as far as it has given buffers.
 
-    def drop_first(self) -> None:
+        This is also what finds the first buffers of a pair, without which no frames go there; only
+        the first pair (0) gets frames without.
+        """
+        return NextStep(lib.mv_port_flush(self._handle, pair))
+
+    def drop_first(self, pair: int = 0) -> None:
         """Give up on the frame that waits for more buffers; counted."""
-        lib.mv_port_drop_first(self._handle)
+        lib.mv_port_drop_first(self._handle, pair)
 
     @property
     def is_up(self) -> bool:
-        """Whether the guest can receive: its RX ring runs, is enabled and is not broken."""
+        """Whether the guest can receive: an RX ring runs, is enabled and is not broken."""
         return bool(lib.mv_port_is_up(self._handle))
 
     @property
     def backlog(self) -> int:
-        """Frames that wait for RX buffers."""
+        """Frames that wait for RX buffers, in all pairs."""
         return int(lib.mv_port_backlog(self._handle))
 
     def count_drop(self, reason: DropReason) -> None:
@@ -501,7 +507,7 @@ class Port:
 
     def stats(self) -> NicStats:
         """The counters as they are now."""
-        stats = self._stats
+        stats = _drain_room.stats
         lib.mv_port_stats(self._handle, stats)
         drops = {reason: stats.drops[reason] for reason in DropReason if stats.drops[reason]}
         return NicStats(
@@ -517,6 +523,10 @@ class Port:
             slow_signals=stats.slow_signals,
             drops=drops,
         )
+
+    def tx_frames(self, pair: int) -> int:
+        """How many of the TX frames came by this pair."""
+        return int(lib.mv_port_tx_frames(self._handle, pair))
 
     @property
     def owes(self) -> float:
@@ -577,7 +587,7 @@ class HotRing:
 
     Args:
         poller: whose it is now.
-        port: its `drain` is for nobody else meanwhile, and must be called afterwards.
+        port, pair: its `drain` is for nobody else meanwhile, and must be called afterwards.
         now: seconds of the clock that `drain` is called with.
         stay: seconds for which it is not given up for being empty.
 
@@ -586,7 +596,9 @@ class HotRing:
         CoreError: out of memory.
     """
 
-    def __init__(self, poller: Poller, port: Port, now: float, stay: float = 0.0) -> None:
+    def __init__(
+        self, poller: Poller, port: Port, now: float, stay: float = 0.0, *, pair: int = 0
+    ) -> None:
         self._poller = poller
         self._port = port
         self._buffer = ffi.new("const uint8_t **")
@@ -594,12 +606,12 @@ class HotRing:
         """Readable when there may be something to `take`, or the ring was given up."""
         try:
             times = int(now * 1e9), int(stay * 1e9)
-            handle = lib.mv_poller_add(poller._handle, port._handle, *times, self.fd)
+            handle = lib.mv_poller_add(poller._handle, port._handle, pair, *times, self.fd)
             self._handle = _allocated("hot ring", handle)
         except BaseException:
             os.close(self.fd)
             raise
-        port.hot = True
+        port.hot += 1
         port.takeovers += 1
 
     @property
@@ -632,7 +644,7 @@ class HotRing:
         handle, self._handle = self._handle, ffi.NULL
         lib.mv_hot_free(handle)
         os.close(self.fd)
-        self._port.hot = False
+        self._port.hot -= 1
 
 
 def _event_result(result: int) -> bool:

@@ -147,7 +147,7 @@ static struct mv_verdict send_on(const mv_port *from, struct mv_packet *packet, 
  * is wrong, that the source is the guest's, who has the target) is found out once for each pair: a
  * third of what a packet costs otherwise. Another flow in its place just means to find out again.
  */
-static struct mv_flow_key flow_of(const struct mv_packet *packet)
+struct mv_flow_key mv_flow_of(const struct mv_packet *packet)
 {
 	struct mv_flow_key key = { .family = packet->family };
 
@@ -157,16 +157,18 @@ static struct mv_flow_key flow_of(const struct mv_packet *packet)
 	return key;
 }
 
-static void flow_add(mv_port *port, const struct mv_packet *packet, uint64_t edition, mv_port *to)
+static void flow_add(struct mv_pair *pair, const struct mv_packet *packet, uint64_t edition,
+		     mv_port *to)
 {
-	struct mv_flow_key key = flow_of(packet);
+	struct mv_flow_key key = mv_flow_of(packet);
 
-	*mv_flow_place(port, &key) = (struct mv_flow){ .edition = edition, .to = to, .key = key };
+	*mv_flow_place(pair, &key) = (struct mv_flow){ .edition = edition, .to = to, .key = key };
 }
 
 /* A packet for somebody else, from a source and to a target that are possible. */
-static struct mv_verdict route(mv_port *port, struct mv_packet *packet)
+static struct mv_verdict route(struct mv_pair *pair, struct mv_packet *packet)
 {
+	mv_port *port = pair->port;
 	/* Before the lookups: if a route changes meanwhile, what they find is an old edition's. */
 	uint64_t edition = mv_port_edition(port);
 	struct mv_hop hop;
@@ -177,7 +179,7 @@ static struct mv_verdict route(mv_port *port, struct mv_packet *packet)
 	if (!hop.port && is_subnet_broadcast(port->network, packet))
 		return drop(MV_DROP_MULTICAST);
 	if (hop.port)
-		flow_add(port, packet, edition, hop.port);
+		flow_add(pair, packet, edition, hop.port);
 	return send_on(port, packet, hop);
 }
 
@@ -225,8 +227,9 @@ static struct mv_verdict classify_local_ipv4(mv_port *port, struct mv_packet *pa
 	return punt(MV_PUNT_ICMPV4);
 }
 
-static struct mv_verdict classify_ipv4(mv_port *port, struct mv_packet *packet)
+static struct mv_verdict classify_ipv4(struct mv_pair *pair, struct mv_packet *packet)
 {
+	mv_port *port = pair->port;
 	const uint8_t *target = mv_packet_target(packet);
 
 	if (ipv4_source_is_wrong(mv_packet_source(packet)))
@@ -244,7 +247,7 @@ static struct mv_verdict classify_ipv4(mv_port *port, struct mv_packet *packet)
 	/* Link-local (RFC 3927, 7). */
 	if (target[0] == 169 && target[1] == 254 && !source_is_spoofed(port, packet))
 		return drop_and_tell(packet, MV_DROP_ADMIN_PROHIBITED, MV_ICMP_ADMIN_PROHIBITED);
-	return route(port, packet);
+	return route(pair, packet);
 }
 
 /* ---- IPv6 ---- */
@@ -311,8 +314,9 @@ static bool ipv6_is_wrong(const uint8_t *source, const uint8_t *target)
 	       same_ipv6(target, unspecified_ipv6);
 }
 
-static struct mv_verdict classify_ipv6(mv_port *port, struct mv_packet *packet)
+static struct mv_verdict classify_ipv6(struct mv_pair *pair, struct mv_packet *packet)
 {
+	mv_port *port = pair->port;
 	const uint8_t *source = mv_packet_source(packet), *target = mv_packet_target(packet);
 
 	if (ipv6_is_wrong(source, target))
@@ -330,13 +334,14 @@ static struct mv_verdict classify_ipv6(mv_port *port, struct mv_packet *packet)
 			return drop(MV_DROP_SOURCE_ADDRESS);
 		return drop_and_tell(packet, MV_DROP_ADMIN_PROHIBITED, MV_ICMP_ADMIN_PROHIBITED);
 	}
-	return route(port, packet);
+	return route(pair, packet);
 }
 
 /* ---- all frames ---- */
 
-struct mv_verdict mv_classify(mv_port *port, struct mv_packet *packet)
+struct mv_verdict mv_classify(struct mv_pair *pair, struct mv_packet *packet)
 {
+	mv_port *port = pair->port;
 	bool to_group = packet->head[0] & 1;
 	unsigned int type = mv_get16(packet->head + ETH_TYPE);
 	struct mv_flow_key flow;
@@ -356,8 +361,8 @@ struct mv_verdict mv_classify(mv_port *port, struct mv_packet *packet)
 	if (r < 0)
 		return drop((enum mv_drop)-r);
 	if (type == MV_TYPE_IPV4 || type == MV_TYPE_IPV6) {
-		flow = flow_of(packet);
-		known = mv_flow_find(port, &flow);
+		flow = mv_flow_of(packet);
+		known = mv_flow_find(pair, &flow);
 		if (known)
 			return send_on(port, packet, (struct mv_hop){ .port = known });
 	}
@@ -367,9 +372,9 @@ struct mv_verdict mv_classify(mv_port *port, struct mv_packet *packet)
 			return drop(MV_DROP_MULTICAST);
 		return punt(MV_PUNT_ARP);
 	case MV_TYPE_IPV4:
-		return classify_ipv4(port, packet);
+		return classify_ipv4(pair, packet);
 	case MV_TYPE_IPV6:
-		return classify_ipv6(port, packet);
+		return classify_ipv6(pair, packet);
 	default:
 		return drop(MV_DROP_ETHERTYPE);
 	}

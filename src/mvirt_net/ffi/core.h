@@ -437,6 +437,7 @@ enum {
 	MV_PROTO_TCP = 6,
 	MV_PROTO_UDP = 17,
 	MV_PROTO_ICMPV6 = 58,
+	MV_PROTO_SCTP = 132,
 
 	/* IPv6 extension headers. */
 	MV_HOP_BY_HOP = 0,
@@ -588,6 +589,8 @@ void mv_offload_prepare(uint8_t *head, enum mv_family family, const struct mv_ne
 
 /* ---- classify.c: where a transmitted frame goes ---- */
 
+struct mv_pair;
+
 enum mv_action { MV_DROP, MV_PUNT, MV_FORWARD };
 
 struct mv_verdict {
@@ -599,7 +602,7 @@ struct mv_verdict {
 	mv_port *to;		/* with MV_FORWARD */
 };
 
-struct mv_verdict mv_classify(mv_port *port, struct mv_packet *packet);
+struct mv_verdict mv_classify(struct mv_pair *pair, struct mv_packet *packet);
 
 /* ---- route.c: networks ---- */
 
@@ -638,8 +641,8 @@ enum mv_poll {
 	MV_POLL_DOWN,		/* the ring is not running or broken */
 };
 
-enum mv_poll mv_port_poll(mv_worker *worker, mv_port *port, uint64_t now, uint8_t *buffer,
-			  struct mv_drained *drained);
+enum mv_poll mv_port_poll(mv_worker *worker, mv_port *port, unsigned int pair, uint64_t now,
+			  uint8_t *buffer, struct mv_drained *drained);
 
 /* Between these two nothing that was found in a network's routes is freed. */
 void mv_worker_begin(mv_worker *worker);
@@ -650,6 +653,7 @@ void mv_workers_wait(void);
 
 /* ---- port.c, tx.c, rx.c: one NIC ---- */
 
+/* The two rings of a queue pair. */
 enum { MV_RX = 0, MV_TX = 1, MV_QUEUES = 2 };
 
 /* A frame on its way into an RX ring: private bytes, then bytes of the sender's memory. */
@@ -662,9 +666,10 @@ struct mv_frame {
 };
 
 struct mv_backlog_frame {
+	struct mv_backlog_frame *next;
 	struct mv_net_hdr hdr;
 	uint32_t length;
-	uint8_t *data;
+	uint8_t data[];
 };
 
 /* ICMP errors that a port may still cause; refilled with time. */
@@ -691,6 +696,8 @@ struct mv_flow {
 	struct mv_flow_key key;
 };
 
+struct mv_flow_key mv_flow_of(const struct mv_packet *packet);
+
 enum { MV_FLOW_BITS = 4, MV_FLOWS = 1 << MV_FLOW_BITS };
 
 /*
@@ -704,13 +711,37 @@ struct mv_lock {
 };
 
 /*
- * There is a lock for each ring and for what belongs to it: the backlog to RX, the error limit and
- * the flows to TX. Features and memory belong to both, so to read them either lock will do. Who
- * takes several takes TX first, and only ever one RX: a drain holds its own TX lock, and the RX lock
- * of the receiver that it is moving frames to.
+ * One queue pair of a NIC: a ring to the guest, one from it, and what belongs to each.
  *
  * One thread may take what the guest sends while another brings what it receives, so what the two
- * write is on cache lines apart, and apart from what both only read.
+ * write is on cache lines apart.
+ */
+struct mv_pair {
+	mv_port *port;
+	unsigned int index;
+	/* Of each ring. */
+	struct mv_lock locks[MV_QUEUES];
+	struct mv_ring rings[MV_QUEUES];
+	/* RX. */
+	_Alignas(MV_CACHE_LINE) struct mv_backlog_frame *backlog_first;
+	struct mv_backlog_frame *backlog_last;
+	unsigned int backlog_length;	/* up to MV_BACKLOG */
+	size_t backlog_bytes;
+	bool fed;			/* frames may come: see mv_port_flush() */
+	/* TX. */
+	_Alignas(MV_CACHE_LINE) struct mv_flow flows[MV_FLOWS];
+	/* TX first, RX last, and what seldom happens in between. */
+	_Alignas(MV_CACHE_LINE) struct mv_stats stats;	/* atomic */
+};
+
+/*
+ * There is a lock for each ring and for what belongs to it: the backlog to RX, the flows to TX.
+ * Features and memory belong to all of them, so to read them any lock will do. Who takes several
+ * takes all TX before the first RX, each in the order of pairs; a drain holds its own TX lock, and one
+ * RX lock, that of the receiver that it is moving frames to.
+ *
+ * What all only read is apart from what pairs write. Pairs other than the first are made when they
+ * are first needed, and stay until the port goes.
  */
 struct mv_port {
 	/* Seldom changed. */
@@ -720,23 +751,16 @@ struct mv_port {
 	uint8_t gateway_mac[6];	/* after it, as in a frame to the guest */
 	uint32_t tag;
 	unsigned int mtu;		/* of IP packets for the guest, in bytes; atomic */
-	bool up;			/* mv_port_is_up(); atomic */
+	unsigned int up;		/* a bit for each pair that frames may go to; atomic */
 	uint64_t features;
 	const mv_memory *memory;
-	/* Of each ring. */
-	struct mv_lock locks[MV_QUEUES];
-	struct mv_ring rings[MV_QUEUES];
-	/* RX. */
-	_Alignas(MV_CACHE_LINE) struct mv_backlog_frame backlog[MV_BACKLOG];
-	unsigned int backlog_first;
-	unsigned int backlog_length;
-	size_t backlog_bytes;
-	struct mv_debt debt;
-	/* TX. */
-	_Alignas(MV_CACHE_LINE) struct mv_error_limit errors;
-	struct mv_flow flows[MV_FLOWS];
-	/* TX first, RX last, and what seldom happens in between. */
-	_Alignas(MV_CACHE_LINE) struct mv_stats stats;	/* atomic */
+	uint32_t enabled;		/* a bit for each ring, also of pairs that are not made yet */
+	struct mv_pair *pairs[MV_MAX_PAIRS];	/* NULL: not made yet; atomic */
+	/* Of all pairs together. */
+	_Alignas(MV_CACHE_LINE) struct mv_debt debt;
+	pthread_mutex_t error_lock;
+	struct mv_error_limit errors;	/* under error_lock */
+	struct mv_pair first;
 };
 
 static inline uint64_t mv_port_edition(const mv_port *port)
@@ -745,20 +769,20 @@ static inline uint64_t mv_port_edition(const mv_port *port)
 }
 
 /* The one place that a flow can have. */
-static inline struct mv_flow *mv_flow_place(mv_port *port, const struct mv_flow_key *key)
+static inline struct mv_flow *mv_flow_place(struct mv_pair *pair, const struct mv_flow_key *key)
 {
 	uint64_t mixed = key->addresses[0];
 
 	/* Addresses differ most at their ends; multiplication moves all of it to the top bits. */
 	if (key->family == MV_IPV6)
 		mixed = key->addresses[1] ^ (key->addresses[3] << 7 | key->addresses[3] >> 57);
-	return &port->flows[mixed * UINT64_C(0x9e3779b97f4a7c15) >> (64 - MV_FLOW_BITS)];
+	return &pair->flows[mixed * UINT64_C(0x9e3779b97f4a7c15) >> (64 - MV_FLOW_BITS)];
 }
 
 /* Where the packets of a flow go, if that is known; NULL: find out. */
-static inline mv_port *mv_flow_find(mv_port *port, const struct mv_flow_key *key)
+static inline mv_port *mv_flow_find(struct mv_pair *pair, const struct mv_flow_key *key)
 {
-	const struct mv_flow *flow = mv_flow_place(port, key);
+	const struct mv_flow *flow = mv_flow_place(pair, key);
 	uint64_t difference = (flow->key.ethernet ^ key->ethernet) |
 			      (flow->key.ethernet_rest ^ key->ethernet_rest) |
 			      (flow->key.addresses[0] ^ key->addresses[0]);
@@ -767,23 +791,68 @@ static inline mv_port *mv_flow_find(mv_port *port, const struct mv_flow_key *key
 		difference |= (flow->key.addresses[1] ^ key->addresses[1]) |
 			      (flow->key.addresses[2] ^ key->addresses[2]) |
 			      (flow->key.addresses[3] ^ key->addresses[3]);
-	return difference == 0 && flow->edition == mv_port_edition(port) ? flow->to : NULL;
+	return difference == 0 && flow->edition == mv_port_edition(pair->port) ? flow->to : NULL;
 }
+
+/* ---- which of its pairs a receiver gets a packet by ---- */
+
+/* NULL: it was never used. */
+static inline struct mv_pair *mv_port_pair(const mv_port *port, unsigned int index)
+{
+	return __atomic_load_n(&port->pairs[index], __ATOMIC_ACQUIRE);
+}
+
+/* Whether the first pair is the only one that matters. */
+static inline bool mv_port_is_simple(const mv_port *port)
+{
+	return __atomic_load_n(&port->up, __ATOMIC_ACQUIRE) <= 1;
+}
+
+/* Transport headers that begin with a source and a target port. */
+static inline bool mv_has_ports(unsigned int protocol)
+{
+	return protocol == MV_PROTO_TCP || protocol == MV_PROTO_UDP || protocol == MV_PROTO_SCTP;
+}
+
+/*
+ * The same number for all packets of a flow. ports: as loaded; 0 where there are none, and with
+ * protocol 0 for fragments, of which only the first one has any.
+ */
+static inline uint32_t mv_flow_hash(const struct mv_flow_key *key, unsigned int protocol, uint32_t ports)
+{
+	const uint64_t *addresses = key->addresses;
+	uint64_t mixed = addresses[0];
+
+	if (key->family == MV_IPV6)
+		mixed ^= (addresses[1] << 17 | addresses[1] >> 47) ^ (addresses[2] << 31 | addresses[2] >> 33) ^
+			 (addresses[3] << 43 | addresses[3] >> 21);
+	mixed *= UINT64_C(0x9e3779b97f4a7c15);
+	mixed = (mixed ^ mixed >> 32) + ((uint64_t)ports << 8 | protocol);
+	mixed *= UINT64_C(0xd6e8feb86659fd93);
+	mixed = (mixed ^ mixed >> 32) * UINT64_C(0xd6e8feb86659fd93);
+	return (uint32_t)(mixed >> 32);
+}
+
+/*
+ * Where the packets of a flow go: always the same pair as long as no pair comes or goes. The first one,
+ * which will drop them, if none is up.
+ */
+struct mv_pair *mv_port_choose(mv_port *port, uint32_t hash);
 
 void mv_lock_in_turn(struct mv_lock *lock);
 
-static inline void mv_lock(mv_port *port, unsigned int queue)
+static inline void mv_lock(struct mv_pair *pair, unsigned int queue)
 {
-	struct mv_lock *lock = &port->locks[queue];
+	struct mv_lock *lock = &pair->locks[queue];
 
 	if (__atomic_load_n(&lock->wanted, __ATOMIC_RELAXED) ||
 	    pthread_mutex_trylock(&lock->mutex) != 0)
 		mv_lock_in_turn(lock);
 }
 
-static inline void mv_unlock(mv_port *port, unsigned int queue)
+static inline void mv_unlock(struct mv_pair *pair, unsigned int queue)
 {
-	pthread_mutex_unlock(&port->locks[queue].mutex);
+	pthread_mutex_unlock(&pair->locks[queue].mutex);
 }
 
 /* For loops that wait for another processor. */
@@ -796,9 +865,6 @@ static inline void mv_relax(void)
 #endif
 }
 
-void mv_lock_both(mv_port *port);
-void mv_unlock_both(mv_port *port);
-
 struct mv_ring_features mv_port_ring_features(const mv_port *port);
 
 /* The largest IP packet for the guest, in bytes; every IPv6 link carries 1280 (RFC 8200, 5). */
@@ -809,13 +875,16 @@ static inline unsigned int mv_port_mtu(const mv_port *port, enum mv_family famil
 	return family == MV_IPV6 && mtu < MV_IPV6_MTU ? MV_IPV6_MTU : mtu;
 }
 
-/* Whether frames may go to the guest, for who has the lock of its RX ring. */
-bool mv_rx_is_up(const mv_port *port);
+/* Whether the RX ring runs, is enabled and is not broken, for who has its lock. */
+bool mv_rx_is_up(const struct mv_pair *pair);
+
+/* What others see of that without the lock has to be said anew. */
+void mv_rx_note_up(struct mv_pair *pair);
 
 /* mv_ring_publish(), counted; notes that a broken ring is down. */
-void mv_port_publish(mv_port *port, unsigned int queue);
+void mv_pair_publish(struct mv_pair *pair, unsigned int queue);
 
-void mv_backlog_clear(mv_port *port);
+void mv_backlog_clear(struct mv_pair *pair);
 
 /* How much of its share one call has used up. */
 struct mv_turn {
@@ -848,13 +917,14 @@ static inline bool mv_turn_is_over(struct mv_turn *turn, uint64_t bytes)
 /* An RX ring while frames are moved to it, under its lock. */
 struct mv_rx {
 	mv_port *port;
+	struct mv_pair *pair;	/* of the port; NULL: there is none */
 	struct mv_turn *turn;
 	unsigned int available;	/* chains that may still be taken */
 	uint32_t header;
 	bool mergeable;
 	bool idle;		/* nothing waits, so frames go straight to the ring */
 	unsigned int reach;	/* chains to look at the next time */
-	uint64_t frames;	/* delivered and not yet counted at the port */
+	uint64_t frames;	/* delivered and not yet counted at the pair */
 	uint64_t bytes;
 	struct mv_ahead ahead;
 };
@@ -868,7 +938,7 @@ const struct mv_slot *mv_rx_slot(struct mv_rx *rx);
 /* That slot has a frame of so many bytes now, after a header. */
 void mv_rx_take_slot(struct mv_rx *rx, const struct mv_slot *slot, uint32_t length);
 
-void mv_rx_open(struct mv_rx *rx, mv_port *port, struct mv_turn *turn);
+void mv_rx_open(struct mv_rx *rx, struct mv_pair *pair, struct mv_turn *turn);
 
 /* Let the driver see what it got, and count it. */
 void mv_rx_show(struct mv_rx *rx);
@@ -884,6 +954,7 @@ int mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame);
 /* What one call of mv_port_drain() works with. */
 struct mv_drain {
 	mv_port *port;
+	struct mv_pair *pair;	/* of the port */
 	bool polled;		/* by a thread that looks at the ring again without a kick */
 	uint64_t now;
 	uint8_t *buffer;
@@ -891,17 +962,17 @@ struct mv_drain {
 	struct mv_drained *result;
 	struct mv_turn turn;
 	struct mv_rx rx;	/* of the receiver of the last forwarded packet, if any: it is locked */
-	mv_port *touched[MV_MAX_WOKEN];	/* receivers */
+	struct mv_pair *touched[MV_MAX_WOKEN];	/* receivers */
 	unsigned int n_touched;
 	bool express;		/* the ring is enabled, and has headers of full size */
-	/* Not yet counted at the port. */
+	/* Not yet counted at the pair. */
 	uint64_t frames;
 	uint64_t bytes;
 	uint64_t routed;
 };
 
 /* Packets come in runs to one receiver, so its ring is locked, and looked at, once for a run. */
-void mv_turn_to_receiver(struct mv_drain *drain, mv_port *to);
+void mv_turn_to_receiver(struct mv_drain *drain, struct mv_pair *to);
 
 /*
  * Send the frame in a chain on if it is one of those that most are. False: it is not, and nothing was

@@ -120,7 +120,7 @@ static void drop_rest(struct mv_rx *to, int r, uint32_t left, uint32_t room, uin
 {
 	uint32_t before_last = left > last ? (left - last + room - 1) / room : 0;
 
-	mv_count_shared(&to->port->stats.drops[-r], before_last + 1);
+	mv_count_shared(&to->pair->stats.drops[-r], before_last + 1);
 }
 
 /* ---- segments ---- */

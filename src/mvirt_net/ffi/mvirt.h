@@ -11,7 +11,8 @@
  *   into private memory, the copy is checked, only the copy is used.
  * - A function returns >= 0 or a negative errno value. It never aborts, prints, waits or calls
  *   back, and its work is bounded; but mv_poller_run is made to go on for ever.
- * - RX and TX are the guest's: queue 0 is what the guest receives, queue 1 what it transmits.
+ * - RX and TX are the guest's. Queues are counted as vhost-user does: of pair i, queue 2i is what the
+ *   guest receives, queue 2i + 1 what it transmits. A port that uses one pair takes up no room for others.
  * - mv_port_drain, mv_port_flush, mv_port_enqueue and mv_port_drop_first may be called by several
  *   threads at once, for one port too; each thread that drains needs an mv_worker of its own. So may
  *   the functions that only look (stats, backlog, is_up, broken) and mv_port_count_drop. All else is
@@ -33,6 +34,7 @@ enum mv_limit {
 	MV_MAX_REGIONS = 32,		/* memory slots of one frontend */
 	MV_MIN_RING_SIZE = 2,		/* of a split ring; a packed one may have a single entry */
 	MV_MAX_RING_SIZE = 32768,	/* virtio 1.2, 2.7 and 2.8 */
+	MV_MAX_PAIRS = 8,		/* queue pairs of one port */
 	MV_MAX_CHAIN = 1024,		/* descriptors of one chain, its indirect table included */
 	MV_MAX_FRAME = 14 + 65535,	/* Ethernet and an IP packet; IPv6 allows 40 more, no stack uses them */
 	MV_BACKLOG = 256,		/* frames kept for a guest that gives no RX buffers */
@@ -297,8 +299,11 @@ int mv_port_set_features(mv_port *port, uint64_t features);
  */
 int mv_port_set_memory(mv_port *port, const mv_memory *memory);
 
-/* Copy the counters. */
+/* Copy the counters, of all pairs together. */
 void mv_port_stats(const mv_port *port, struct mv_stats *stats);
+
+/* How many of the TX frames came by this pair. */
+uint64_t mv_port_tx_frames(const mv_port *port, unsigned int pair);
 
 /* Count one drop for a reason found outside the core. */
 void mv_port_count_drop(mv_port *port, unsigned int reason);
@@ -351,7 +356,7 @@ int mv_ring_set_call(mv_port *port, unsigned int queue, int fd);
 int mv_ring_set_err(mv_port *port, unsigned int queue, int fd);
 
 /*
- * Take frames off the TX ring for about 50 microseconds, 1 MiB, MV_PUNT_FRAMES punts or MV_MAX_WOKEN
+ * Take frames off the TX ring of a pair for about 50 microseconds, 1 MiB, MV_PUNT_FRAMES punts or MV_MAX_WOKEN
  * receivers, and one frame at least: send them on to other ports, drop them, or copy them to
  * `buffer` (MV_PUNT_BYTES) with an entry in drained->punts. Used entries are published once for each
  * ring, and each driver interrupted at most once. Returns enum mv_next.
@@ -359,31 +364,35 @@ int mv_ring_set_err(mv_port *port, unsigned int queue, int fd);
  * worker: the calling thread's.
  * now: nanoseconds of a clock of the caller's; it only limits the rate of ICMP errors.
  */
-int mv_port_drain(mv_worker *worker, mv_port *port, uint64_t now, uint8_t *buffer,
-		  struct mv_drained *drained);
+int mv_port_drain(mv_worker *worker, mv_port *port, unsigned int pair, uint64_t now,
+		  uint8_t *buffer, struct mv_drained *drained);
 
 /*
- * Put a frame (no virtio_net_hdr) at the end of the RX backlog, copied. Returns 1 when it was
- * taken, 0 when it was dropped and counted, -EINVAL: length not 14..MV_MAX_FRAME.
+ * Put a frame (no virtio_net_hdr) at the end of the RX backlog of the first pair that is up, copied.
+ * Returns 1 when it was taken, 0 when it was dropped and counted, -EINVAL: length not 14..MV_MAX_FRAME.
  */
 int mv_port_enqueue(mv_port *port, const uint8_t *frame, size_t length);
 
 /*
- * Move the backlog to the RX ring as far as the driver has given buffers; publish once, interrupt
- * at most once. Returns enum mv_next; MV_NEXT_KICK: frames are left and a kick was asked for.
+ * Move the backlog of a pair to its RX ring as far as the driver has given buffers; publish once,
+ * interrupt at most once. Returns enum mv_next; MV_NEXT_KICK: frames are left and a kick was asked for.
+ *
+ * Frontends start and enable pairs that their guests do not use (cloud-hypervisor enables all). Nobody
+ * receives there, and no buffers are given. So no frames go to a pair, but to the first, before the
+ * driver has given it buffers: until this has found some it returns MV_NEXT_KICK.
  */
-int mv_port_flush(mv_port *port);
+int mv_port_flush(mv_port *port, unsigned int pair);
 
 /*
- * Give up on the first frame of the backlog, for which the driver does not give enough buffers;
+ * Give up on the first frame of a pair's backlog, for which the driver does not give enough buffers;
  * counted. For a caller that has waited after MV_NEXT_MORE_BUFFERS.
  */
-void mv_port_drop_first(mv_port *port);
+void mv_port_drop_first(mv_port *port, unsigned int pair);
 
-/* Whether frames may go to the guest: its RX ring runs, is enabled and is not broken. */
+/* Whether frames may go to the guest: an RX ring runs, is enabled and is not broken. */
 bool mv_port_is_up(const mv_port *port);
 
-/* Frames in the backlog. */
+/* Frames in the backlogs of all pairs. */
 unsigned int mv_port_backlog(mv_port *port);
 
 /* ---- debt.c: time that the kernel takes for one NIC, and everybody waits ---- */
@@ -423,7 +432,7 @@ void mv_poller_run(mv_poller *poller);
 void mv_poller_stop(mv_poller *poller);
 
 /*
- * Have the port's TX ring polled until it is given up: because it is idle, stopped or broken, or as
+ * Have the TX ring of a pair polled until it is given up: because it is idle, stopped or broken, or as
  * its punts come faster than they are taken. No kick is asked for meanwhile, nor afterwards: that is
  * for the caller's next mv_port_drain(), which must come. Control.
  *
@@ -434,8 +443,8 @@ void mv_poller_stop(mv_poller *poller);
  *
  * NULL when there is no memory.
  */
-mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, uint64_t now, uint64_t stay_ns,
-		      int event_fd);
+mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, unsigned int pair, uint64_t now,
+		      uint64_t stay_ns, int event_fd);
 
 /* Whether the ring was given up; what was left to do until then is there to be taken. */
 bool mv_hot_released(const mv_hot *hot);

@@ -42,6 +42,7 @@ struct half {
 struct mv_hot {
 	mv_poller *poller;
 	mv_port *port;
+	unsigned int pair;
 	/* Under the poller's lock. */
 	mv_hot *next;			/* in the round of its poller */
 	mv_hot *previous;
@@ -203,8 +204,8 @@ static bool poll_ring(mv_hot *hot)
 {
 	struct half *half = &hot->halves[hot->filling];
 	uint64_t now = mv_now_ns();
-	enum mv_poll found = mv_port_poll(hot->poller->worker, hot->port, hot->clock + now,
-					  half->buffer, &half->drained);
+	enum mv_poll found = mv_port_poll(hot->poller->worker, hot->port, hot->pair,
+					  hot->clock + now, half->buffer, &half->drained);
 
 	hand_over(hot);
 	switch (found) {
@@ -297,8 +298,8 @@ static void begin_half(struct half *half)
 	half->drained.n_woken = 0;
 }
 
-mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, uint64_t now, uint64_t stay_ns,
-		      int event_fd)
+mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, unsigned int pair, uint64_t now,
+		      uint64_t stay_ns, int event_fd)
 {
 	mv_hot *hot = malloc(sizeof(*hot));
 	uint64_t ours = mv_now_ns();
@@ -307,6 +308,7 @@ mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, uint64_t now, uint64_t s
 		return NULL;
 	hot->poller = poller;
 	hot->port = port;
+	hot->pair = pair;
 	hot->idle_since = 0;
 	hot->stays_until = ours + stay_ns;
 	hot->clock = now - ours;

@@ -52,23 +52,107 @@ void mv_lock_in_turn(struct mv_lock *lock)
 	pthread_mutex_unlock(&lock->gate);
 }
 
-void mv_lock_both(mv_port *port)
+/* ---- pairs ---- */
+
+static bool is_rx(unsigned int queue)
 {
-	mv_lock(port, MV_TX);
-	mv_lock(port, MV_RX);
+	return queue % MV_QUEUES == MV_RX;
 }
 
-void mv_unlock_both(mv_port *port)
+static void begin_pair(struct mv_pair *pair, mv_port *port, unsigned int index)
 {
-	mv_unlock(port, MV_RX);
-	mv_unlock(port, MV_TX);
+	pair->port = port;
+	pair->index = index;
+	for (unsigned int i = 0; i < MV_QUEUES; i++) {
+		struct mv_ring *ring = &pair->rings[i];
+
+		make_lock(&pair->locks[i]);
+		ring->call_fd = -1;
+		ring->err_fd = -1;
+		ring->debt = &port->debt;
+		ring->enabled = port->enabled >> (index * MV_QUEUES + i) & 1;
+	}
+	__atomic_store_n(&port->pairs[index], pair, __ATOMIC_RELEASE);
 }
 
-/* What others see of the RX ring without its lock. */
-static void note_up(mv_port *port)
+static void end_pair(struct mv_pair *pair)
 {
-	__atomic_store_n(&port->up, mv_rx_is_up(port), __ATOMIC_RELAXED);
+	mv_backlog_clear(pair);
+	for (unsigned int i = 0; i < MV_QUEUES; i++) {
+		free(pair->rings[i].taken);
+		end_lock(&pair->locks[i]);
+	}
 }
+
+/* Where a ring is, or NULL; made if it is to be used and has never been. */
+static struct mv_pair *find_pair(mv_port *port, unsigned int queue, bool make)
+{
+	unsigned int index = queue / MV_QUEUES;
+	struct mv_pair *pair = mv_port_pair(port, index);
+
+	if (pair || !make)
+		return pair;
+	pair = aligned_alloc(MV_CACHE_LINE, sizeof(*pair));
+	if (!pair)
+		return NULL;
+	memset(pair, 0, sizeof(*pair));
+	begin_pair(pair, port, index);
+	return pair;
+}
+
+static bool is_queue(unsigned int queue)
+{
+	return queue < MV_MAX_PAIRS * MV_QUEUES;
+}
+
+/* All that there are: calls what follows for each of them. */
+#define FOR_EACH_PAIR(port, pair)						\
+	for (unsigned int at_ = 0; at_ < MV_MAX_PAIRS; at_++)			\
+		for (struct mv_pair *pair = mv_port_pair(port, at_); pair; pair = NULL)
+
+static void lock_all(mv_port *port)
+{
+	FOR_EACH_PAIR(port, pair)
+		mv_lock(pair, MV_TX);
+	FOR_EACH_PAIR(port, pair)
+		mv_lock(pair, MV_RX);
+}
+
+static void unlock_all(mv_port *port)
+{
+	FOR_EACH_PAIR(port, pair) {
+		mv_unlock(pair, MV_RX);
+		mv_unlock(pair, MV_TX);
+	}
+}
+
+/*
+ * `up` is what others see without the lock; several threads may change it, each the bit of a ring that
+ * it has the lock of. With the bit, senders see the pair.
+ */
+void mv_rx_note_up(struct mv_pair *pair)
+{
+	unsigned int bit = 1U << pair->index;
+
+	if (mv_rx_is_up(pair) && pair->fed)
+		__atomic_fetch_or(&pair->port->up, bit, __ATOMIC_RELEASE);
+	else
+		__atomic_fetch_and(&pair->port->up, ~bit, __ATOMIC_RELEASE);
+}
+
+struct mv_pair *mv_port_choose(mv_port *port, uint32_t hash)
+{
+	unsigned int up = __atomic_load_n(&port->up, __ATOMIC_ACQUIRE);
+	uint64_t passed = (uint64_t)hash * (unsigned int)__builtin_popcount(up) >> 32;
+
+	if (up == 0)
+		return &port->first;
+	for (; passed > 0; passed--)
+		up &= up - 1;
+	return mv_port_pair(port, (unsigned int)__builtin_ctz(up));
+}
+
+/* ---- the port ---- */
 
 mv_port *mv_port_new(mv_network *network, const uint8_t *mac, uint32_t tag)
 {
@@ -82,12 +166,8 @@ mv_port *mv_port_new(mv_network *network, const uint8_t *mac, uint32_t tag)
 	port->tag = tag;
 	port->mtu = mv_network_mtu(network);
 	port->errors.tokens = MV_ERROR_BURST;
-	for (unsigned int i = 0; i < MV_QUEUES; i++) {
-		make_lock(&port->locks[i]);
-		port->rings[i].call_fd = -1;
-		port->rings[i].err_fd = -1;
-		port->rings[i].debt = &port->debt;
-	}
+	pthread_mutex_init(&port->error_lock, NULL);
+	begin_pair(&port->first, port, 0);
 	port->network = network;
 	port->edition = mv_network_enter(network);
 	return port;
@@ -98,11 +178,12 @@ void mv_port_free(mv_port *port)
 	if (!port)
 		return;
 	mv_network_leave(port->network, port);
-	mv_backlog_clear(port);
-	for (unsigned int i = 0; i < MV_QUEUES; i++) {
-		free(port->rings[i].taken);
-		end_lock(&port->locks[i]);
+	FOR_EACH_PAIR(port, pair) {
+		end_pair(pair);
+		if (pair != &port->first)
+			free(pair);
 	}
+	pthread_mutex_destroy(&port->error_lock);
 	free(port);
 }
 
@@ -115,11 +196,13 @@ void mv_port_set_mtu(mv_port *port, unsigned int mtu)
 
 int mv_port_set_features(mv_port *port, uint64_t features)
 {
-	if (features != port->features && (port->rings[MV_RX].running || port->rings[MV_TX].running))
-		return -EBUSY;
-	mv_lock_both(port);
+	FOR_EACH_PAIR(port, pair)
+		if (features != port->features &&
+		    (pair->rings[MV_RX].running || pair->rings[MV_TX].running))
+			return -EBUSY;
+	lock_all(port);
 	port->features = features;
-	mv_unlock_both(port);
+	unlock_all(port);
 	return 0;
 }
 
@@ -131,42 +214,60 @@ struct mv_ring_features mv_port_ring_features(const mv_port *port)
 	};
 }
 
+/* The rings of a pair as they are with another memory table: false if one does not lie within it. */
+static bool move_rings(const struct mv_pair *pair, const mv_memory *memory, struct mv_ring *moved)
+{
+	for (unsigned int i = 0; i < MV_QUEUES; i++) {
+		moved[i] = pair->rings[i];
+		if (moved[i].running && mv_ring_translate(&moved[i], memory, moved[i].packed, moved[i].size,
+							  &moved[i].addr) < 0)
+			return false;
+	}
+	return true;
+}
+
 int mv_port_set_memory(mv_port *port, const mv_memory *memory)
 {
-	struct mv_ring moved[MV_QUEUES];
-	int r = 0;
+	struct mv_ring moved[MV_MAX_PAIRS][MV_QUEUES];
+	bool fits = true;
 
-	mv_lock_both(port);
-	for (unsigned int i = 0; i < MV_QUEUES && r == 0; i++) {
-		struct mv_ring *ring = &port->rings[i];
-
-		moved[i] = *ring;
-		if (ring->running && mv_ring_translate(&moved[i], memory, ring->packed, ring->size,
-						       &ring->addr) < 0)
-			r = -EFAULT;
-	}
-	if (r == 0) {
-		memcpy(port->rings, moved, sizeof(moved));
+	lock_all(port);
+	FOR_EACH_PAIR(port, pair)
+		fits = fits && move_rings(pair, memory, moved[pair->index]);
+	if (fits) {
+		FOR_EACH_PAIR(port, pair)
+			memcpy(pair->rings, moved[pair->index], sizeof(pair->rings));
 		port->memory = memory;
 	}
-	mv_unlock_both(port);
-	return r;
+	unlock_all(port);
+	return fits ? 0 : -EFAULT;
 }
 
 void mv_port_stats(const mv_port *port, struct mv_stats *stats)
 {
-	const uint64_t *from = (const uint64_t *)&port->stats;
 	uint64_t *to = (uint64_t *)stats;
 
-	for (size_t i = 0; i < sizeof(*stats) / sizeof(*to); i++)
-		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+	memset(stats, 0, sizeof(*stats));
+	FOR_EACH_PAIR(port, pair) {
+		const uint64_t *from = (const uint64_t *)&pair->stats;
+
+		for (size_t i = 0; i < sizeof(*stats) / sizeof(*to); i++)
+			to[i] += __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+	}
 	stats->slow_signals = __atomic_load_n(&port->debt.slow_ever, __ATOMIC_RELAXED);
+}
+
+uint64_t mv_port_tx_frames(const mv_port *port, unsigned int index)
+{
+	const struct mv_pair *pair = index < MV_MAX_PAIRS ? mv_port_pair(port, index) : NULL;
+
+	return pair ? __atomic_load_n(&pair->stats.tx_frames, __ATOMIC_RELAXED) : 0;
 }
 
 void mv_port_count_drop(mv_port *port, unsigned int reason)
 {
 	if (reason < MV_DROP_REASONS)
-		mv_count_shared(&port->stats.drops[reason], 1);
+		mv_count_shared(&port->first.stats.drops[reason], 1);
 }
 
 /* ---- rings ---- */
@@ -185,19 +286,19 @@ int mv_ring_check(const mv_port *port, unsigned int size, const struct mv_ring_a
 
 /*
  * The backlog asks for kicks when it has to wait, so an RX ring is told from the start that its
- * refills need none. A disabled ring is not touched.
+ * refills need none, unless its first buffers are still to come. A disabled ring is not touched.
  */
-static void rx_refuse_kicks(mv_port *port)
+static void rx_refuse_kicks(struct mv_pair *pair)
 {
-	if (mv_rx_is_up(port))
-		mv_ring_refuse_kicks(&port->rings[MV_RX], mv_port_ring_features(port));
+	if (mv_rx_is_up(pair) && pair->fed)
+		mv_ring_refuse_kicks(&pair->rings[MV_RX], mv_port_ring_features(pair->port));
 }
 
 /* The RX ring was started or enabled, or is no longer. */
-static void rx_changed(mv_port *port)
+static void rx_changed(struct mv_pair *pair)
 {
-	rx_refuse_kicks(port);
-	note_up(port);
+	rx_refuse_kicks(pair);
+	mv_rx_note_up(pair);
 }
 
 /*
@@ -234,91 +335,115 @@ static void free_taken(struct mv_ring *ring)
 	ring->taken = NULL;
 }
 
+static void begin_ring(struct mv_pair *pair, struct mv_ring *ring, int64_t base)
+{
+	mv_ring_begin(ring, base);
+	make_up_for_call(pair->port, ring);
+	if (ring == &pair->rings[MV_RX]) {
+		pair->fed = pair->index == 0;
+		rx_changed(pair);
+	}
+}
+
 int mv_ring_start(mv_port *port, unsigned int queue, unsigned int size,
 		  const struct mv_ring_addr *addr, int64_t base)
 {
+	struct mv_pair *pair;
 	struct mv_ring *ring;
 	int r;
 
-	if (queue >= MV_QUEUES || !base_fits(port, size, base))
+	if (!is_queue(queue) || !base_fits(port, size, base))
 		return -EINVAL;
-	ring = &port->rings[queue];
+	pair = find_pair(port, queue, true);
+	if (!pair)
+		return -ENOMEM;
+	ring = &pair->rings[queue % MV_QUEUES];
 	if (ring->running)
 		return -EBUSY;
-	mv_lock(port, queue);
+	mv_lock(pair, queue % MV_QUEUES);
 	r = mv_ring_translate(ring, port->memory, has_packed_rings(port), size, addr);
 	if (r == 0)
 		r = make_room_for_taken(ring);
-	if (r == 0) {
-		mv_ring_begin(ring, base);
-		make_up_for_call(port, ring);
-		if (queue == MV_RX)
-			rx_changed(port);
-	}
-	mv_unlock(port, queue);
+	if (r == 0)
+		begin_ring(pair, ring, base);
+	mv_unlock(pair, queue % MV_QUEUES);
 	return r;
 }
 
 int mv_ring_move(mv_port *port, unsigned int queue, const struct mv_ring_addr *addr)
 {
+	struct mv_pair *pair = is_queue(queue) ? find_pair(port, queue, false) : NULL;
 	struct mv_ring *ring;
 	int r;
 
-	if (queue >= MV_QUEUES || !port->rings[queue].running)
+	if (!pair || !pair->rings[queue % MV_QUEUES].running)
 		return -EINVAL;
-	ring = &port->rings[queue];
-	mv_lock(port, queue);
+	ring = &pair->rings[queue % MV_QUEUES];
+	mv_lock(pair, queue % MV_QUEUES);
 	r = mv_ring_translate(ring, port->memory, ring->packed, ring->size, addr);
-	mv_unlock(port, queue);
+	mv_unlock(pair, queue % MV_QUEUES);
 	return r;
 }
 
 int64_t mv_ring_stop(mv_port *port, unsigned int queue)
 {
+	struct mv_pair *pair;
 	struct mv_ring *ring;
 	int64_t base;
 
-	if (queue >= MV_QUEUES)
+	if (!is_queue(queue))
 		return -EINVAL;
-	ring = &port->rings[queue];
-	mv_lock(port, queue);
+	pair = find_pair(port, queue, false);
+	if (!pair)
+		return 0;
+	ring = &pair->rings[queue % MV_QUEUES];
+	mv_lock(pair, queue % MV_QUEUES);
 	/* A drain of another port may have moved frames here and not come round to saying so. */
 	if (ring->running)
-		mv_port_publish(port, queue);
-	if (queue == MV_RX) {
-		mv_count_shared(&port->stats.drops[MV_DROP_RX_RING_DOWN], port->backlog_length);
-		mv_backlog_clear(port);
+		mv_pair_publish(pair, queue % MV_QUEUES);
+	if (is_rx(queue)) {
+		mv_count_shared(&pair->stats.drops[MV_DROP_RX_RING_DOWN], pair->backlog_length);
+		mv_backlog_clear(pair);
 	}
 	ring->running = false;
 	free_taken(ring);
-	if (queue == MV_RX)
-		note_up(port);
+	if (is_rx(queue))
+		mv_rx_note_up(pair);
 	base = mv_ring_base(ring);
-	mv_unlock(port, queue);
+	mv_unlock(pair, queue % MV_QUEUES);
 	return base;
 }
 
 int mv_ring_enable(mv_port *port, unsigned int queue, bool enabled)
 {
-	if (queue >= MV_QUEUES)
+	struct mv_pair *pair;
+
+	if (!is_queue(queue))
 		return -EINVAL;
-	mv_lock(port, queue);
-	port->rings[queue].enabled = enabled;
-	if (queue == MV_RX)
-		rx_changed(port);
-	mv_unlock(port, queue);
+	port->enabled = enabled ? port->enabled | 1U << queue : port->enabled & ~(1U << queue);
+	pair = find_pair(port, queue, false);
+	if (!pair)
+		return 0;
+	mv_lock(pair, queue % MV_QUEUES);
+	pair->rings[queue % MV_QUEUES].enabled = enabled;
+	if (is_rx(queue))
+		rx_changed(pair);
+	mv_unlock(pair, queue % MV_QUEUES);
 	return 0;
 }
 
 bool mv_ring_broken(mv_port *port, unsigned int queue)
 {
+	struct mv_pair *pair = is_queue(queue) ? find_pair(port, queue, false) : NULL;
+	const struct mv_ring *ring;
 	bool broken;
 
-	if (queue >= MV_QUEUES)
+	if (!pair)
 		return false;
-	mv_lock(port, queue);
-	broken = port->rings[queue].running && port->rings[queue].broken;
-	mv_unlock(port, queue);
+	ring = &pair->rings[queue % MV_QUEUES];
+	mv_lock(pair, queue % MV_QUEUES);
+	broken = ring->running && ring->broken;
+	mv_unlock(pair, queue % MV_QUEUES);
 	return broken;
 }
 
@@ -332,33 +457,51 @@ static int set_nonblocking(int fd)
 	return flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ? -errno : 0;
 }
 
-int mv_ring_set_call(mv_port *port, unsigned int queue, int fd)
+/*
+ * The pair whose ring is given a descriptor, now non-blocking, in *pair; NULL: there is none, and
+ * nothing to be taken from it.
+ */
+static int pair_for_fd(mv_port *port, unsigned int queue, int fd, struct mv_pair **pair)
 {
-	int r = queue < MV_QUEUES ? set_nonblocking(fd) : -EINVAL;
+	int r = is_queue(queue) ? set_nonblocking(fd) : -EINVAL;
 
 	if (r < 0)
 		return r;
-	mv_lock(port, queue);
-	port->rings[queue].call_fd = fd;
-	make_up_for_call(port, &port->rings[queue]);
+	*pair = find_pair(port, queue, fd >= 0);
+	return *pair || fd < 0 ? 0 : -ENOMEM;
+}
+
+int mv_ring_set_call(mv_port *port, unsigned int queue, int fd)
+{
+	struct mv_pair *pair;
+	int r = pair_for_fd(port, queue, fd, &pair);
+
+	if (r < 0 || !pair)
+		return r;
+	mv_lock(pair, queue % MV_QUEUES);
+	pair->rings[queue % MV_QUEUES].call_fd = fd;
+	make_up_for_call(port, &pair->rings[queue % MV_QUEUES]);
 	/* That may have been one slow call too many. */
-	if (queue == MV_RX)
-		note_up(port);
-	mv_unlock(port, queue);
+	if (queue % MV_QUEUES == MV_RX)
+		mv_rx_note_up(pair);
+	mv_unlock(pair, queue % MV_QUEUES);
 	return 0;
 }
 
 int mv_ring_set_err(mv_port *port, unsigned int queue, int fd)
 {
-	int r = queue < MV_QUEUES ? set_nonblocking(fd) : -EINVAL;
+	struct mv_pair *pair;
+	struct mv_ring *ring;
+	int r = pair_for_fd(port, queue, fd, &pair);
 
-	if (r < 0)
+	if (r < 0 || !pair)
 		return r;
-	mv_lock(port, queue);
-	port->rings[queue].err_fd = fd;
-	if (fd >= 0 && port->rings[queue].running && port->rings[queue].broken)
+	ring = &pair->rings[queue % MV_QUEUES];
+	mv_lock(pair, queue % MV_QUEUES);
+	ring->err_fd = fd;
+	if (fd >= 0 && ring->running && ring->broken)
 		(void)mv_debt_signal(&port->debt, fd);
-	mv_unlock(port, queue);
+	mv_unlock(pair, queue % MV_QUEUES);
 	return 0;
 }
 
@@ -401,12 +544,12 @@ struct mv_turn mv_turn_begin(void)
 	return (struct mv_turn){ .deadline = mv_now_ns() + TURN_NS };
 }
 
-void mv_port_publish(mv_port *port, unsigned int queue)
+void mv_pair_publish(struct mv_pair *pair, unsigned int queue)
 {
-	struct mv_ring *ring = &port->rings[queue];
+	struct mv_ring *ring = &pair->rings[queue];
 
-	if (mv_ring_publish(ring, mv_port_ring_features(port)))
-		mv_count_shared(&port->stats.calls, 1);
+	if (mv_ring_publish(ring, mv_port_ring_features(pair->port)))
+		mv_count_shared(&pair->stats.calls, 1);
 	if (queue == MV_RX && ring->broken)
-		note_up(port);
+		mv_rx_note_up(pair);
 }

@@ -9,65 +9,72 @@
 
 bool mv_port_is_up(const mv_port *port)
 {
-	return __atomic_load_n(&port->up, __ATOMIC_RELAXED);
+	return __atomic_load_n(&port->up, __ATOMIC_RELAXED) != 0;
 }
 
-bool mv_rx_is_up(const mv_port *port)
+bool mv_rx_is_up(const struct mv_pair *pair)
 {
-	const struct mv_ring *ring = &port->rings[MV_RX];
+	const struct mv_ring *ring = &pair->rings[MV_RX];
 
 	return ring->running && ring->enabled && !ring->broken;
 }
 
-static void backlog_pop(mv_port *port)
+static void backlog_pop(struct mv_pair *pair)
 {
-	struct mv_backlog_frame *frame = &port->backlog[port->backlog_first];
+	struct mv_backlog_frame *frame = pair->backlog_first;
 
-	port->backlog_bytes -= frame->length;
-	free(frame->data);
-	port->backlog_first = (port->backlog_first + 1) % MV_BACKLOG;
-	port->backlog_length--;
+	pair->backlog_bytes -= frame->length;
+	pair->backlog_first = frame->next;
+	pair->backlog_length--;
+	free(frame);
 }
 
-void mv_backlog_clear(mv_port *port)
+void mv_backlog_clear(struct mv_pair *pair)
 {
-	while (port->backlog_length > 0)
-		backlog_pop(port);
+	while (pair->backlog_length > 0)
+		backlog_pop(pair);
 }
 
 /* Keep a copy of a frame for later: 0, or the negated reason why it was dropped. */
-static int backlog_add(mv_port *port, const struct mv_frame *frame)
+static int backlog_add(struct mv_pair *pair, const struct mv_frame *frame)
 {
 	struct mv_backlog_frame *entry;
 	struct mv_reader rest = frame->rest;
 
-	if (port->backlog_length == MV_BACKLOG ||
-	    port->backlog_bytes + frame->length > MV_BACKLOG_BYTES)
+	if (pair->backlog_length == MV_BACKLOG ||
+	    pair->backlog_bytes + frame->length > MV_BACKLOG_BYTES)
 		return -MV_DROP_RX_BACKLOG_FULL;
-	entry = &port->backlog[(port->backlog_first + port->backlog_length) % MV_BACKLOG];
-	entry->data = malloc(frame->length);
-	if (!entry->data)
+	entry = malloc(sizeof(*entry) + frame->length);
+	if (!entry)
 		return -MV_DROP_NO_MEMORY;
+	entry->next = NULL;
 	entry->hdr = frame->hdr;
 	entry->length = frame->length;
 	memcpy(entry->data, frame->head, frame->head_length);
 	mv_reader_read(&rest, entry->data + frame->head_length, frame->length - frame->head_length);
-	port->backlog_length++;
-	port->backlog_bytes += frame->length;
+	if (pair->backlog_length > 0)
+		pair->backlog_last->next = entry;
+	else
+		pair->backlog_first = entry;
+	pair->backlog_last = entry;
+	pair->backlog_length++;
+	pair->backlog_bytes += frame->length;
 	return 0;
 }
 
 int mv_port_enqueue(mv_port *port, const uint8_t *data, size_t length)
 {
 	struct mv_frame frame = { .head = data, .head_length = (uint32_t)length };
+	struct mv_pair *pair;
 	int r;
 
 	if (length < MV_ETH_SIZE || length > MV_MAX_FRAME)
 		return -EINVAL;
 	frame.length = (uint32_t)length;
-	mv_lock(port, MV_RX);
-	r = mv_rx_is_up(port) ? backlog_add(port, &frame) : -MV_DROP_RX_RING_DOWN;
-	mv_unlock(port, MV_RX);
+	pair = mv_port_choose(port, 0);
+	mv_lock(pair, MV_RX);
+	r = mv_rx_is_up(pair) ? backlog_add(pair, &frame) : -MV_DROP_RX_RING_DOWN;
+	mv_unlock(pair, MV_RX);
 	if (r < 0)
 		mv_port_count_drop(port, (unsigned int)-r);
 	return r == 0;
@@ -75,11 +82,17 @@ int mv_port_enqueue(mv_port *port, const uint8_t *data, size_t length)
 
 unsigned int mv_port_backlog(mv_port *port)
 {
-	unsigned int length;
+	unsigned int length = 0;
 
-	mv_lock(port, MV_RX);
-	length = port->backlog_length;
-	mv_unlock(port, MV_RX);
+	for (unsigned int i = 0; i < MV_MAX_PAIRS; i++) {
+		struct mv_pair *pair = mv_port_pair(port, i);
+
+		if (!pair)
+			continue;
+		mv_lock(pair, MV_RX);
+		length += pair->backlog_length;
+		mv_unlock(pair, MV_RX);
+	}
 	return length;
 }
 
@@ -96,23 +109,26 @@ enum delivery {
 
 static struct mv_ring *ring_of(const struct mv_rx *rx)
 {
-	return &rx->port->rings[MV_RX];
+	return &rx->pair->rings[MV_RX];
 }
 
 /* Whether a frame that comes now may go straight to the ring. */
 static void note_idle(struct mv_rx *rx)
 {
-	rx->idle = rx->port->backlog_length == 0 && !ring_of(rx)->starved && mv_rx_is_up(rx->port);
+	rx->idle = rx->pair->backlog_length == 0 && !ring_of(rx)->starved && mv_rx_is_up(rx->pair);
 }
 
 /* Chains to look at when a run begins: it may be short. */
 enum { FIRST_REACH = 4 };
 
-void mv_rx_open(struct mv_rx *rx, mv_port *port, struct mv_turn *turn)
+void mv_rx_open(struct mv_rx *rx, struct mv_pair *pair, struct mv_turn *turn)
 {
-	rx->port = port;
+	const mv_port *port = pair->port;
+
+	rx->port = pair->port;
+	rx->pair = pair;
 	rx->turn = turn;
-	rx->available = mv_rx_is_up(port) ? mv_ring_available(&port->rings[MV_RX]) : 0;
+	rx->available = mv_rx_is_up(pair) ? mv_ring_available(&pair->rings[MV_RX]) : 0;
 	rx->header = mv_net_hdr_size(port->features);
 	rx->mergeable = port->features & MV_F_MRG_RXBUF;
 	rx->reach = FIRST_REACH;
@@ -131,7 +147,7 @@ static void count_delivered(struct mv_rx *rx, uint32_t length)
 
 void mv_rx_show(struct mv_rx *rx)
 {
-	struct mv_stats *stats = &rx->port->stats;
+	struct mv_stats *stats = &rx->pair->stats;
 
 	if (ring_of(rx)->running)
 		mv_ring_show(ring_of(rx));
@@ -304,11 +320,11 @@ static int lost(enum delivery delivery)
 /* Move frames until the backlog, the ring or the turn ends; the last frame's delivery. */
 static enum delivery move_backlog(struct mv_rx *rx)
 {
-	mv_port *port = rx->port;
+	struct mv_pair *pair = rx->pair;
 	enum delivery delivery = NO_BUFFERS;
 
-	while (port->backlog_length > 0) {
-		const struct mv_backlog_frame *entry = &port->backlog[port->backlog_first];
+	while (pair->backlog_length > 0) {
+		const struct mv_backlog_frame *entry = pair->backlog_first;
 		struct mv_frame frame = {
 			.hdr = entry->hdr,
 			.head = entry->data,
@@ -320,10 +336,10 @@ static enum delivery move_backlog(struct mv_rx *rx)
 		if (delivery == DELIVERED)
 			count_delivered(rx, frame.length);
 		else if (lost(delivery))
-			mv_port_count_drop(port, (unsigned int)-lost(delivery));
+			mv_port_count_drop(rx->port, (unsigned int)-lost(delivery));
 		else
 			return delivery;
-		backlog_pop(port);
+		backlog_pop(pair);
 		if (mv_turn_is_over(rx->turn, frame.length))
 			return TURN_OVER;
 	}
@@ -332,14 +348,14 @@ static enum delivery move_backlog(struct mv_rx *rx)
 
 static int push(struct mv_rx *rx, const struct mv_frame *frame)
 {
-	mv_port *port = rx->port;
+	struct mv_pair *pair = rx->pair;
 	enum delivery delivery = NO_BUFFERS;
 
 	/* In their order: what waits goes first. */
-	if (mv_rx_is_up(port) && !rx->turn->overdue) {
-		if (port->backlog_length > 0)
+	if (mv_rx_is_up(pair) && !rx->turn->overdue) {
+		if (pair->backlog_length > 0)
 			move_backlog(rx);
-		if (port->backlog_length == 0)
+		if (pair->backlog_length == 0)
 			delivery = deliver(rx, frame);
 	}
 	if (delivery == DELIVERED) {
@@ -348,7 +364,7 @@ static int push(struct mv_rx *rx, const struct mv_frame *frame)
 	}
 	if (lost(delivery))
 		return lost(delivery);
-	return mv_rx_is_up(port) ? backlog_add(port, frame) : -MV_DROP_RX_RING_DOWN;
+	return mv_rx_is_up(pair) ? backlog_add(pair, frame) : -MV_DROP_RX_RING_DOWN;
 }
 
 const struct mv_slot *mv_rx_slot(struct mv_rx *rx)
@@ -406,10 +422,10 @@ int mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame)
 }
 
 /* Frames are left: ask the driver for what they wait for. */
-static int ask_for_buffers(mv_port *port, enum delivery last)
+static int ask_for_buffers(struct mv_pair *pair, enum delivery last)
 {
-	struct mv_ring *ring = &port->rings[MV_RX];
-	struct mv_ring_features features = mv_port_ring_features(port);
+	struct mv_ring *ring = &pair->rings[MV_RX];
+	struct mv_ring_features features = mv_port_ring_features(pair->port);
 
 	if (last == NO_BUFFERS && mv_ring_ask_for_kick(ring, features, ring->last_avail))
 		return MV_NEXT_KICK;
@@ -418,46 +434,66 @@ static int ask_for_buffers(mv_port *port, enum delivery last)
 	return MV_NEXT_CALL_AGAIN;
 }
 
-static int flush(mv_port *port)
+/* Look for the first buffers of a pair that is up: whether there are any, so that frames may come. */
+static bool find_first_buffers(struct mv_pair *pair)
 {
-	struct mv_ring *ring = &port->rings[MV_RX];
+	struct mv_ring *ring = &pair->rings[MV_RX];
+
+	pair->fed = mv_ring_available(ring) > 0;
+	mv_rx_note_up(pair);
+	return pair->fed;
+}
+
+static int flush(struct mv_pair *pair)
+{
+	struct mv_ring *ring = &pair->rings[MV_RX];
+	struct mv_ring_features features = mv_port_ring_features(pair->port);
 	struct mv_turn turn = mv_turn_begin();
 	struct mv_rx rx;
 	enum delivery last;
 
-	if (!mv_rx_is_up(port))
+	if (!mv_rx_is_up(pair))
 		return MV_NEXT_NOTHING;
+	if (!pair->fed && !find_first_buffers(pair))
+		return ring->broken ? MV_NEXT_NOTHING : ask_for_buffers(pair, NO_BUFFERS);
 	/* Also with nothing left to move: who sends the next frame has to see that nobody waits. */
 	if (ring->armed)
-		mv_ring_refuse_kicks(ring, mv_port_ring_features(port));
-	if (port->backlog_length == 0)
+		mv_ring_refuse_kicks(ring, features);
+	if (pair->backlog_length == 0)
 		return MV_NEXT_NOTHING;
-	mv_rx_open(&rx, port, &turn);
+	mv_rx_open(&rx, pair, &turn);
 	last = move_backlog(&rx);
 	mv_rx_show(&rx);
-	mv_port_publish(port, MV_RX);
-	if (ring->broken || port->backlog_length == 0)
+	mv_pair_publish(pair, MV_RX);
+	if (ring->broken || pair->backlog_length == 0)
 		return MV_NEXT_NOTHING;
-	return ask_for_buffers(port, last);
+	return ask_for_buffers(pair, last);
 }
 
-int mv_port_flush(mv_port *port)
+int mv_port_flush(mv_port *port, unsigned int index)
 {
+	struct mv_pair *pair = index < MV_MAX_PAIRS ? mv_port_pair(port, index) : NULL;
 	int next;
 
-	mv_lock(port, MV_RX);
-	next = flush(port);
-	mv_unlock(port, MV_RX);
+	if (!pair)
+		return MV_NEXT_NOTHING;
+	mv_lock(pair, MV_RX);
+	next = flush(pair);
+	mv_unlock(pair, MV_RX);
 	return next;
 }
 
-void mv_port_drop_first(mv_port *port)
+void mv_port_drop_first(mv_port *port, unsigned int index)
 {
-	mv_lock(port, MV_RX);
-	if (port->backlog_length > 0) {
-		port->rings[MV_RX].starved = false;
+	struct mv_pair *pair = index < MV_MAX_PAIRS ? mv_port_pair(port, index) : NULL;
+
+	if (!pair)
+		return;
+	mv_lock(pair, MV_RX);
+	if (pair->backlog_length > 0) {
+		pair->rings[MV_RX].starved = false;
 		mv_port_count_drop(port, MV_DROP_RX_BUFFER_TOO_SMALL);
-		backlog_pop(port);
+		backlog_pop(pair);
 	}
-	mv_unlock(port, MV_RX);
+	mv_unlock(pair, MV_RX);
 }

@@ -52,13 +52,13 @@ static void add_service_punt(struct mv_drain *drain, enum mv_punt_kind kind,
 	uint32_t l4 = packet->l4;
 
 	add_punt(drain, kind, packet, packet->length);
-	mv_count(&drain->port->stats.punts, 1);
+	mv_count(&drain->pair->stats.punts, 1);
 	if (packet->offload.flags)
 		mv_offload_fill(frame, packet->family, &packet->offload, packet->protocol,
 				packet->length - l4, (struct mv_reader){ 0 }, packet->length - l4);
 }
 
-static bool take_error_token(struct mv_error_limit *limit, uint64_t now)
+static bool take_token(struct mv_error_limit *limit, uint64_t now)
 {
 	uint64_t earned = now > limit->refilled_at ?
 				  (now - limit->refilled_at) / MV_ERROR_INTERVAL_NS : 0;
@@ -76,24 +76,35 @@ static bool take_error_token(struct mv_error_limit *limit, uint64_t now)
 	return true;
 }
 
+/* More pairs do not make a guest hear more: the limit is the NIC's. */
+static bool take_error_token(mv_port *port, uint64_t now)
+{
+	bool taken;
+
+	pthread_mutex_lock(&port->error_lock);
+	taken = take_token(&port->errors, now);
+	pthread_mutex_unlock(&port->error_lock);
+	return taken;
+}
+
 /* A packet that was dropped, for the message to its sender. */
 static void add_error_punt(struct mv_drain *drain, const struct mv_verdict *verdict,
 			   const struct mv_packet *packet)
 {
 	struct mv_punt *punt;
 
-	if (!take_error_token(&drain->port->errors, drain->now))
+	if (!take_error_token(drain->port, drain->now))
 		return;
 	punt = add_punt(drain, MV_PUNT_ICMP_ERROR, packet,
 			packet->length < QUOTED ? packet->length : QUOTED);
 	punt->error = verdict->error;
 	punt->mtu = verdict->mtu;
-	mv_count(&drain->port->stats.icmp_errors, 1);
+	mv_count(&drain->pair->stats.icmp_errors, 1);
 }
 
 /* ---- to other NICs ---- */
 
-static void touch(struct mv_drain *drain, mv_port *to)
+static void touch(struct mv_drain *drain, struct mv_pair *to)
 {
 	for (unsigned int i = 0; i < drain->n_touched; i++)
 		if (drain->touched[i] == to)
@@ -103,16 +114,16 @@ static void touch(struct mv_drain *drain, mv_port *to)
 
 static void let_receiver_go(struct mv_drain *drain)
 {
-	if (!drain->rx.port)
+	if (!drain->rx.pair)
 		return;
 	mv_rx_show(&drain->rx);
-	mv_unlock(drain->rx.port, MV_RX);
-	drain->rx.port = NULL;
+	mv_unlock(drain->rx.pair, MV_RX);
+	drain->rx.pair = NULL;
 }
 
-void mv_turn_to_receiver(struct mv_drain *drain, mv_port *to)
+void mv_turn_to_receiver(struct mv_drain *drain, struct mv_pair *to)
 {
-	if (drain->rx.port == to)
+	if (drain->rx.pair == to)
 		return;
 	let_receiver_go(drain);
 	touch(drain, to);
@@ -120,10 +131,25 @@ void mv_turn_to_receiver(struct mv_drain *drain, mv_port *to)
 	mv_rx_open(&drain->rx, to, &drain->turn);
 }
 
+/* Like choose_pair() of express.c, so that all packets of a flow stay in order. */
+static struct mv_pair *choose_pair(mv_port *to, struct mv_packet *packet)
+{
+	struct mv_flow_key key = mv_flow_of(packet);
+	uint32_t ports = 0;
+
+	if (packet->fragment)
+		return mv_port_choose(to, mv_flow_hash(&key, 0, 0));
+	if (mv_has_ports(packet->protocol) && mv_packet_need(packet, packet->l4 + 4))
+		ports = mv_load32(packet->head + packet->l4);
+	return mv_port_choose(to, mv_flow_hash(&key, packet->protocol, ports));
+}
+
 static void forward(struct mv_drain *drain, struct mv_packet *packet,
 		    const struct mv_verdict *verdict)
 {
-	mv_turn_to_receiver(drain, verdict->to);
+	mv_port *to = verdict->to;
+
+	mv_turn_to_receiver(drain, mv_port_is_simple(to) ? &to->first : choose_pair(to, packet));
 	mv_forward(&drain->rx, packet, verdict->mtu);
 	drain->routed++;
 }
@@ -142,14 +168,14 @@ static void settle_receivers(struct mv_drain *drain)
 {
 	let_receiver_go(drain);
 	for (unsigned int i = 0; i < drain->n_touched; i++) {
-		mv_port *to = drain->touched[i];
+		struct mv_pair *to = drain->touched[i];
 		const struct mv_ring *ring = &to->rings[MV_RX];
 
 		mv_lock(to, MV_RX);
 		if (ring->running)
-			mv_port_publish(to, MV_RX);
+			mv_pair_publish(to, MV_RX);
 		if (ring->broken || (to->backlog_length > 0 && !ring->armed))
-			wake(drain->result, to->tag);
+			wake(drain->result, to->port->tag);
 		mv_unlock(to, MV_RX);
 	}
 }
@@ -183,7 +209,7 @@ static void receive_frame(struct mv_drain *drain, const struct mv_chain *chain)
 		return;
 	}
 	drain->bytes += packet.length;
-	verdict = mv_classify(port, &packet);
+	verdict = mv_classify(drain->pair, &packet);
 	switch (verdict.action) {
 	case MV_FORWARD:
 		forward(drain, &packet, &verdict);
@@ -216,7 +242,7 @@ static void chain_of(const struct mv_slot *slot, struct mv_chain *chain)
 static uint16_t receive_chain(struct mv_drain *drain, const struct mv_slot *slot)
 {
 	mv_port *port = drain->port;
-	struct mv_ring *ring = &port->rings[MV_TX];
+	struct mv_ring *ring = &drain->pair->rings[MV_TX];
 	struct mv_chain chain;
 
 	if (slot)
@@ -240,18 +266,18 @@ static bool receive_express(struct mv_drain *drain, const struct mv_slot *slot)
 	if (!slot || !mv_express(drain, slot))
 		return false;
 	drain->turn.bytes += slot->length;
-	mv_ring_take(&drain->port->rings[MV_TX], slot->head, 1, 0);
+	mv_ring_take(&drain->pair->rings[MV_TX], slot->head, 1, 0);
 	return true;
 }
 
 /* Let both drivers go on with what has been done so far, and count it. */
 static void show_progress(struct mv_drain *drain)
 {
-	struct mv_stats *stats = &drain->port->stats;
+	struct mv_stats *stats = &drain->pair->stats;
 
-	if (drain->rx.port)
+	if (drain->rx.pair)
 		mv_rx_show(&drain->rx);
-	mv_ring_show(&drain->port->rings[MV_TX]);
+	mv_ring_show(&drain->pair->rings[MV_TX]);
 	mv_count(&stats->tx_frames, drain->frames);
 	mv_count(&stats->tx_bytes, drain->bytes);
 	mv_count(&stats->routed, drain->routed);
@@ -264,7 +290,7 @@ static void show_progress(struct mv_drain *drain)
 static bool drain_batch(struct mv_drain *drain, unsigned int n)
 {
 	mv_port *port = drain->port;
-	struct mv_ring *ring = &port->rings[MV_TX];
+	struct mv_ring *ring = &drain->pair->rings[MV_TX];
 	struct mv_ahead ahead;
 
 	mv_ring_look_ahead(ring, port->memory, MV_FROM_DRIVER, n, &ahead);
@@ -289,7 +315,7 @@ static bool drain_batch(struct mv_drain *drain, unsigned int n)
 /* Empty the ring as far as the bounds allow: true when it is empty or broken. */
 static bool drain_ring(struct mv_drain *drain)
 {
-	struct mv_ring *ring = &drain->port->rings[MV_TX];
+	struct mv_ring *ring = &drain->pair->rings[MV_TX];
 	unsigned int n;
 	bool done = true;
 
@@ -303,19 +329,19 @@ static bool drain_ring(struct mv_drain *drain)
 static int drain_port(struct mv_drain *drain)
 {
 	mv_port *port = drain->port;
-	struct mv_ring *ring = &port->rings[MV_TX];
+	struct mv_ring *ring = &drain->pair->rings[MV_TX];
 	bool empty;
 
 	if (!ring->running || ring->broken)
 		return MV_NEXT_NOTHING;
 	if (ring->armed)
-		mv_count(&port->stats.kicks, 1);
+		mv_count(&drain->pair->stats.kicks, 1);
 	mv_ring_refuse_kicks(ring, mv_port_ring_features(port));
 	drain->turn = mv_turn_begin();
 	drain->express = ring->enabled && mv_net_hdr_size(port->features) == sizeof(struct mv_net_hdr);
 	empty = drain_ring(drain);
 	settle_receivers(drain);
-	mv_port_publish(port, MV_TX);
+	mv_pair_publish(drain->pair, MV_TX);
 	if (ring->broken)
 		return MV_NEXT_NOTHING;
 	if (empty && !drain->polled &&
@@ -325,42 +351,46 @@ static int drain_port(struct mv_drain *drain)
 }
 
 /* Not all of struct mv_drain is worth clearing. */
-static void begin_drain(struct mv_drain *drain, mv_port *port, bool polled, uint64_t now,
+static void begin_drain(struct mv_drain *drain, struct mv_pair *pair, bool polled, uint64_t now,
 			uint8_t *buffer, struct mv_drained *drained)
 {
-	drain->port = port;
+	drain->port = pair->port;
+	drain->pair = pair;
 	drain->polled = polled;
 	drain->now = now;
 	drain->buffer = buffer;
 	drain->used = 0;
 	drain->result = drained;
-	drain->rx.port = NULL;
+	drain->rx.pair = NULL;
 	drain->n_touched = 0;
 	drain->frames = 0;
 	drain->bytes = 0;
 	drain->routed = 0;
 }
 
-int mv_port_drain(mv_worker *worker, mv_port *port, uint64_t now, uint8_t *buffer,
-		  struct mv_drained *drained)
+int mv_port_drain(mv_worker *worker, mv_port *port, unsigned int index, uint64_t now,
+		  uint8_t *buffer, struct mv_drained *drained)
 {
+	struct mv_pair *pair = index < MV_MAX_PAIRS ? mv_port_pair(port, index) : NULL;
 	struct mv_drain drain;
 	int next;
 
-	begin_drain(&drain, port, false, now, buffer, drained);
 	drained->n_punts = 0;
 	drained->n_woken = 0;
+	if (!pair)
+		return MV_NEXT_NOTHING;
+	begin_drain(&drain, pair, false, now, buffer, drained);
 	mv_worker_begin(worker);
-	mv_lock(port, MV_TX);
+	mv_lock(pair, MV_TX);
 	next = drain_port(&drain);
-	mv_unlock(port, MV_TX);
+	mv_unlock(pair, MV_TX);
 	mv_worker_end(worker);
 	return next;
 }
 
 static enum mv_poll poll_port(struct mv_drain *drain)
 {
-	struct mv_ring *ring = &drain->port->rings[MV_TX];
+	struct mv_ring *ring = &drain->pair->rings[MV_TX];
 
 	if (!ring->running || ring->broken)
 		return MV_POLL_DOWN;
@@ -375,22 +405,25 @@ static enum mv_poll poll_port(struct mv_drain *drain)
 	return drain_port(drain) == MV_NEXT_NOTHING ? MV_POLL_DOWN : MV_POLL_BUSY;
 }
 
-enum mv_poll mv_port_poll(mv_worker *worker, mv_port *port, uint64_t now, uint8_t *buffer,
-			  struct mv_drained *drained)
+enum mv_poll mv_port_poll(mv_worker *worker, mv_port *port, unsigned int index, uint64_t now,
+			  uint8_t *buffer, struct mv_drained *drained)
 {
+	struct mv_pair *pair = index < MV_MAX_PAIRS ? mv_port_pair(port, index) : NULL;
 	struct mv_drain drain;
 	enum mv_poll result;
 
-	begin_drain(&drain, port, true, now, buffer, drained);
+	if (!pair)
+		return MV_POLL_DOWN;
+	begin_drain(&drain, pair, true, now, buffer, drained);
 	if (drained->n_punts > 0) {
 		const struct mv_punt *last = &drained->punts[drained->n_punts - 1];
 
 		drain.used = last->offset + last->length;
 	}
 	mv_worker_begin(worker);
-	mv_lock(port, MV_TX);
+	mv_lock(pair, MV_TX);
 	result = poll_port(&drain);
-	mv_unlock(port, MV_TX);
+	mv_unlock(pair, MV_TX);
 	mv_worker_end(worker);
 	return result;
 }

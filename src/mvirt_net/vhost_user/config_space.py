@@ -16,15 +16,18 @@ S_LINK_UP = 1
 _NET_CONFIG = struct.Struct("<6sHHH")
 
 
+MAX_QUEUE_PAIRS = 8
+"""`max_virtqueue_pairs`."""
+
+
 def net_config(mac: MacAddress, *, mtu: int) -> bytes:
     """The whole configuration space, 256 bytes; the link is up.
 
-    Everything after `mtu` is zero, and so is `max_virtqueue_pairs`, which only means something
-    with VIRTIO_NET_F_MQ. Frontends ask for more than that, each for the size of the structure it
-    knows (cloud-hypervisor for 17 bytes), and insist on getting exactly as much.
+    Everything after `mtu` is zero. Frontends ask for more than that, each for the size of the
+    structure it knows (cloud-hypervisor for 17 bytes), and insist on getting exactly as much.
 
     Args:
         mtu: in bytes, for VIRTIO_NET_F_MTU.
     """
-    fields = _NET_CONFIG.pack(mac.packed, S_LINK_UP, 0, mtu)
+    fields = _NET_CONFIG.pack(mac.packed, S_LINK_UP, MAX_QUEUE_PAIRS, mtu)
     return fields.ljust(CONFIG_SPACE_SIZE, b"\0")

@@ -11,7 +11,7 @@ from ..model import MemoryRegion, VringAddr
 class Device(Protocol):
     """What a session drives: the memory and the vrings of one NIC.
 
-    It begins without memory, with both vrings stopped and disabled. No method blocks. Methods may
+    It begins without memory, with all vrings stopped and disabled. No method blocks. Methods may
     raise RequestRefused, and then nothing has changed and descriptors are still the caller's; but
     what takes something away (stop, disable, drop, no features, None for a descriptor) succeeds.
     """

@@ -29,6 +29,10 @@ class VirtioFeature(enum.IntFlag):
     NET_F_HOST_ECN = 1 << 13
     NET_F_MRG_RXBUF = 1 << 15
     NET_F_STATUS = 1 << 16
+    NET_F_MQ = 1 << 22
+    """Several queue pairs. How many of them it uses, the driver says by a control queue. Frontends
+    have that themselves, and pass it on by SET_VRING_ENABLE.
+    """
     RING_F_INDIRECT_DESC = 1 << 28
     RING_F_EVENT_IDX = 1 << 29
     PROTOCOL_FEATURES = 1 << 30
@@ -48,7 +52,7 @@ class ProtocolFeature(enum.IntFlag):
     """The protocol feature bits that are offered (vhost-user, "Protocol features")."""
 
     MQ = 1 << 0
-    """There is one queue pair; the bit is there so that GET_QUEUE_NUM can be asked."""
+    """There are several queue pairs, and GET_QUEUE_NUM can be asked how many vrings."""
     REPLY_ACK = 1 << 3
     NET_MTU = 1 << 4
     CONFIG = 1 << 9

@@ -67,7 +67,7 @@ from .checks import (
     check_vring_layout,
     check_vring_size,
 )
-from .config_space import CONFIG_SPACE_SIZE, net_config
+from .config_space import CONFIG_SPACE_SIZE, MAX_QUEUE_PAIRS, net_config
 from .device import Device
 from .features import (
     OFFERED_FEATURES,
@@ -93,9 +93,10 @@ from .messages import (
     request_name,
 )
 
-VRINGS = 2
-"""Vrings of the one queue pair: 0 is RX, 1 is TX. GET_QUEUE_NUM says 2 as well: cloud-hypervisor
-counts vrings there, QEMU pairs (a second pair is refused when its first vring is named)."""
+VRINGS = 2 * MAX_QUEUE_PAIRS
+"""Of queue pair i, vring 2i is RX and 2i + 1 is TX. GET_QUEUE_NUM says so many: cloud-hypervisor
+counts vrings there, QEMU pairs, and DPDK's virtio-user does not ask. With the number of vrings
+all get the pairs that there are; a ninth pair of QEMU's is refused at its first vring."""
 
 MAX_MEM_SLOTS = 32
 """Memory regions of one frontend, however they came (GET_MAX_MEM_SLOTS)."""
@@ -160,7 +161,8 @@ class Rule(Generic[_P]):
     legal_in: LegalIn = LegalIn.ANY
     answer: Answer = Answer.ACK
     regions: Callable[[Session, _P, Sequence[int]], tuple[MemoryRegion, ...]] | None = None
-    """The memory that it asks for, one region for each descriptor; raises RequestRefused."""
+    """The memory that it asks for, one region for each descriptor, or none that is not there
+    already; raises RequestRefused."""
 
 
 @attrs.define(eq=False)
@@ -193,7 +195,9 @@ class Session:
         self._features: VirtioFeature | None = None
         self._protocol_features = _NOTHING
         self._regions: tuple[MemoryRegion, ...] = ()
-        self._vrings = [_Vring() for _ in range(VRINGS)]
+        self._repeats: dict[MemoryRegion, int] = {}
+        """How often more than once a region was added, and not removed again."""
+        self._vrings: dict[int, _Vring] = {}
 
     @property
     def features(self) -> VirtioFeature:
@@ -208,7 +212,7 @@ class Session:
     @property
     def lacks_memory(self) -> bool:
         """Whether a vring was given its kick, and there is no memory at all for it."""
-        return not self._regions and any(vring.kicked for vring in self._vrings)
+        return not self._regions and any(vring.kicked for vring in self._vrings.values())
 
     def memory_wanted(
         self, header: Header, payload: bytes, fds: Sequence[int]
@@ -225,7 +229,7 @@ class Session:
             regions = rule.regions(self, self._legal_message(rule, payload, fds), fds)
         except RequestRefused:
             return ()
-        return tuple(zip(regions, fds, strict=True))
+        return tuple(zip(regions, fds, strict=True)) if regions else ()
 
     def handle(self, header: Header, payload: bytes, fds: list[int]) -> Outcome:
         """Carry out one request.
@@ -291,12 +295,12 @@ class Session:
     def _set_features(self, message: U64, _fds: list[int]) -> None:
         _refuse_unoffered(message.value, OFFERED_FEATURES)
         features = VirtioFeature(message.value)
-        if not any(vring.running for vring in self._vrings):
+        if not any(vring.running for vring in self._vrings.values()):
             self._device.set_features(features)
         elif features != self.features:
             raise RequestRefused("a vring is running")
         if self._features is not None and (features ^ self._features) & _PACKED:
-            for vring in self._vrings:
+            for vring in self._vrings.values():
                 vring.base = None  # says nothing about the other layout
         self._features = features
         if VirtioFeature.PROTOCOL_FEATURES not in features:
@@ -324,14 +328,15 @@ class Session:
 
     def _reset_device(self, _message: Empty, _fds: list[int]) -> None:
         # The owner, the protocol features and the memory belong to the connection and stay.
-        for index, vring in enumerate(self._vrings):
+        for index, vring in self._vrings.items():
             if vring.running:
                 self._device.stop_vring(index)
-            self._device.enable_vring(index, False)
             self._device.drop_vring_kick(index)
             self._device.set_vring_call(index, None)
             self._device.set_vring_err(index, None)
-            self._vrings[index] = _Vring()
+        for index in range(VRINGS):
+            self._device.enable_vring(index, False)
+        self._vrings.clear()
         self._device.set_features(0)
         self._features = None
 
@@ -366,6 +371,7 @@ class Session:
         self._regions_of_table(message, fds)
         self._device.set_memory_table(message.regions, fds)
         self._regions = message.regions
+        self._repeats.clear()
         self._start_held_vrings()
 
     def _get_max_mem_slots(self, _message: Empty, _fds: list[int]) -> bytes:
@@ -374,7 +380,15 @@ class Session:
     def _region_to_add(
         self, message: SingleRegion, _fds: Sequence[int]
     ) -> tuple[MemoryRegion, ...]:
-        """The one; raises RequestRefused unless it can be with those that there are."""
+        """The one; raises RequestRefused unless it can be with those that there are.
+
+        QEMU before 8.0 adds and removes each region once for each queue pair: none is to be added
+        then. What the descriptor is of does not matter; the first one counts.
+        """
+        if message.region in self._regions:
+            if self._repeats.get(message.region, 0) + 1 >= MAX_QUEUE_PAIRS:
+                raise RequestRefused("memory region added again and again")
+            return ()
         regions = (*self._regions, message.region)
         if len(regions) > MAX_MEM_SLOTS:
             raise RequestRefused(f"more than {MAX_MEM_SLOTS} memory regions")
@@ -382,13 +396,19 @@ class Session:
         return (message.region,)
 
     def _add_mem_reg(self, message: SingleRegion, fds: list[int]) -> None:
-        self._region_to_add(message, fds)
+        if not self._region_to_add(message, fds):
+            self._repeats[message.region] = self._repeats.get(message.region, 0) + 1
+            return
         self._device.add_memory_region(message.region, fds[0])
         self._regions = (*self._regions, message.region)
         self._start_held_vrings()
 
     def _rem_mem_reg(self, message: SingleRegion, _fds: list[int]) -> None:
         region = self._region_like(message.region)
+        if repeats := self._repeats.pop(region, 0):
+            if repeats > 1:
+                self._repeats[region] = repeats - 1
+            return
         self._device.remove_memory_region(region)
         self._regions = tuple(other for other in self._regions if other != region)
 
@@ -402,9 +422,10 @@ class Session:
     # -- vrings --------------------------------------------------------------------------------
 
     def _vring(self, index: int) -> _Vring:
+        """Most frontends speak of two, so there is one only once it was spoken of."""
         if index >= VRINGS:
             raise RequestRefused(f"vring {index}")
-        return self._vrings[index]
+        return self._vrings.setdefault(index, _Vring())
 
     @property
     def _packed(self) -> bool:
@@ -512,7 +533,7 @@ class Session:
 
         With ADD_MEM_REG memory comes piece by piece, so a vring outside of it is no error yet.
         """
-        for index in range(VRINGS):
+        for index in self._vrings:
             try:
                 self._start_if_complete(index)
             except RequestRefused:
