@@ -777,10 +777,10 @@ async def test_r24_region_of_the_rings_stays(scene: Scene) -> None:
 async def test_r25_there_is_no_control_queue(scene: Scene) -> None:
     client = await attack(scene)
     for refused in (
-        client.connection.set_vring_num(2, NUM),
-        client.connection.set_vring_base(2, 0),
-        client.connection.set_vring_kick(2, None),
-        client.connection.set_vring_enable(2, True),
+        client.connection.set_vring_num(16, NUM),
+        client.connection.set_vring_base(16, 0),
+        client.connection.set_vring_kick(16, None),
+        client.connection.set_vring_enable(16, True),
     ):
         with pytest.raises(BackendRefusedError):
             await refused
