@@ -1,11 +1,12 @@
 /*
  * Threads that drain, flush and control the same ports at once, for the thread sanitizer to watch.
  *
- * Six guests in two networks send each other numbered packets. Three threads drain and flush all
+ * Six guests in two networks, with two queue pairs each, send each other numbered packets. Three threads drain and flush all
  * ports, each whichever it likes, and two poll those that control gives them; one stops and starts
  * rings, exchanges memory tables and call descriptors, changes routes, takes a guest's memory away under
  * it, makes rings hot and cold, and lets a port come and go; one plays the drivers of all other guests.
- * In the end every packet has arrived, once and in its order, or was counted.
+ * The second pairs are not there in the beginning: they are made when control starts their rings. In the
+ * end every packet has arrived, once and in its order, or was counted.
  *
  * Usage: races SECONDS. Prints what was done; exits with 1 when something was lost.
  */
@@ -27,6 +28,9 @@
 enum {
 	RX = 0,
 	TX = 1,
+	PAIRS = 2,
+	QUEUES = 2 * PAIRS,	/* of pair i, 2i is RX and 2i + 1 is TX */
+	FLOWS = 4,		/* source ports of each sender */
 	GUESTS = 6,
 	PER_NETWORK = 3,
 	NETWORKS = GUESTS / PER_NETWORK,
@@ -44,7 +48,7 @@ enum {
 	FRAME = 14 + 20 + 8 + 8,
 	MEMORY = 1 << 20,
 	RING_ROOM = 16384,	/* bytes for the parts of one ring */
-	BUFFERS_AT = 2 * RING_ROOM,
+	BUFFERS_AT = QUEUES * RING_ROOM,
 
 	/* Of this many, one is for an address that nobody has. */
 	LOST_ONE_IN = 64,
@@ -78,9 +82,11 @@ struct guest {
 	unsigned int host;	/* its number in the network */
 	int fd;
 	uint8_t *memory;	/* the driver's mapping */
-	struct queue queues[2];
-	uint32_t sent[PER_NETWORK];	/* by receiver */
-	uint32_t next[PER_NETWORK];	/* by sender: the number that must come at least */
+	struct queue queues[QUEUES];
+	/* By pair and receiver. */
+	uint32_t sent[PAIRS][PER_NETWORK];
+	/* By pair, and pair and number of the sender: the number that must come at least. */
+	uint32_t next[PAIRS][PAIRS][PER_NETWORK];
 	uint64_t received;
 	mv_memory *table;
 	mv_port *port;
@@ -145,8 +151,8 @@ static void queue_begin(struct guest *guest, unsigned int number)
 	queue->used = guest->memory + at.used;
 	for (unsigned int i = 0; i < SIZE; i++) {
 		queue->desc[i] = (struct desc){
-			.addr = buffer_at(number, i), .len = number == TX ? HEADER + FRAME : BUFFER,
-			.flags = number == TX ? 0 : 2,
+			.addr = buffer_at(number, i), .len = number % 2 == TX ? HEADER + FRAME : BUFFER,
+			.flags = number % 2 == TX ? 0 : 2,
 		};
 		queue->avail[2 + i] = (uint16_t)i;
 	}
@@ -172,7 +178,8 @@ static void put16(uint8_t *p, unsigned int value)
 	p[1] = (uint8_t)value;
 }
 
-static void fill_frame(uint8_t *frame, const struct guest *from, unsigned int to, uint32_t number)
+static void fill_frame(uint8_t *frame, const struct guest *from, unsigned int pair, unsigned int to,
+		       uint32_t number)
 {
 	uint8_t *ip = frame + 14;
 	uint32_t sum = 0;
@@ -195,55 +202,61 @@ static void fill_frame(uint8_t *frame, const struct guest *from, unsigned int to
 		sum += (uint32_t)ip[i] << 8 | ip[i + 1];
 	sum = (sum & 0xffff) + (sum >> 16);
 	put16(ip + 10, ~(sum + (sum >> 16)) & 0xffff);
+	put16(ip + 20, number % FLOWS);
 	put16(ip + 24, 16);
 	ip[28] = (uint8_t)from->network;
 	ip[29] = (uint8_t)from->host;
+	ip[30] = (uint8_t)pair;
 	memcpy(ip + 32, &number, sizeof(number));
 }
 
 /* Send a few packets, each to a guest of the network, to the visitor or to nobody. */
-static void send_some(struct guest *guest, uint32_t *random)
+static void send_some(struct guest *guest, unsigned int pair, uint32_t *random)
 {
-	struct queue *queue = &guest->queues[TX];
+	unsigned int number = 2 * pair + TX;
+	struct queue *queue = &guest->queues[number];
 	uint16_t n = 0;
 
 	queue->next_used = (uint16_t)(queue->next_used + used_entries(queue));
 	while ((uint16_t)(queue->next_avail + n - queue->next_used) < SIZE && n < 32) {
 		unsigned int slot = (uint16_t)(queue->next_avail + n) % SIZE;
 		unsigned int to = next_random(random) % (PER_NETWORK + 1);
-		uint8_t *buffer = guest->memory + buffer_at(TX, slot);
+		uint8_t *buffer = guest->memory + buffer_at(number, slot);
 
 		if (to == guest->host)
 			to = (to + 1) % PER_NETWORK;
 		if (next_random(random) % LOST_ONE_IN == 0)
 			to = 200;
 		memset(buffer, 0, HEADER);
-		fill_frame(buffer + HEADER, guest, to, to < PER_NETWORK ? guest->sent[to]++ : 0);
+		fill_frame(buffer + HEADER, guest, pair, to,
+			   to < PER_NETWORK ? guest->sent[pair][to]++ : 0);
 		n++;
 	}
 	publish(queue, n);
 }
 
-static void receive_all(struct guest *guest)
+static void receive_all(struct guest *guest, unsigned int pair)
 {
-	struct queue *queue = &guest->queues[RX];
+	unsigned int rx = 2 * pair + RX;
+	struct queue *queue = &guest->queues[rx];
 	uint16_t n = used_entries(queue);
 
 	for (uint16_t i = 0; i < n; i++) {
 		unsigned int slot = (uint16_t)(queue->next_used + i) % SIZE;
 		struct used_elem elem;
 		const uint8_t *ip;
-		uint32_t number;
+		uint32_t number, *next;
 
 		memcpy(&elem, queue->used + 4 + sizeof(elem) * slot, sizeof(elem));
 		check(elem.id == slot, "buffers came back out of order");
 		check(elem.len == HEADER + FRAME, "a frame of another length");
-		ip = guest->memory + buffer_at(RX, slot) + HEADER + 14;
+		ip = guest->memory + buffer_at(rx, slot) + HEADER + 14;
 		check(ip[28] == guest->network, "a packet of another network");
-		check(ip[29] < PER_NETWORK && ip[19] == guest->host + 1, "a packet for somebody else");
+		check(ip[29] < PER_NETWORK && ip[30] < PAIRS && ip[19] == guest->host + 1, "a packet for somebody else");
 		memcpy(&number, ip + 32, sizeof(number));
-		check(number >= guest->next[ip[29]], "a packet came twice or late");
-		guest->next[ip[29]] = number + 1;
+		next = &guest->next[pair][ip[30]][ip[29]];
+		check(number >= *next, "a packet came twice or late");
+		*next = number + 1;
 		guest->received++;
 	}
 	queue->next_used = (uint16_t)(queue->next_used + n);
@@ -263,10 +276,10 @@ static void *drive(void *unused)
 
 	(void)unused;
 	while (!atomic_load(&stopping)) {
-		for (unsigned int i = 0; i < GUESTS; i++) {
-			send_some(&guests[i], &random);
-			kick(&guests[i]);
-			receive_all(&guests[i]);
+		for (unsigned int i = 0; i < PAIRS * GUESTS; i++) {
+			send_some(&guests[i / PAIRS], i % PAIRS, &random);
+			kick(&guests[i / PAIRS]);
+			receive_all(&guests[i / PAIRS], i % PAIRS);
 		}
 	}
 	return NULL;
@@ -302,21 +315,23 @@ static void *drain(void *argument)
 	drainer_begin(&drainer);
 	while (!atomic_load(&stopping)) {
 		mv_port *port = guests[next_random(&random) % (GUESTS + 1)].port;
+		unsigned int pair = next_random(&random) % PAIRS;
 
 		switch (next_random(&random) % 8) {
 		case 0:
-			mv_port_flush(port, 0);
+			mv_port_flush(port, pair);
 			break;
 		case 1:
-			mv_port_drop_first(port, 0);
+			mv_port_drop_first(port, pair);
 			break;
 		case 2:
 			mv_port_stats(port, &stats);
 			(void)mv_port_backlog(port);
-			(void)mv_ring_broken(port, RX);
+			(void)mv_ring_broken(port, 2 * pair + RX);
 			break;
 		default:
-			mv_port_drain(drainer.worker, port, 0, 0, drainer.buffer, &drainer.drained);
+			mv_port_drain(drainer.worker, port, pair, 0, drainer.buffer,
+				      &drainer.drained);
 			atomic_fetch_add(&n_drains, 1);
 		}
 	}
@@ -362,14 +377,14 @@ static void cool_down(struct guest *guest)
 	guest->hot = NULL;
 }
 
-static void heat_up(struct guest *guest, mv_poller *poller)
+static void heat_up(struct guest *guest, unsigned int pair, mv_poller *poller)
 {
 	if (guest->hot)
 		take_what_is_left(guest);
 	if (guest->hot && !mv_hot_released(guest->hot))
 		return;
 	cool_down(guest);
-	guest->hot = mv_poller_add(poller, guest->port, 0, 0, 0, guest->hot_fd);
+	guest->hot = mv_poller_add(poller, guest->port, pair, 0, 0, guest->hot_fd);
 	check(guest->hot, "no memory");
 	n_takeovers++;
 }
@@ -473,6 +488,7 @@ static void *control(void *unused)
 	(void)unused;
 	while (!atomic_load(&stopping)) {
 		struct guest *guest = &guests[next_random(&random) % GUESTS];
+		unsigned int queue;
 
 		switch (next_random(&random) % 12) {
 		case 0:
@@ -485,14 +501,15 @@ static void *control(void *unused)
 			exchange_call(guest);
 			break;
 		case 3:
-			restart(guest, next_random(&random) % 2);
+			restart(guest, next_random(&random) % QUEUES);
 			break;
 		case 4:
 			set_routes(guest->port, guest->host, next_random(&random) % 2);
 			break;
 		case 5:
-			mv_ring_enable(guest->port, RX, false);
-			mv_ring_enable(guest->port, RX, true);
+			queue = 2 * (next_random(&random) % PAIRS) + RX;
+			mv_ring_enable(guest->port, queue, false);
+			mv_ring_enable(guest->port, queue, true);
 			break;
 		case 6:
 			mv_network_set_subnets(networks[guest->network], &subnet,
@@ -507,7 +524,7 @@ static void *control(void *unused)
 			break;
 		case 9:
 			heat_up(&guests[next_random(&random) % (GUESTS + 1)],
-				pollers[next_random(&random) % POLLERS]);
+				next_random(&random) % PAIRS, pollers[next_random(&random) % POLLERS]);
 			break;
 		case 10:
 			cool_down(&guests[next_random(&random) % (GUESTS + 1)]);
@@ -558,14 +575,14 @@ static void guest_begin(unsigned int i)
 	guest->call_fd = -1;
 	exchange_call(guest);
 	watch_begin(guest);
-	for (unsigned int queue = 0; queue < 2; queue++) {
-		struct mv_ring_addr at = ring_at(queue);
-
+	for (unsigned int queue = 0; queue < QUEUES; queue++) {
 		queue_begin(guest, queue);
-		check(mv_ring_start(guest->port, queue, SIZE, &at, 0) == 0, "cannot start a ring");
+		if (queue % 2 == RX)
+			publish(&guest->queues[queue], SIZE);
 		mv_ring_enable(guest->port, queue, true);
+		if (queue < 2)
+			restart(guest, queue);
 	}
-	publish(&guest->queues[RX], SIZE);
 }
 
 /* A guest without a driver, whose rings are in its memory all the same. */
@@ -602,17 +619,22 @@ static void guest_end(struct guest *guest)
 	close(guest->fd);
 }
 
-/* Move what is left, now that all others are gone. */
+/* Move what is left, now that all others are gone, also where control has never started a ring. */
 static void finish(void)
 {
 	struct drainer drainer;
 
 	drainer_begin(&drainer);
+	for (unsigned int i = 0; i < GUESTS * QUEUES; i++)
+		restart(&guests[i / QUEUES], i % QUEUES);
 	for (unsigned int round = 0; round < 4 * SIZE; round++) {
-		for (unsigned int i = 0; i < GUESTS; i++) {
-			mv_port_drain(drainer.worker, guests[i].port, 0, 0, drainer.buffer, &drainer.drained);
-			mv_port_flush(guests[i].port, 0);
-			receive_all(&guests[i]);
+		for (unsigned int i = 0; i < GUESTS * PAIRS; i++) {
+			struct guest *guest = &guests[i / PAIRS];
+
+			mv_port_drain(drainer.worker, guest->port, i % PAIRS, 0, drainer.buffer,
+				      &drainer.drained);
+			mv_port_flush(guest->port, i % PAIRS);
+			receive_all(guest, i % PAIRS);
 		}
 	}
 	drainer_end(&drainer);
@@ -626,6 +648,7 @@ static int account(void)
 		struct guest *guest = &guests[i];
 		struct mv_stats stats;
 		uint64_t drops = 0;
+		uint16_t queued = 0;
 
 		mv_port_stats(guest->port, &stats);
 		for (unsigned int reason = 0; reason < MV_DROP_REASONS; reason++)
@@ -635,12 +658,14 @@ static int account(void)
 			  stats.drops[MV_DROP_RX_BACKLOG_FULL] - stats.drops[MV_DROP_RX_BUFFER_TOO_SMALL];
 		lost += stats.drops[MV_DROP_RX_RING_DOWN] + stats.drops[MV_DROP_RX_BACKLOG_FULL] +
 			stats.drops[MV_DROP_RX_BUFFER_TOO_SMALL] - stats.drops[MV_DROP_HOST_UNREACHABLE];
-		sent += guest->queues[TX].next_avail;
+		for (unsigned int pair = 0; pair < PAIRS; pair++)
+			queued = (uint16_t)(queued + guest->queues[2 * pair + TX].next_avail);
+		sent += queued;
 		taken += stats.tx_frames;
 		received += guest->received;
 		left += mv_port_backlog(guest->port);
 		check(guest->received == stats.rx_frames, "received is not what was delivered");
-		check((uint16_t)stats.tx_frames == guest->queues[TX].next_avail, "packets not taken");
+		check((uint16_t)stats.tx_frames == queued, "packets not taken");
 	}
 	lost += visitor_drops;
 	printf("races: %lu drains, %lu changes, %lu times no memory, %lu times hot, %lu given back, "

@@ -37,7 +37,7 @@ enum mv_limit {
 	MV_MAX_PAIRS = 8,		/* queue pairs of one port */
 	MV_MAX_CHAIN = 1024,		/* descriptors of one chain, its indirect table included */
 	MV_MAX_FRAME = 14 + 65535,	/* Ethernet and an IP packet; IPv6 allows 40 more, no stack uses them */
-	MV_BACKLOG = 256,		/* frames kept for a guest that gives no RX buffers */
+	MV_BACKLOG = 256,		/* frames kept for a pair whose driver gives no RX buffers */
 	MV_BACKLOG_BYTES = 1 << 20,	/* and their bytes */
 	MV_PUNT_FRAMES = 64,		/* slow-path frames of one drain */
 	MV_PUNT_BYTES = 128 * 1024,	/* and room for them; at least MV_MAX_FRAME */
