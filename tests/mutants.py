@@ -95,6 +95,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     Mutant(
+        "m53",
+        _BACKEND_PY,
+        "            watch.end()\n        trio.lowlevel.notify_closing(fd)",
+        "            pass\n        trio.lowlevel.notify_closing(fd)",
+        ("tests/test_watched_rings.py::TestChanges::test_former_kick_is_not_waited_for",),
+    ),
+    Mutant(
         "m02",
         _NIC_PY,
         "while (holder := self._line[0]) is not turn:",

@@ -6,8 +6,12 @@ for being kicked quickly.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -16,7 +20,8 @@ from mvirt_net import NicEventKind, PollingSpec
 from tests.harness import VhostTestClient
 from tests.harness.client import RX_QUEUE_IDX, TX_QUEUE_IDX
 from tests.harness.exchanges import arp_gateway, ping_gateway
-from tests.harness.packets import dhcp_discover, parse_dhcp_response
+from tests.harness.packets import GATEWAY_IP, arp_request, dhcp_discover, parse_dhcp_response
+from tests.harness.vhost_user import Request, encode, encode_state, encode_u64
 
 from .test_hot_rings import (
     IMPATIENT,
@@ -43,6 +48,23 @@ async def exchange(a: VhostTestClient, b: VhostTestClient, count: int = 20) -> N
     for number in range(count):
         await a.send_packet(datagram(number))
         assert number_in(await b.recv_packet()) == number
+
+
+def until_now(condition: Callable[[], bool]) -> None:
+    """Keep the event loop from everything until another thread has brought something about."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+def registrations() -> int:
+    """What all epoll instances of this process wait for."""
+    count = 0
+    for path in list(Path("/proc/self/fdinfo").iterdir()):
+        # One of them was that of the folder.
+        with contextlib.suppress(FileNotFoundError):
+            count += path.read_text().count("tfd:")
+    return count
 
 
 class TestThread:
@@ -73,6 +95,14 @@ class TestThread:
         await exchange(a, b)
         await arp_gateway(a, MAC_A, IP_A)
         assert watcher_threads() == 0
+
+    async def test_needs_no_event_loop(self, nursery: trio.Nursery) -> None:
+        """What is for another guest gets there though the loop is busy with something else."""
+        backend, a, b = await start(nursery, IMPATIENT)
+        await exchange(a, b, 1)
+        a.send_packet_nowait(datagram(1))
+        until_now(lambda: backend.nic.stats().routed == 2)
+        assert number_in(await b.recv_packet()) == 1
 
 
 class TestTraffic:
@@ -180,6 +210,37 @@ class TestChanges:
         for _ in range(20):
             await exchange(a, b, 2)
             await a.connection.set_vring_kick(TX_QUEUE_IDX, kick)
+
+    async def test_former_kick_is_not_waited_for(self, nursery: trio.Nursery) -> None:
+        """The frontend keeps it open, so that closing it alone does not end that."""
+        _, a, b = await start(nursery, IMPATIENT)
+        kick = a.vrings[TX_QUEUE_IDX].kick
+        await exchange(a, b, 1)
+        before = registrations()
+        for _ in range(10):
+            await a.connection.set_vring_kick(TX_QUEUE_IDX, kick)
+            await exchange(a, b, 1)
+        assert registrations() <= before
+
+    @pytest.mark.parametrize("restarted", [False, True])
+    async def test_kick_is_exchanged_while_the_ring_comes_back(
+        self, nursery: trio.Nursery, restarted: bool
+    ) -> None:
+        """The ring was given back for an ARP request, a kick for the next frame has come, and then
+        the loop finds all at once."""
+        backend, a, _ = await start(nursery, IMPATIENT)
+        await a.send_packet(dropped(MAC_A))
+        vring, new = a.vrings[TX_QUEUE_IDX], os.eventfd(0, os.EFD_NONBLOCK)
+        assert vring.kick is not None
+        a.send_packet_nowait(arp_request(MAC_A, IP_A, GATEWAY_IP))
+        until_now(lambda: backend.nic.stats().tx_frames == 2)
+        a.send_packet_nowait(dropped(MAC_A))
+        if restarted:
+            a.connection.send_nowait(encode(Request.GET_VRING_BASE, encode_state(TX_QUEUE_IDX, 0)))
+        a.connection.send_nowait(encode(Request.SET_VRING_KICK, encode_u64(TX_QUEUE_IDX)), [new])
+        old, vring.kick = vring.kick, new
+        os.close(old)
+        await until(lambda: backend.nic.stats().tx_frames == 3)
 
     async def test_kick_is_taken_away(self, nursery: trio.Nursery) -> None:
         """The backend looks at the ring without being told."""

@@ -223,6 +223,11 @@ class Connection:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise BackendHungUpError("while sending") from error
 
+    def send_nowait(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """As `send_raw`, without a turn of the event loop; all must fit into the buffer."""
+        with socket.socket(fileno=os.dup(self._socket.fileno())) as sock:
+            assert socket.send_fds(sock, [data], fds) == len(data)
+
     async def receive(self, *, timeout: float = REPLY_TIMEOUT) -> Message:
         """The next message of the backend.
 

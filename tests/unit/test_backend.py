@@ -495,11 +495,11 @@ class TestRingTrouble:
     ) -> None:
         client = await serving.connect()
 
-        def broken(_fd: int) -> bool:
+        def broken(_port: Port, _fd: int) -> bool:
             raise OSError(5, "Input/output error")
 
         with monkeypatch.context() as patched:
-            patched.setattr("mvirt_net.dataplane.device.read_event", broken)
+            patched.setattr(Port, "take_kick", broken)
             client.kick(TX_QUEUE_IDX, force=True)
             await trio.testing.wait_all_tasks_blocked()
         await client.connection.set_vring_kick(TX_QUEUE_IDX, client.vrings[TX_QUEUE_IDX].kick)

@@ -13,7 +13,6 @@ from pathlib import Path
 import attrs
 import pytest
 
-from mvirt_net.dataplane import device as device_module
 from mvirt_net.dataplane.device import VhostDevice
 from mvirt_net.dataplane.fds import close_fd
 from mvirt_net.errors import CoreError, RequestRefused
@@ -287,10 +286,10 @@ class TestDescriptors:
     def test_kick_that_cannot_be_read_is_given_up(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def broken(_fd: int) -> bool:
+        def broken(_port: Port, _fd: int) -> bool:
             raise OSError(5, "Input/output error")
 
-        monkeypatch.setattr(device_module, "read_event", broken)
+        monkeypatch.setattr(Port, "take_kick", broken)
         bench.device.set_vring_kick(RX_QUEUE, bench.eventfd("kick"))
         bench.device.take_kick(RX_QUEUE)
         assert bench.device.fds(RX_QUEUE).kick is None

@@ -218,6 +218,19 @@ def test_m21_call_that_wakes_a_multitude() -> None:
         assert rig.port.owes > 0.5
 
 
+def test_m21_kick_that_wakes_a_multitude(fast: int) -> None:
+    """Taking its count is as slow as signalling it, and is owed for in the same way."""
+    with open_rig() as rig:
+        with watched(fast, 500):
+            for _ in range(3):
+                write_event(fast)
+                assert rig.port.take_kick(fast)
+            write_event(fast)
+            with pytest.raises(OSError, match="busy"):
+                rig.port.take_kick(fast)
+        assert rig.port.owes > 0.5
+
+
 def test_m21_calls_in_between_that_are_fast(fast: int) -> None:
     with open_rig() as rig:
         rig.start()

@@ -67,9 +67,10 @@ def kick() -> Iterator[int]:
 
 
 def send(rig: Rig, kick: int, frame: bytes = DROPPED) -> None:
+    """As a driver does: while the last drain is not over, the device looks without a kick."""
     rig.send(frame)
-    assert rig.tx.kick_needed()
-    os.eventfd_write(kick, 1)
+    if rig.tx.kick_needed():
+        os.eventfd_write(kick, 1)
 
 
 def wait_returned(watcher: Watcher, ring: Watch) -> Watched:
@@ -101,8 +102,8 @@ class TestWatching:
             with contextlib.closing(Watch(watcher, rig.port, KEY, 0.0)) as ring:
                 ring.begin(kick, *NEVER_QUICK)
                 wait_taken(rig, 1)
-            with pytest.raises(BlockingIOError):
-                os.eventfd_read(kick)
+            # Its count is left to whoever takes the ring back.
+            assert os.eventfd_read(kick) == 1
 
     def test_delivers_to_another_guest(self, kick: int) -> None:
         with (
@@ -186,10 +187,12 @@ class TestGivenBack:
             rig.start()
             with watch(watcher, rig, kick, (3, 1e6)) as ring:
                 for count in range(1, 3):
-                    send(rig, kick)
+                    rig.send(DROPPED)
+                    os.eventfd_write(kick, 1)
                     wait_taken(rig, count)
                 assert not select.select([watcher.fd], [], [], 0)[0]
-                send(rig, kick)
+                rig.send(DROPPED)
+                os.eventfd_write(kick, 1)
                 watched = wait_returned(watcher, ring)
             assert watched.quick
             assert watched.drained.punts == []

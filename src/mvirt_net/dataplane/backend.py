@@ -15,11 +15,11 @@ There may be hundreds of connections with nothing to do, and each of these tasks
 
 The ring tasks know nothing of the vhost-user state. They call the core, which does as much as the
 state of its ring allows, and sleep on what it says comes next; whoever changes a ring rings the
-`Doorbell` of its task. Between that answer and the sleep there is no checkpoint, so no change and
-no kick is missed.
+`Doorbell` of its task. A change between that answer and the sleep is not missed, as the bell
+remembers it, and neither is a kick, as the eventfd does.
 
-This module, `channel`, `mapping`, `doorbell`, `advertiser` and `workers` are the only ones in this
-package that know of trio.
+This module, `channel`, `mapping`, `doorbell`, `advertiser`, `workers`, `kicks` and `threads` are
+the only ones in this package that know of trio.
 """
 
 from __future__ import annotations
@@ -248,22 +248,17 @@ class VhostNetBackend:
         """Take what the guest sends, and have the services answer it."""
         queue = tx_of(pair)
         heat = None if self._workers is None else self._workers.new_heat()
-        drained: Drained | None = None
         with self._watching(pair) as watch:
             while True:
-                if drained is None:
-                    drained = self._port.drain(trio.current_time(), pair)
+                drained = self._port.drain(trio.current_time(), pair)
                 self._look_for_break(queue)
-                await self._finish(drained)
-                step, punts, drained = drained.next, len(drained.punts), None
-                if heat is not None:
-                    heat.drained(left=step is NextStep.CALL_AGAIN, punts=punts)
-                    if heat.is_hot and await self._while_hot(heat, device, pair):
-                        continue
-                if step is NextStep.KICK and watch is not None and heat is not None:
-                    drained = await self._while_watched(watch, heat, device, pair)
+                await self._finish(drained, heat)
+                if heat is not None and heat.is_hot and await self._while_hot(heat, device, pair):
+                    continue
+                if drained.next is NextStep.KICK and watch is not None and heat is not None:
+                    await self._while_watched(watch, heat, device, pair)
                 else:
-                    await self._until_next(queue, step, device)
+                    await self._until_next(queue, drained.next, device)
 
     async def _rx_injection(self, device: VhostDevice, pair: int) -> None:
         """Hand the backlog to the guest."""
@@ -293,28 +288,30 @@ class VhostNetBackend:
 
     async def _while_watched(
         self, watch: Watch, heat: Heat, device: VhostDevice, pair: int
-    ) -> Drained | None:
+    ) -> None:
         """Have kicks waited for elsewhere, where that is possible; until the task is needed.
 
-        Returns:
-            The last drain, in the place of the next; None: there was none, or it is done with.
+        The ring must be drained next: since the last drain there may have been kicks that nobody
+        has followed, and it may be another ring than it was.
         """
         queue = tx_of(pair)
         kick = device.fds(queue).kick
         if kick is None or not _begin(watch, kick, heat):
             await self._next_kick(queue, device)
-            return None
+            return
         self._watches[kick] = watch
         try:
             await self._bells[queue].wait()
         finally:
-            del self._watches[kick]
             watched = watch.end()
-        if watched is None:
-            return None
-        if watched.quick:
-            heat.kicked_quickly()
-        return watched.drained
+            # By now it may be closed, and its number be that of another ring's.
+            if self._watches.get(kick) is watch:
+                del self._watches[kick]
+        device.take_kick(queue)
+        if watched is not None:
+            if watched.quick:
+                heat.kicked_quickly()
+            await self._finish(watched.drained, heat)
 
     async def _while_hot(self, heat: Heat, device: VhostDevice, pair: int) -> bool:
         """Have a worker poll a TX ring until it is idle, stopped or broken. A checkpoint.
@@ -346,8 +343,15 @@ class VhostNetBackend:
             if released:
                 return
 
-    async def _finish(self, drained: Drained) -> None:
-        """Do what a drain of a TX ring has left to do."""
+    async def _finish(self, drained: Drained, heat: Heat | None = None) -> None:
+        """Do what a drain of a TX ring has left to do.
+
+        Args:
+            heat: of the ring, if that is COLD and may be another.
+        """
+        if heat is not None:
+            left = drained.next is NextStep.CALL_AGAIN
+            heat.drained(left=left, punts=len(drained.punts))
         for port in drained.woken:
             port.wake()
         await self._answer(drained.punts)
@@ -408,8 +412,8 @@ class VhostNetBackend:
 
     def _release_fd(self, fd: int) -> None:
         """Close a descriptor on which a task of ours or the watcher may be waiting."""
-        if fd in self._watches:
-            self._watches[fd].end()
+        if (watch := self._watches.pop(fd, None)) is not None:
+            watch.end()
         trio.lowlevel.notify_closing(fd)
         close_fd(fd)
 

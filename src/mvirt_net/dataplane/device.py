@@ -18,7 +18,7 @@ from functools import partial
 import attrs
 
 from ..errors import CoreError, RequestRefused
-from ..ffi import GuestMemory, Mapping, Port, is_eventfd, read_event
+from ..ffi import GuestMemory, Mapping, Port, is_eventfd
 from ..model import RX_QUEUE, TX_QUEUE, MemoryRegion, VringAddr, pair_of, rx_of, tx_of
 from ..vhost_user.session import VRINGS
 from .fds import close_fd
@@ -94,7 +94,7 @@ class VhostDevice:
         if kick is None:
             return
         try:
-            read_event(kick)
+            self._port.take_kick(kick)
         except OSError:
             self.drop_vring_kick(index)
 

@@ -528,6 +528,14 @@ class Port:
         """How many of the TX frames came by this pair."""
         return int(lib.mv_port_tx_frames(self._handle, pair))
 
+    def take_kick(self, fd: int) -> bool:
+        """As `read_event`, of an eventfd of the frontend: the port owes for the time that it takes.
+
+        Raises:
+            OSError: also if it owes too much.
+        """
+        return _event_result(lib.mv_port_take_kick(self._handle, fd))
+
     @property
     def owes(self) -> float:
         """Seconds in which nothing should be done for it that can be made to take long."""

@@ -1,16 +1,17 @@
 /*
  * Time that the kernel takes for one NIC, and everybody waits.
  *
- * Theory of operation. Signalling an eventfd takes a microsecond, but the kernel goes through all who
- * wait for it, and the frontend may have any number wait: hundreds of thousands are some 0.1 s. Nobody
- * can tell before. So whoever has made it slow owes: a hundred times as long nothing slow is to be
+ * Theory of operation. Signalling an eventfd, or taking its count, is a microsecond's work, but the kernel
+ * goes through all who wait for it, and the frontend may have any number wait: hundreds of thousands are
+ * some 0.1 s. Nobody can tell before. So whoever has made it slow owes: a hundred times as long nothing slow is to be
  * done for that port, which leaves it a hundredth of everybody's time, whatever its frontends do with
  * rings and connections meanwhile.
  *
  * A thread can also be interrupted just there, on a busy machine many times a second. Processor time
  * tells the two apart, but costs a system call. So a first slow signal only raises a suspicion, also
  * for a hundred times as long; in that time processor time is measured, and it is what is owed. Who
- * gets that far twice before it has paid is not signalled to until it has: its rings break. In all that
+ * gets that far twice before it has paid is not signalled to until it has: its rings break, or lose the
+ * eventfd that the kick came by. In all that
  * is a hundredth for suspicions and, with two slow signals more for two hundred times their length, at
  * most a fiftieth.
  */
@@ -55,11 +56,13 @@ static bool is_suspect(const struct mv_debt *debt, uint64_t now)
 	return now < load(&debt->suspect_until) || now < load(&debt->due_until);
 }
 
-/* As mv_event_write(), and how long it took this thread, not others in its place. */
-static int signal_timed(struct mv_debt *debt, int fd)
+typedef int event_call(int fd);
+
+/* As `call`, and how long it took this thread, not others in its place. */
+static int call_timed(struct mv_debt *debt, int fd, event_call *call)
 {
 	uint64_t cpu = mv_thread_ns();
-	int r = mv_event_write(fd);
+	int r = call(fd);
 
 	cpu = mv_thread_ns() - cpu;
 	if (cpu > SLOW_NS) {
@@ -70,7 +73,7 @@ static int signal_timed(struct mv_debt *debt, int fd)
 	return r;
 }
 
-int mv_debt_signal(struct mv_debt *debt, int fd)
+static int call_on_debt(struct mv_debt *debt, int fd, event_call *call)
 {
 	uint64_t begin = mv_now_ns(), end;
 	int r;
@@ -78,12 +81,22 @@ int mv_debt_signal(struct mv_debt *debt, int fd)
 	if (mv_debt_is_too_high(debt))
 		return -EBUSY;
 	if (is_suspect(debt, begin))
-		return signal_timed(debt, fd);
-	r = mv_event_write(fd);
+		return call_timed(debt, fd, call);
+	r = call(fd);
 	end = mv_now_ns();
 	if (end - begin > SLOW_NS)
 		store(&debt->suspect_until, end + SHARE * (end - begin));
 	return r;
+}
+
+int mv_debt_signal(struct mv_debt *debt, int fd)
+{
+	return call_on_debt(debt, fd, mv_event_write);
+}
+
+int mv_port_take_kick(mv_port *port, int fd)
+{
+	return call_on_debt(&port->debt, fd, mv_event_read);
 }
 
 uint64_t mv_port_owes_ns(const mv_port *port)

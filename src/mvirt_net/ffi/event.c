@@ -5,6 +5,7 @@
 #include "core.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/aio_abi.h>
 #include <poll.h>
 #include <stdatomic.h>
@@ -19,8 +20,14 @@ int mv_event_check(int fd)
 {
 	static const char eventfd_link[] = "anon_inode:[eventfd]";
 	char path[32], link[sizeof(eventfd_link)];
+	int flags = fcntl(fd, F_GETFL);
 	ssize_t n;
 
+	if (flags < 0)
+		return -errno;
+	/* It has the name of what it is, and does nothing of that. */
+	if (flags & O_PATH)
+		return 0;
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	n = readlink(path, link, sizeof(link));
 	if (n < 0)

@@ -143,7 +143,7 @@ struct mv_stats {
 	uint64_t icmp_errors;		/* dropped packets whose sender was to hear why */
 	uint64_t kicks;			/* drains after a kick was asked for */
 	uint64_t calls;
-	uint64_t slow_signals;		/* by call and err, that were made to take long */
+	uint64_t slow_signals;		/* of call and err, and counts of kick, made to take long */
 	uint64_t drops[MV_DROP_REASONS];
 	uint64_t rx_frames;
 	uint64_t rx_bytes;
@@ -401,6 +401,12 @@ unsigned int mv_port_backlog(mv_port *port);
 
 /* For so many nanoseconds nothing should be done for the port that can be made to take long. */
 uint64_t mv_port_owes_ns(const mv_port *port);
+
+/*
+ * As mv_event_read(), of an eventfd that the frontend has given; the port owes for the time that it takes.
+ * -EBUSY: it owes too much.
+ */
+int mv_port_take_kick(mv_port *port, int fd);
 
 /* Something done for the port has held up the others for so many nanoseconds. NULL is allowed. */
 void mv_port_charge(mv_port *port, uint64_t ns);

@@ -13,7 +13,9 @@
  * watched any more, or again: then a drain finds nothing, which is harmless. But a watch is freed only
  * by the thread, after the last event that it can have fetched.
  *
- * Kicks are edges: a ring whose count cannot be taken wakes nobody twice.
+ * Kicks are edges: each write to an eventfd is one event, whether or not its count was taken before.
+ * So the count is left to whoever takes the ring back, and reading it, which can be made slow by who
+ * waits for the eventfd besides (debt.c), is not done under the lock.
  */
 #include "core.h"
 
@@ -59,7 +61,7 @@ struct mv_watcher {
 	bool stopping;
 	bool running;			/* the thread may have fetched events */
 	unsigned int users;		/* its owner and its watches; control's alone */
-	struct left *spare;		/* NULL: there is no memory, and nothing is drained */
+	struct left *spare;		/* for the next drain; NULL: it is made then */
 	mv_watch *given_back;
 	mv_watch *to_free;
 	mv_worker *worker;
@@ -119,9 +121,8 @@ mv_watcher *mv_watcher_new(int event_fd)
 	watcher->event_fd = event_fd;
 	watcher->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	watcher->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	watcher->spare = malloc(sizeof(*watcher->spare));
 	watcher->worker = mv_worker_new();
-	if (watcher->epoll_fd >= 0 && watcher->wake_fd >= 0 && watcher->spare && watcher->worker &&
+	if (watcher->epoll_fd >= 0 && watcher->wake_fd >= 0 && watcher->worker &&
 	    add_to_epoll(watcher, watcher->wake_fd, NULL) == 0)
 		return watcher;
 	error = errno;
@@ -140,7 +141,7 @@ void mv_watcher_free(mv_watcher *watcher)
 
 static void forget_fd(mv_watch *watch)
 {
-	/* It cannot fail: the descriptor is open, and was added. */
+	/* It cannot fail: whoever closes the descriptor calls mv_watch_end() first. */
 	(void)epoll_ctl(watch->watcher->epoll_fd, EPOLL_CTL_DEL, watch->kick_fd, NULL);
 	watch->kick_fd = -1;
 }
@@ -192,15 +193,17 @@ static bool is_quick(mv_watch *watch, uint64_t now)
 static void attend(mv_watch *watch)
 {
 	mv_watcher *watcher = watch->watcher;
-	struct left *spare = watcher->spare;
+	struct left *spare;
 	uint64_t now = mv_now_ns();
 	bool quick;
 	int next;
 
 	if (watch->kick_fd < 0 || watcher->stopping)
 		return;
-	if (!spare || mv_event_read(watch->kick_fd) < 0) {
-		/* The task finds out what is wrong. */
+	if (!watcher->spare)
+		watcher->spare = malloc(sizeof(*watcher->spare));
+	spare = watcher->spare;
+	if (!spare) {
 		give_back(watch, MV_NEXT_CALL_AGAIN, false);
 		return;
 	}
@@ -209,8 +212,7 @@ static void attend(mv_watch *watch)
 	quick = is_quick(watch, now);
 	if (mv_drained_leaves(&spare->drained)) {
 		watch->left = spare;
-		/* It is large, and little of it is ever touched. */
-		watcher->spare = malloc(sizeof(*watcher->spare));
+		watcher->spare = NULL;
 	} else if (next == MV_NEXT_KICK && !quick) {
 		return;
 	}
@@ -236,8 +238,6 @@ static bool clean_up(mv_watcher *watcher)
 	mv_control_begin_turn(&watcher->control);
 	free_all(&watcher->to_free);
 	watcher->running = !watcher->stopping;
-	if (!watcher->spare)
-		watcher->spare = malloc(sizeof(*watcher->spare));
 	mv_control_end_turn(&watcher->control);
 	return watcher->running;
 }
@@ -304,7 +304,11 @@ int mv_watch_begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t qu
 	int r;
 
 	mv_control_begin(&watcher->control);
-	free(watch->left);
+	/* It is large, so that the allocator might ask the kernel each time. */
+	if (watcher->spare)
+		free(watch->left);
+	else
+		watcher->spare = watch->left;
 	watch->left = NULL;
 	watch->given_back = false;
 	watch->burst = burst;
