@@ -229,7 +229,7 @@ class TestSandbox:
                 assert hostile.recv(1) == b""
             daemon.send(signal.SIGUSR1)
             daemon.send(signal.SIGHUP)
-            daemon.wait_event("configuration is not reloaded, that needs a restart")
+            daemon.wait_event("there is no configuration file to reload")
             client = await VhostTestClient.connect(nursery, path)
             await client.send_packet(dhcp_discover(MAC, 0xBAD))
             assert "a bug" in daemon.wait_event("service failed")["exception"]
