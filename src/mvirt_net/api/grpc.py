@@ -11,7 +11,8 @@ import enum
 import re
 import struct
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import attrs
@@ -74,10 +75,12 @@ class CallError(Exception):
         self.message = message
 
 
-Requests = AsyncIterator[Any]
-"""The messages of a client, decoded."""
+Receive = Callable[[], Awaitable[Any]]
+"""The next message of the client, decoded; None when there are no more."""
+Send = Callable[[Message], Awaitable[None]]
+"""Sends a message to the client, as fast as it takes them."""
 UnaryFunction = Callable[[Any], Awaitable[Message]]
-StreamFunction = Callable[[Requests], AsyncIterator[Message]]
+StreamFunction = Callable[[Receive, Send], Awaitable[None]]
 
 
 @attrs.frozen
@@ -88,7 +91,7 @@ class Method:
     unary: UnaryFunction | None = None
     """One request, one response."""
     stream: StreamFunction | None = None
-    """The requests as they come, the responses as they go."""
+    """Any number of either."""
 
 
 Methods = Mapping[str, Method]
@@ -138,8 +141,9 @@ class GrpcHandler:
                 request = _decode(method.request_type, await _only(reader))
                 await _send_message(stream, await method.unary(request))
             elif method.stream is not None:
-                async for response in method.stream(_requests(reader, method.request_type)):
-                    await _send_message(stream, response)
+                await method.stream(
+                    partial(_receive, reader, method.request_type), partial(_send_message, stream)
+                )
         finally:
             reader.close()
 
@@ -229,9 +233,9 @@ async def _only(reader: MessageReader) -> bytes:
     raise CallError(Status.DEADLINE_EXCEEDED, f"no end of the request in {REQUEST_TIMEOUT:g} s")
 
 
-async def _requests(reader: MessageReader, request_type: type[Message]) -> Requests:
-    while (message := await reader.receive()) is not None:
-        yield _decode(request_type, message)
+async def _receive(reader: MessageReader, request_type: type[Message]) -> Message | None:
+    message = await reader.receive()
+    return None if message is None else _decode(request_type, message)
 
 
 def _decode(request_type: type[Message], data: bytes) -> Message:
