@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import trio
 
+from .api import EXTRA
+from .control import Control
+from .errors import ExtraMissingError
 from .log import get_logger
 from .model import DaemonConfig
 from .registry import plan
@@ -35,6 +39,7 @@ async def serve(
             added to it and removed from it.
 
     Raises:
+        ExtraMissingError: `DaemonConfig.api` asks for what needs the extra ``api``.
         ConfigError: the first thing that is wrong with the configuration, its key a path such as
             ``nic[1].mac_address``; nothing has been opened then.
         SocketInUseError: another process listens on a socket path.
@@ -50,9 +55,38 @@ async def serve(
             await switch.add_network(network)
         for nic in planned.config.nics:
             await switch.add_nic(nic)
-        if on_listening() is not False:
-            admission.set()
-        _log.info("serving", networks=len(config.networks), nics=len(config.nics))
-        task_status.started(switch)
-        await (shutdown_trigger or trio.sleep_forever)()
-        _log.info("shutting down")
+        async with _controlled(config, switch) as serve_clients:
+            if on_listening() is not False:
+                admission.set()
+                serve_clients()
+            _log.info("serving", networks=len(config.networks), nics=len(config.nics))
+            task_status.started(switch)
+            await (shutdown_trigger or trio.sleep_forever)()
+            _log.info("shutting down")
+
+
+@contextlib.asynccontextmanager
+async def _controlled(
+    config: DaemonConfig, switch: Switch
+) -> AsyncIterator[Callable[[], object]]:
+    """Have the control interfaces listen; what is yielded has them serve, to the end of the block."""
+    if not config.api.is_wanted:
+        yield lambda: None
+        return
+    # Here, because it needs packages that are not always there.
+    try:
+        from .api import server
+    except ImportError as error:
+        raise ExtraMissingError(
+            f"the control interfaces need the package {error.name}: pip install '{EXTRA}'"
+        ) from error
+    control = Control(switch, config.socket_dir)
+    with contextlib.closing(server.open_server(config.api, control)) as api:
+        async with trio.open_nursery() as nursery:
+
+            def serve_clients() -> None:
+                nursery.start_soon(control.run)
+                nursery.start_soon(api.serve)
+
+            yield serve_clients
+            nursery.cancel_scope.cancel()

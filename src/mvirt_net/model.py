@@ -25,6 +25,7 @@ from typing import Any, Self, TypeVar
 import attrs
 
 from .accounts import group_id, user_id
+from .endpoints import Endpoint, UnixEndpoint, parse_endpoints
 from .errors import ConfigError
 
 RX_QUEUE = 0
@@ -581,6 +582,29 @@ class PollingSpec:
     """The processors that the workers stay on, one after another; none: wherever they like."""
 
 
+@attrs.frozen(kw_only=True, field_transformer=_name_their_field)
+class ApiSpec(SocketAccess):
+    """Where the daemon can be controlled while it runs, and by whom.
+
+    The access is that to the unix sockets, and has nothing to do with that to the NICs': whoever may
+    be a guest must not for that be able to make others. A wrong value raises ConfigError with the
+    field's name as its key.
+    """
+
+    grpc: tuple[Endpoint, ...] = attrs.field(default=(), converter=parse_endpoints)
+    http: tuple[Endpoint, ...] = attrs.field(default=(), converter=parse_endpoints)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is any of them."""
+        return bool(self.grpc or self.http)
+
+    @property
+    def socket_paths(self) -> tuple[Path, ...]:
+        """Of its unix sockets."""
+        return tuple(e.path for e in self.grpc + self.http if isinstance(e, UnixEndpoint))
+
+
 @attrs.frozen
 class DaemonConfig:
     """Everything that `serve` needs to know: networks first, then NICs, in the order given."""
@@ -588,3 +612,6 @@ class DaemonConfig:
     networks: tuple[NetworkSpec, ...] = ()
     nics: tuple[NicSpec, ...] = ()
     polling: PollingSpec = attrs.field(factory=PollingSpec)
+    api: ApiSpec = attrs.field(factory=ApiSpec)
+    socket_dir: Path = Path()
+    """Where NICs get their sockets that are created by `api`."""

@@ -168,13 +168,17 @@ class _Process:
         """What we need of the file system while we serve, and for the end."""
         for path in self._socket_paths():
             yield path.parent, FsAccess.REMOVE_FILE
+        if self.config.api.is_wanted:
+            # Whoever controls us may ask for NICs, and they have sockets, too.
+            yield self.config.socket_dir, FsAccess.MAKE_SOCK | FsAccess.REMOVE_FILE
         pid_path = self.options.pid_path
         if pid_path is not None:
             yield pid_path, FsAccess.READ_FILE
             yield pid_path.parent, FsAccess.REMOVE_FILE
 
     def _socket_paths(self) -> list[Path]:
-        return [nic.socket_path for nic in self.config.nics if nic.socket_path is not None]
+        nics = [nic.socket_path for nic in self.config.nics if nic.socket_path is not None]
+        return [*nics, *self.config.api.socket_paths]
 
     def _stop(self) -> None:
         """Begin the end, once."""

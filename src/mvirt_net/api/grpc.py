@@ -141,6 +141,8 @@ class GrpcHandler:
                 request = _decode(method.request_type, await _only(reader))
                 await _send_message(stream, await method.unary(request))
             elif method.stream is not None:
+                # Who is told nothing yet shall know that the call has begun.
+                await stream.send_headers(_begin())
                 await method.stream(
                     partial(_receive, reader, method.request_type), partial(_send_message, stream)
                 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import attrs
 import trio
@@ -198,18 +198,6 @@ def open_listener(endpoint: Endpoint, access: SocketAccess) -> Listener:
     except OSError as error:
         raise _reason(error)(f"{endpoint}: {error.strerror}") from error
     return Listener(TcpEndpoint(endpoint.host, sock.getsockname()[1]), access, sock=sock)
-
-
-@contextlib.contextmanager
-def open_listeners(endpoints: tuple[Endpoint, ...], access: SocketAccess) -> Iterator[list[Listener]]:
-    """As `open_listener`, several, closed at the end."""
-    with contextlib.ExitStack() as stack:
-        listeners = []
-        for endpoint in endpoints:
-            listener = open_listener(endpoint, access)
-            stack.callback(listener.close)
-            listeners.append(listener)
-        yield listeners
 
 
 def _bound(endpoint: TcpEndpoint) -> socket.socket:
