@@ -120,8 +120,13 @@ class Control:
             return self._tell_network(spec.name)
 
     async def update_network(
-        self, ref: str, *, dns_servers: Sequence[str], ntp_servers: Sequence[str]
+        self,
+        ref: str,
+        *,
+        dns_servers: Sequence[str] | None = None,
+        ntp_servers: Sequence[str] | None = None,
     ) -> NetworkRecord:
+        self.get_network(ref)
         raise ControlError(ErrorKind.INTERNAL, "not built")
 
     async def delete_network(self, ref: str, *, force: bool = False) -> int:

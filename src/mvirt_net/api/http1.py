@@ -210,7 +210,8 @@ class Http1Connection:
             headers += [("content-length", str(len(response.body)))]
         if self._h11.their_state in (h11.SEND_BODY, h11.ERROR):
             headers += [("connection", "close")]  # the rest of this request is not waited for
-        await self._send(h11.Response(status_code=response.status, headers=headers))
+        reason = HTTPStatus(response.status).phrase
+        await self._send(h11.Response(status_code=response.status, headers=headers, reason=reason))
         if self._is_head:
             pass
         elif isinstance(response.body, bytes):

@@ -493,9 +493,9 @@ def _refuse_constant(name: str) -> Any:
 
 
 _KINDS = {
-    "text": "a text",
-    "text?": "a text or null",
-    "texts": "a list of texts",
+    "text": "a text without control characters",
+    "text?": "such a text, or null",
+    "texts": "a list of texts without control characters",
     "number": "a whole number",
 }
 
