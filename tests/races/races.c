@@ -37,7 +37,8 @@ enum {
 	VISITOR = PER_NETWORK,	/* host number of the port that comes and goes, in the first network */
 	DRAINERS = 3,
 	POLLERS = 2,
-	CONTROL = DRAINERS + POLLERS,	/* its thread ... */
+	WATCHER = DRAINERS + POLLERS,	/* its thread, ... */
+	CONTROL,			/* ... that of control, ... */
 	DRIVER,				/* ... and the drivers' */
 	THREADS,
 
@@ -92,6 +93,8 @@ struct guest {
 	int call_fd;
 	mv_hot *hot;		/* while a poller has its TX ring */
 	int hot_fd;
+	int kick_fd;
+	mv_watch *watch;	/* of its TX ring */
 };
 
 static struct guest guests[GUESTS + 1];	/* the last one loses its memory again and again */
@@ -104,7 +107,9 @@ static atomic_bool stopping;
 static uint64_t visitor_drops;
 static atomic_ulong n_drains, n_controls;
 static mv_poller *pollers[POLLERS];
-static unsigned long n_takeovers, n_left;
+static mv_watcher *watcher;
+static int watcher_fd;
+static unsigned long n_takeovers, n_left, n_given_back;
 
 static void check(bool ok, const char *what)
 {
@@ -258,6 +263,13 @@ static void receive_all(struct guest *guest, unsigned int pair)
 	publish(queue, n);
 }
 
+static void kick(const struct guest *guest)
+{
+	static const uint64_t one = 1;
+
+	check(write(guest->kick_fd, &one, sizeof(one)) == sizeof(one), "cannot kick");
+}
+
 static void *drive(void *unused)
 {
 	uint32_t random = 1;
@@ -266,6 +278,7 @@ static void *drive(void *unused)
 	while (!atomic_load(&stopping)) {
 		for (unsigned int i = 0; i < PAIRS * GUESTS; i++) {
 			send_some(&guests[i / PAIRS], i % PAIRS, &random);
+			kick(&guests[i / PAIRS]);
 			receive_all(&guests[i / PAIRS], i % PAIRS);
 		}
 	}
@@ -332,6 +345,13 @@ static void *poll_rings(void *poller)
 	return NULL;
 }
 
+static void *watch_rings(void *unused)
+{
+	(void)unused;
+	mv_watcher_run(watcher);
+	return NULL;
+}
+
 /* ---- control ---- */
 
 /* What the poller has left to do; the drainers flush all ports anyway. */
@@ -367,6 +387,24 @@ static void heat_up(struct guest *guest, unsigned int pair, mv_poller *poller)
 	guest->hot = mv_poller_add(poller, guest->port, pair, 0, 0, guest->hot_fd);
 	check(guest->hot, "no memory");
 	n_takeovers++;
+}
+
+static void watch(struct guest *guest, uint32_t *random)
+{
+	struct mv_watched watched;
+	int64_t key = mv_watcher_next(watcher);
+
+	check(key >= -1 && key <= GUESTS, "a ring that there is not");
+	mv_watch_end(guest->watch, &watched);
+	if (watched.drained)
+		n_left += watched.drained->n_punts + watched.drained->n_woken;
+	n_given_back += watched.given_back;
+	if (next_random(random) % 8 == 0) {
+		mv_watch_free(guest->watch);
+		guest->watch = mv_watch_new(watcher, guest->port, 0, guest - guests, 0);
+		check(guest->watch, "no memory");
+	}
+	check(mv_watch_begin(guest->watch, guest->kick_fd, 16, 1000000) == 0, "cannot watch");
 }
 
 static mv_memory *map_table(const struct guest *guest)
@@ -452,7 +490,7 @@ static void *control(void *unused)
 		struct guest *guest = &guests[next_random(&random) % GUESTS];
 		unsigned int queue;
 
-		switch (next_random(&random) % 11) {
+		switch (next_random(&random) % 12) {
 		case 0:
 			exchange_memory(guest, true);
 			break;
@@ -491,16 +529,30 @@ static void *control(void *unused)
 		case 10:
 			cool_down(&guests[next_random(&random) % (GUESTS + 1)]);
 			break;
+		case 11:
+			watch(&guests[next_random(&random) % (GUESTS + 1)], &random);
+			break;
 		}
 		atomic_fetch_add(&n_controls, 1);
 		usleep(next_random(&random) % 200);
 	}
-	for (unsigned int i = 0; i <= GUESTS; i++)
+	for (unsigned int i = 0; i <= GUESTS; i++) {
 		cool_down(&guests[i]);
+		mv_watch_free(guests[i].watch);
+	}
 	return NULL;
 }
 
 /* ---- the whole ---- */
+
+/* What it takes to hand over its TX ring. */
+static void watch_begin(struct guest *guest)
+{
+	guest->hot_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	guest->kick_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	guest->watch = mv_watch_new(watcher, guest->port, 0, guest - guests, 0);
+	check(guest->hot_fd >= 0 && guest->kick_fd >= 0 && guest->watch, "no watch");
+}
 
 static void guest_begin(unsigned int i)
 {
@@ -522,7 +574,7 @@ static void guest_begin(unsigned int i)
 	set_routes(guest->port, guest->host, false);
 	guest->call_fd = -1;
 	exchange_call(guest);
-	guest->hot_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	watch_begin(guest);
 	for (unsigned int queue = 0; queue < QUEUES; queue++) {
 		queue_begin(guest, queue);
 		if (queue % 2 == RX)
@@ -545,7 +597,7 @@ static void loser_begin(void)
 	loser->table = map_table(loser);
 	check(mv_port_set_memory(loser->port, loser->table) == 0, "cannot set memory");
 	loser->call_fd = -1;
-	loser->hot_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	watch_begin(loser);
 	for (unsigned int queue = 0; queue < 2; queue++) {
 		struct mv_ring_addr at = ring_at(queue);
 
@@ -563,6 +615,7 @@ static void guest_end(struct guest *guest)
 	if (guest->call_fd >= 0)
 		close(guest->call_fd);
 	close(guest->hot_fd);
+	close(guest->kick_fd);
 	close(guest->fd);
 }
 
@@ -615,9 +668,9 @@ static int account(void)
 		check((uint16_t)stats.tx_frames == queued, "packets not taken");
 	}
 	lost += visitor_drops;
-	printf("races: %lu drains, %lu changes, %lu times no memory, %lu times hot, %lu left to do; "
-	       "%lu packets, %lu arrived, %lu refused, %lu dropped\n",
-	       atomic_load(&n_drains), atomic_load(&n_controls), n_faults, n_takeovers, n_left,
+	printf("races: %lu drains, %lu changes, %lu times no memory, %lu times hot, %lu given back, "
+	       "%lu left to do; %lu packets, %lu arrived, %lu refused, %lu dropped\n",
+	       atomic_load(&n_drains), atomic_load(&n_controls), n_faults, n_takeovers, n_given_back, n_left,
 	       (unsigned long)taken, (unsigned long)received, (unsigned long)unsent,
 	       (unsigned long)lost);
 	check(left == 0, "frames are left over");
@@ -636,6 +689,9 @@ int main(int argc, char **argv)
 	fault_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	for (unsigned int i = 0; i < NETWORKS; i++)
 		networks[i] = mv_network_new(1500);
+	watcher_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	watcher = mv_watcher_new(watcher_fd);
+	check(watcher, "no watcher");
 	loser_fault_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	for (unsigned int i = 0; i < GUESTS; i++)
 		guest_begin(i);
@@ -648,6 +704,7 @@ int main(int argc, char **argv)
 		check(pthread_create(&threads[DRAINERS + i], NULL, poll_rings, pollers[i]) == 0,
 		      "no thread");
 	}
+	check(pthread_create(&threads[WATCHER], NULL, watch_rings, NULL) == 0, "no thread");
 	check(pthread_create(&threads[CONTROL], NULL, control, NULL) == 0, "no thread");
 	check(pthread_create(&threads[DRIVER], NULL, drive, NULL) == 0, "no thread");
 	sleep((unsigned int)atoi(argv[1]));
@@ -655,11 +712,13 @@ int main(int argc, char **argv)
 	pthread_join(threads[CONTROL], NULL);
 	for (unsigned int i = 0; i < POLLERS; i++)
 		mv_poller_stop(pollers[i]);
+	mv_watcher_stop(watcher);
 	for (unsigned int i = 0; i < THREADS; i++)
 		if (i != CONTROL)
 			pthread_join(threads[i], NULL);
 	for (unsigned int i = 0; i < POLLERS; i++)
 		mv_poller_free(pollers[i]);
+	mv_watcher_free(watcher);
 	finish();
 	r = account();
 	for (unsigned int i = 0; i <= GUESTS; i++)
@@ -667,5 +726,6 @@ int main(int argc, char **argv)
 	for (unsigned int i = 0; i < NETWORKS; i++)
 		mv_network_free(networks[i]);
 	close(fault_fd);
+	close(watcher_fd);
 	return r;
 }
