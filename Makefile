@@ -63,7 +63,7 @@ help:
 
 .make/package: .make/venv pyproject.toml $(BUILD_INPUTS)
 	@echo "Building and installing mvirt-net into $(VENV)"
-	@$(BIN)/pip install -q --no-build-isolation -e .
+	@$(BIN)/pip install -q --no-build-isolation -e '.[api]'
 	@touch $@
 
 .make/tools: .make/venv pyproject.toml
@@ -123,13 +123,7 @@ mutants: .make/package .make/tools
 # Parts of their own, so that `make -k lint` goes through all of them.
 lint: lint-format lint-python lint-types lint-imports lint-c
 
-lint-# Without source information, the comments that is, so that only what counts changes the result.
-PROTOS := src/mvirt_net/api/proto
-protos: .make/tools
-	@cd $(PROTOS) && $(CURDIR)/$(BIN)/python -m grpc_tools.protoc -I . \
-	--descriptor_set_out=descriptors.binpb $$(find . -name '*.proto' -printf '%P\n' | sort)
-
-format: .make/tools
+lint-format: .make/tools
 	$(BIN)/ruff format --check $(PY_FILES)
 
 lint-python: .make/tools
