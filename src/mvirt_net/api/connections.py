@@ -157,7 +157,7 @@ class Listener(trio.abc.Listener[Any]):
                     WorkerContext(None),
                     ConnectionState(LifespanState({})),
                     client,
-                )
+                ).run()
         except* Exception as error:
             # Not only bugs of ours end up here, so a client does not get a traceback for each.
             self._warn("client cut off", error=repr(next(leaves(error))))
