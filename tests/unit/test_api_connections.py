@@ -126,7 +126,8 @@ async def test_the_last_slot_is_waited_for(
                 await third.receive_some()
             assert waiting.cancelled_caught
             await first.aclose()
-            assert b"200" in await read_answer(third)
+            with trio.fail_after(2 * connections.HANG_UP_TIMEOUT):
+                assert b"200" in await read_answer(third)
     assert "all connections are taken, clients wait" in caplog.messages
 
 

@@ -12,9 +12,16 @@ _TEXT = {"type": "string"}
 _TEXT_OR_NULL = {"type": ["string", "null"]}
 _TEXTS = {"type": "array", "items": _TEXT}
 _NUMBER = {"type": "integer"}
-_KINDS = {"text": _TEXT, "text?": _TEXT_OR_NULL, "texts": _TEXTS, "number": _NUMBER}
+_FLAG = {"type": "boolean"}
+_KINDS = {
+    "text": _TEXT,
+    "text?": _TEXT_OR_NULL,
+    "texts": _TEXTS,
+    "number": _NUMBER,
+    "flag": _FLAG,
+}
 _TIME = {"type": "string", "format": "date-time"}
-_ALWAYS = (400, 405, 408, 413, 421, 403, 431)
+_ALWAYS = (400, 403, 405, 408, 413, 421, 500, 503)
 """What any request may be answered with."""
 
 
@@ -41,6 +48,9 @@ SCHEMAS: dict[str, Any] = {
         dns_servers=_TEXTS,
         ntp_servers=_TEXTS,
         mtu=_NUMBER,
+        is_public=_FLAG,
+        in_file=_FLAG,
+        error=_TEXT,
         nic_count=_NUMBER,
         created_at=_TIME,
         updated_at=_TIME,
@@ -59,6 +69,8 @@ SCHEMAS: dict[str, Any] = {
         routed_ipv6_prefixes=_TEXTS,
         socket_path=_TEXT_OR_NULL,
         state={"enum": ["created", "active", "error"]},
+        in_file=_FLAG,
+        error=_TEXT,
         created_at=_TIME,
         updated_at=_TIME,
     ),
@@ -142,7 +154,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
     if "{id}" in route.path:
         parameters.append({"name": "id", "in": "path", "required": True, "schema": _TEXT})
     for name in route.query:
-        schema = {"type": "boolean"} if name == "force" else _TEXT
+        schema = _FLAG if name == "force" else _TEXT
         parameters.append({"name": name, "in": "query", "schema": schema})
     return parameters
 
