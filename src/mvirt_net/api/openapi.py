@@ -20,6 +20,22 @@ _KINDS = {
     "number": _NUMBER,
     "flag": _FLAG,
 }
+_VALUES: dict[str, Any] = {
+    "id": {"examples": ["7e0d5bbf-0a3c-4f0c-8d5e-0f6a4b1c9d27"]},
+    "name": {"pattern": "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$", "examples": ["green"]},
+    "ipv4_subnet": {"examples": ["10.7.0.0/24"]},
+    "ipv6_prefix": {"examples": ["fd00:7::/64"]},
+    "ipv4_netmask": {"enum": ["host", "subnet"]},
+    "dns_servers": {"examples": [["9.9.9.9", "2620:fe::fe"]]},
+    "ntp_servers": {"examples": [["10.7.0.123"]]},
+    "mtu": {"minimum": 68, "maximum": 65535},
+    "network": {"examples": ["blue"]},
+    "mac_address": {"examples": ["52:54:00:12:34:99"]},
+    "ipv4_address": {"examples": ["10.0.0.99"]},
+    "routed_ipv4_prefixes": {"examples": [["10.8.0.0/24"]]},
+    "routed_ipv6_prefixes": {"examples": [["fd00:8::/64"]]},
+}
+"""More of the values of some keys in requests."""
 _TIME = {"type": "string", "format": "date-time"}
 _ALWAYS = (400, 403, 405, 408, 413, 421, 500, 503)
 """What any request may be answered with."""
@@ -141,7 +157,9 @@ def _operation(route: Route) -> dict[str, Any]:
     if route.body is not None:
         schema = {
             "type": "object",
-            "properties": {key: _KINDS[kind] for key, kind in route.body.items()},
+            "properties": {
+                key: {**_KINDS[kind], **_VALUES.get(key, {})} for key, kind in route.body.items()
+            },
             "required": list(route.required),
             "additionalProperties": False,
         }
