@@ -367,6 +367,7 @@ class TestServe:
         assert runs.config.api == ApiSpec(
             grpc=DEFAULT_GRPC, http=["127.0.0.1:8080", "unix:/run/b.sock"]
         )
+        runs.calls.clear()
         assert main([*serve, "--grpc", "[::1]:2", "--grpc", "unix:/run/c.sock"]) == 0
         assert runs.config.api == ApiSpec(
             grpc=["[::1]:2", "unix:/run/c.sock"], http="unix:/run/a.sock"
