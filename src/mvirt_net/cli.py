@@ -28,6 +28,7 @@ from ._version import __version__
 from .accounts import Account
 from .attach import attach_lines
 from .config import ConfigFileError, load
+from .endpoints import DEFAULT_GRPC
 from .errors import ConfigError
 from .exits import PROGRAM, ExitCode, report
 from .inherited import take_socket
@@ -326,6 +327,8 @@ _FLAGS = {
     "workers": "--workers",
     "busy_poll": "--busy-poll",
     "worker_cpus": "--worker-cpus",
+    "grpc": "--grpc",
+    "http": "--http",
 }
 """The flag that gives a field of a specification."""
 
@@ -360,6 +363,15 @@ def _with_polling(
     """What the flags say of polling counts. Raises click.UsageError."""
     try:
         return attrs.evolve(config, polling=attrs.evolve(config.polling, **flags))
+    except ConfigError as error:
+        raise _usage_error(ctx, error) from error
+
+
+def _with_api(ctx: click.Context, config: DaemonConfig, **given: Sequence[str]) -> DaemonConfig:
+    """What the flags say of either interface counts for it. Raises click.UsageError."""
+    said = {name: list(values) for name, values in given.items() if values}
+    try:
+        return attrs.evolve(config, api=attrs.evolve(config.api, **said))
     except ConfigError as error:
         raise _usage_error(ctx, error) from error
 
@@ -434,6 +446,20 @@ def _nic_name(socket_path: Path | None) -> str:
 )
 @_socket_dir_option
 @click.option(
+    "--grpc",
+    multiple=True,
+    is_flag=False,
+    flag_value=DEFAULT_GRPC,
+    metavar="ADDRESS",
+    help="Be controlled by gRPC there: [::1]:50054 (if no ADDRESS) or unix:PATH; repeatable.",
+)
+@click.option(
+    "--http",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Be controlled by JSON over HTTP there: unix:PATH or 127.0.0.1:8080; repeatable.",
+)
+@click.option(
     "--state",
     type=_PATH,
     metavar="FILE",
@@ -447,6 +473,8 @@ def serve(
     /,
     path: Path,
     socket_dir: Path | None,
+    grpc: Sequence[str],
+    http: Sequence[str],
     state: Path | None,
     no_state: bool,
     **options: Any,
@@ -464,13 +492,14 @@ def serve(
         config = _load(path, socket_dir, access, _owned_by(account))
         if no_state or state is not None:
             config = attrs.evolve(config, state=False if state is None else state.absolute())
+        config = _with_api(ctx, config, grpc=grpc, http=http)
         return _with_polling(ctx, config, polling)
 
     config = read()
     inside = [
         nic for nic in config.nics if nic.socket_path and nic.socket_path.parent == socket_dir
     ]
-    if inside:
+    if inside or config.api.is_wanted:
         _make_dir(socket_dir, account, {nic.socket_group for nic in inside})
     _run(ctx, config, reload=read, config_path=path, **options)
 

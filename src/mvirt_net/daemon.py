@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import trio
 
+from .api import EXTRA
 from .control import Control
+from .errors import ExtraMissingError
 from .log import get_logger
-from .model import DaemonConfig
+from .model import ApiSpec, DaemonConfig
 from .store import NoStore, Store, open_store
 from .switch import Switch, open_switch
 
@@ -42,6 +44,7 @@ async def serve(
             NICs may be added to it, and those removed from it; the verbs know nothing of them.
 
     Raises:
+        ExtraMissingError: `DaemonConfig.api` asks for what needs the extra ``api``.
         ConfigError: the first thing that is wrong with the configuration, its key a path such as
             ``nic[1].mac_address``; nothing has been opened then.
         SocketInUseError: another process listens on a socket path.
@@ -56,11 +59,38 @@ async def serve(
             try:
                 await control.start(config)
                 on_control(control)
-                if on_listening() is not False:
-                    admission.set()
-                _log.info("serving", networks=len(switch.networks), nics=len(switch.nics))
-                task_status.started(switch)
-                await (shutdown_trigger or trio.sleep_forever)()
-                _log.info("shutting down")
+                async with _controlled(config.api, control) as serve_clients:
+                    if on_listening() is not False:
+                        admission.set()
+                        serve_clients()
+                    _log.info("serving", networks=len(switch.networks), nics=len(switch.nics))
+                    task_status.started(switch)
+                    await (shutdown_trigger or trio.sleep_forever)()
+                    _log.info("shutting down")
             finally:
                 await control.aclose()
+
+
+@contextlib.asynccontextmanager
+async def _controlled(spec: ApiSpec, control: Control) -> AsyncIterator[Callable[[], object]]:
+    """Have the control interfaces listen; what is yielded has them serve, to the block's end."""
+    if not spec.is_wanted:
+        yield lambda: None
+        return
+    # Here, because it needs packages that are not always there.
+    try:
+        from .api import server
+    except ImportError as error:
+        raise ExtraMissingError(
+            f"the control interfaces need a package that is not there ({error.name}):"
+            f" pip install '{EXTRA}'"
+        ) from error
+    with contextlib.closing(server.open_server(spec, control)) as api:
+        async with trio.open_nursery() as nursery:
+
+            def serve_clients() -> None:
+                nursery.start_soon(control.run)
+                nursery.start_soon(api.serve)
+
+            yield serve_clients
+            nursery.cancel_scope.cancel()

@@ -50,6 +50,10 @@ class SocketPathError(MvirtNetError):
     """
 
 
+class ExtraMissingError(MvirtNetError):
+    """What was asked for needs packages that are not installed."""
+
+
 class RequestRefused(MvirtNetError):
     """A vhost-user request cannot be carried out; nothing has changed.
 

@@ -25,6 +25,7 @@ from typing import Any, Literal, Self, TypeVar
 import attrs
 
 from .accounts import group_id, user_id
+from .endpoints import Endpoint, UnixEndpoint, parse_endpoints
 from .errors import ConfigError
 
 RX_QUEUE = 0
@@ -591,6 +592,29 @@ class PollingSpec:
     kicks on all of them; none: wherever they like."""
 
 
+@attrs.frozen(kw_only=True, field_transformer=_name_their_field)
+class ApiSpec(SocketAccess):
+    """Where the daemon can be controlled while it runs, and by whom.
+
+    The access is that to the unix sockets, and has nothing to do with that to the NICs': whoever
+    may be a guest must not for that be able to make others. A wrong value raises ConfigError with
+    the field's name as its key.
+    """
+
+    grpc: tuple[Endpoint, ...] = attrs.field(default=(), converter=parse_endpoints)
+    http: tuple[Endpoint, ...] = attrs.field(default=(), converter=parse_endpoints)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is any of them."""
+        return bool(self.grpc or self.http)
+
+    @property
+    def socket_paths(self) -> tuple[Path, ...]:
+        """Of its unix sockets."""
+        return tuple(e.path for e in self.grpc + self.http if isinstance(e, UnixEndpoint))
+
+
 @attrs.frozen
 class DaemonConfig:
     """Everything that `serve` needs to know: networks first, then NICs, in the order given."""
@@ -605,3 +629,4 @@ class DaemonConfig:
     state: Path | Literal[False] | None = None
     """The file that keeps such networks and NICs; False or None: they last as long as the daemon.
     Which of the two tells one who has a default for it whether anything else was asked for."""
+    api: ApiSpec = attrs.field(factory=ApiSpec)

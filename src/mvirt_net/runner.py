@@ -217,10 +217,10 @@ class _Process:
                 yield folder, FsAccess.MAKE_SOCK | FsAccess.REMOVE_FILE
 
     def _socket_paths(self) -> list[Path]:
-        """Of the NICs that are served now."""
+        """Of the control interfaces, and of the NICs that are served now."""
         assert self._control is not None
         nics = (nic.spec.socket_path for nic in self._control.list_nics() if not nic.error)
-        return [path for path in nics if path is not None]
+        return [*self.config.api.socket_paths, *(path for path in nics if path is not None)]
 
     def _stop(self) -> None:
         """Begin the end, once."""
@@ -265,7 +265,7 @@ class _Process:
             for line in _problems(error):
                 log.error("configuration not reloaded", problem=line)
             return
-        for key in ("polling", "socket_dir", "state"):
+        for key in ("polling", "socket_dir", "state", "api"):
             if getattr(config, key) != getattr(self.config, key):
                 log.warning("change needs a restart", key=key)
         log.info("configuration reloaded", networks=len(config.networks), nics=len(config.nics))
