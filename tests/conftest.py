@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -30,6 +35,16 @@ def no_fd_leaks() -> Iterator[None]:
     yield
     leaked = open_files() - before
     assert not leaked, f"file descriptors left open: {dict(leaked)}"
+
+
+@pytest.fixture(autouse=True)
+def state_directory() -> Iterator[None]:
+    """Where a daemon that a test starts keeps its state by default: nowhere near the host's."""
+    folder = Path(tempfile.gettempdir(), f"mvirt-net-state-{uuid.uuid4()}")
+    os.environ["STATE_DIRECTORY"] = str(folder)
+    yield
+    del os.environ["STATE_DIRECTORY"]
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=[SPLIT, PACKED], ids=["split", "packed"])
