@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -37,14 +38,32 @@ def no_fd_leaks() -> Iterator[None]:
     assert not leaked, f"file descriptors left open: {dict(leaked)}"
 
 
-@pytest.fixture(autouse=True)
-def state_directory() -> Iterator[None]:
+@contextlib.contextmanager
+def _state_directory() -> Iterator[None]:
     """Where a daemon that a test starts keeps its state by default: nowhere near the host's."""
+    before = os.environ.get("STATE_DIRECTORY")
     folder = Path(tempfile.gettempdir(), f"mvirt-net-state-{uuid.uuid4()}")
     os.environ["STATE_DIRECTORY"] = str(folder)
     yield
-    del os.environ["STATE_DIRECTORY"]
     shutil.rmtree(folder, ignore_errors=True)
+    if before is None:
+        del os.environ["STATE_DIRECTORY"]
+    else:
+        os.environ["STATE_DIRECTORY"] = before
+
+
+@pytest.fixture(autouse=True, scope="session")
+def state_directory_of_modules() -> Iterator[None]:
+    """For daemons that serve more than one test."""
+    with _state_directory():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def state_directory() -> Iterator[None]:
+    """For those of one test."""
+    with _state_directory():
+        yield
 
 
 @pytest.fixture(params=[SPLIT, PACKED], ids=["split", "packed"])
