@@ -28,6 +28,10 @@ class DuplicateError(ConfigError):
     """A name, MAC address, IP address or socket path is taken already in this switch."""
 
 
+class ExhaustedError(ConfigError):
+    """There is no address left to give; a larger subnet or fewer NICs would help."""
+
+
 class NotFoundError(MvirtNetError):
     """No network or NIC of that name."""
 
@@ -44,6 +48,10 @@ class SocketPathError(MvirtNetError):
     """The socket path cannot be listened on for another reason: no folder, a file that is no
     socket, no descriptors left, and the like.
     """
+
+
+class ExtraMissingError(MvirtNetError):
+    """What was asked for needs packages that are not installed."""
 
 
 class RequestRefused(MvirtNetError):
