@@ -6,6 +6,7 @@ This is the public API; everything else may change at any time.
 from __future__ import annotations
 
 from ._version import __version__
+from .capture import Capture
 from .daemon import serve
 from .errors import (
     ConfigError,
@@ -35,6 +36,7 @@ from .nic import Nic, NicEvent, NicEventKind
 from .switch import Switch, open_switch
 
 __all__ = [
+    "Capture",
     "ConfigError",
     "ConnectionBroken",
     "CoreError",

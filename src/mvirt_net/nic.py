@@ -24,6 +24,7 @@ from functools import partial
 import attrs
 import trio
 
+from .capture import Capture
 from .dataplane import VhostNetBackend, Workers, services_for, settle_debt
 from .errors import ConnectionBroken, CoreError, GuestMemoryLost, leaves
 from .ffi import Network, Port
@@ -181,6 +182,16 @@ class Nic:
         self.spec = spec
         if self._backend is not None:
             self._backend.renew_services()
+
+    def add_to(self, capture: Capture) -> None:
+        """Have a capture record what the guest sends and receives.
+
+        Raises:
+            CoreError: it does already, or four others do.
+            trio.ClosedResourceError: the NIC was closed.
+        """
+        self._check_open()
+        capture.add(self._port, self.spec)
 
     def inject(self, frame: bytes) -> bool:
         """Put a whole Ethernet frame, without FCS, on its way to the guest.

@@ -9,15 +9,19 @@ name, an address or a path.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from types import MappingProxyType
 
 import trio
 
+from .capture import Capture, open_capture_file
 from .dataplane import Workers
 from .errors import NotFoundError
-from .ffi import Network, events_never_block
+from .ffi import MAX_FRAME, Network, events_never_block
 from .log import get_logger
 from .model import NetworkSpec, NicSpec, PollingSpec
 from .nic import Nic, NicEvent
@@ -54,6 +58,8 @@ class Switch:
         """By the name of the network."""
         self._nics: dict[str, Nic] = {}
         self._subscribers: set[trio.MemorySendChannel[NicEvent]] = set()
+        self._captures: dict[Capture, bool] = {}
+        """Those that have not ended, and whether they are of NICs to come, too."""
         self._closed = False
         self._closing = trio.Lock()
         """Held while all NICs are removed."""
@@ -132,6 +138,7 @@ class Switch:
                 self._admission,
                 self._workers,
             )
+            self._add_to_captures(nic)
             await self._nursery.start(nic.serve)
             self._check_open()
         except BaseException:
@@ -192,6 +199,64 @@ class Switch:
         await self._end(nic)
         await trio.lowlevel.checkpoint()
 
+    async def start_capture(
+        self,
+        target: Path | str | int,
+        *,
+        nics: Iterable[str] | None = None,
+        snaplen: int = MAX_FRAME,
+        limit: int | None = None,
+    ) -> Capture:
+        """Write what guests send and receive into a pcapng file, until the capture is closed.
+
+        It also ends with the switch, at its limit, and when the file cannot be written any more,
+        which is one line in the log and nobody else's trouble. Up to four captures may have a NIC.
+
+        Args:
+            target: where the file is to be; one that is there is written anew, but a symbolic link
+                is not followed. Or an open descriptor, owned from here on unless this raises.
+            nics: names; None: all, those that are added later too.
+            snaplen: bytes of each frame at most.
+            limit: bytes of packets that the file may have; None: as many as come.
+
+        Returns:
+            The capture, to be closed by its `aclose`. A checkpoint.
+
+        Raises:
+            NotFoundError: there is no NIC of one of these names.
+            OSError: the file cannot be made.
+            CoreError: out of memory, or a NIC has too many captures.
+            trio.ClosedResourceError: the switch was closed.
+        """
+        await trio.lowlevel.checkpoint()
+        self._check_open()
+        names = list(self._nics) if nics is None else list(dict.fromkeys(nics))
+        for name in names:
+            if name not in self._nics:
+                raise NotFoundError(f"there is no NIC {name!r}")
+        fd = target if isinstance(target, int) else open_capture_file(Path(target))
+        try:
+            capture = Capture(fd, str(target), snaplen=snaplen, limit=limit)
+        except BaseException:
+            if not isinstance(target, int):
+                os.close(fd)
+            raise
+        try:
+            for name in names:
+                self._nics[name].add_to(capture)
+        except BaseException:
+            capture.abandon(close_file=not isinstance(target, int))
+            raise
+        self._captures[capture] = nics is None
+        self._nursery.start_soon(capture.run, partial(self._captures.pop, capture))
+        return capture
+
+    def _add_to_captures(self, nic: Nic) -> None:
+        """Those of all NICs have the new one, too."""
+        for capture, of_all in self._captures.items():
+            if of_all:
+                nic.add_to(capture)
+
     def events(self) -> trio.MemoryReceiveChannel[NicEvent]:
         """Subscribe to what happens to the NICs from now on.
 
@@ -228,6 +293,8 @@ class Switch:
                 finally:
                     self._end_subscriptions()
                     self._workers.close()
+                    for capture in list(self._captures):
+                        await capture.aclose()
                 while self._routes:
                     _network, routes = self._routes.popitem()
                     routes.close()

@@ -413,8 +413,12 @@ class VhostNetBackend:
                 await trio.lowlevel.checkpoint()
                 now, work = trio.current_time(), 0.0
             work += cost_of(punt.kind, len(punt.frame))
-            if (reason := self._slow_path.answer(punt, now)) is not None:
+            reason = self._slow_path.answer(punt, now)
+            if reason is not None:
                 self._port.count_drop(reason)
+            # What an error was about has been recorded with the reason for it.
+            if punt.kind is not PuntKind.ICMP_ERROR:
+                self._port.record_punt(punt.frame, reason)
         self._wake_rx()
 
     def _look_for_break(self, index: int) -> None:
