@@ -22,10 +22,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import trio
 
 from ._version import __version__
-from .ffi import CaptureRing, Port, read_event, write_event
+from .ffi import MAX_FRAME, CaptureRing, Port, read_event, write_event
 from .log import get_logger
 from .model import NicSpec
 from .pcapng import interface_description, interface_statistics, section_header, whole_blocks
@@ -36,6 +37,17 @@ FLUSH_LIMIT = 1.0
 """Seconds that the last bytes may take to be written."""
 
 _log = get_logger(__name__)
+
+
+@attrs.frozen
+class CaptureSpec:
+    """A capture of all NICs, as `Switch.start_capture` takes it."""
+
+    target: Path | str | int
+    snaplen: int = MAX_FRAME
+    limit: int | None = None
+    name: str | None = None
+    """What the log calls it; None: the target."""
 
 
 def open_capture_file(path: Path) -> int:

@@ -28,6 +28,7 @@ from . import runner
 from ._version import __version__
 from .accounts import Account
 from .attach import attach_lines
+from .capture import CaptureSpec
 from .config import ConfigFileError, load
 from .errors import ConfigError
 from .exits import PROGRAM, ExitCode, report
@@ -169,6 +170,25 @@ _run_options = _options(
         "--no-sandbox",
         is_flag=True,
         help="Do not give up (by Landlock) what is not needed of files and network.",
+    ),
+    click.option(
+        "-p",
+        "--pcap",
+        type=_PATH,
+        metavar="FILE",
+        help="Write what all guests send and receive to this pcapng file; -: standard output.",
+    ),
+    click.option(
+        "--pcap-snaplen",
+        type=click.IntRange(min=1),
+        metavar="BYTES",
+        help="Of each frame at most this much.  [default: all of it]",
+    ),
+    click.option(
+        "--pcap-limit",
+        type=click.IntRange(min=1),
+        metavar="BYTES",
+        help="End the capture when its file would become larger.  [default: never]",
     ),
     click.option("-P", "--pid", "pid_path", type=_PATH, metavar="FILE", help="Keep the pid here."),
     click.option(
@@ -523,6 +543,7 @@ def _run(
 ) -> None:
     """Serve `config` until a signal; what `options` has left is for `runner.RunOptions`."""
     config = _with_polling(ctx, config, options)
+    pcap = _capture_spec(ctx, options, print_attach)
     if quiet and debug:
         raise click.UsageError("--quiet and --debug exclude each other", ctx)
     _check_ready_fd(ctx, ready_fd)
@@ -532,9 +553,29 @@ def _run(
         print_attach = sys.stdout.isatty()
     on_ready = partial(_print_attach_lines, config) if print_attach else _nothing
     run_options = runner.RunOptions(
-        on_ready=on_ready, ready_fd=ready_fd, sandboxed=not no_sandbox, **options
+        on_ready=on_ready, ready_fd=ready_fd, pcap=pcap, sandboxed=not no_sandbox, **options
     )
     runner.run(config, run_options)
+
+
+def _capture_spec(
+    ctx: click.Context, options: dict[str, Any], print_attach: bool | None
+) -> CaptureSpec | None:
+    """Take what the flags say of a capture out of `options`. Raises click.UsageError."""
+    path = options.pop("pcap")
+    given = {field: options.pop(f"pcap_{field}") for field in ("snaplen", "limit")}
+    said = {field: value for field, value in given.items() if value is not None}
+    if path is None:
+        if said:
+            raise click.UsageError(f"--pcap-{next(iter(said))} is for --pcap", ctx)
+        return None
+    if path != Path("-"):
+        return CaptureSpec(path, **said)
+    if print_attach:
+        raise click.UsageError("--pcap - and --print-attach both want standard output", ctx)
+    if sys.stdout.isatty():
+        raise click.UsageError("--pcap -: standard output is a terminal", ctx)
+    return CaptureSpec(os.dup(sys.stdout.fileno()), name="standard output", **said)
 
 
 def _check_ready_fd(ctx: click.Context, fd: int | None) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import attrs
 import trio
 
+from .capture import CaptureSpec
 from .log import get_logger
 from .model import DaemonConfig
 from .registry import plan
@@ -17,6 +19,7 @@ _log = get_logger(__name__)
 async def serve(
     config: DaemonConfig,
     *,
+    capture: CaptureSpec | None = None,
     on_listening: Callable[[], object] = lambda: None,
     shutdown_trigger: Callable[[], Awaitable[object]] | None = None,
     task_status: trio.TaskStatus[Switch] = trio.TASK_STATUS_IGNORED,
@@ -25,6 +28,7 @@ async def serve(
 
     Args:
         config: what to run; addresses that are absent are given by the rules of `NicSpec`.
+        capture: what to write all frames to, from the first one on.
         on_listening: called when all sockets listen and before the first frontend is served: the
             moment to give up rights that only the sockets needed. When it returns False, nobody is
             served; what it raises ends the daemon.
@@ -40,6 +44,7 @@ async def serve(
         SocketInUseError: another process listens on a socket path.
         SocketAccessError: there is no permission for a socket path.
         SocketPathError: a socket path cannot be listened on for another reason.
+        OSError: the file of the capture cannot be made.
     """
     planned = plan(config)
     if planned.problems:
@@ -50,6 +55,8 @@ async def serve(
             await switch.add_network(network)
         for nic in planned.config.nics:
             await switch.add_nic(nic)
+        if capture is not None:
+            await switch.start_capture(**attrs.asdict(capture))
         if on_listening() is not False:
             admission.set()
         _log.info("serving", networks=len(config.networks), nics=len(config.nics))

@@ -18,6 +18,7 @@ import gc
 import os
 import signal
 import socket
+import stat
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ import trio
 
 from . import privileges, sandbox
 from .accounts import Account
+from .capture import CaptureSpec, open_capture_file
 from .daemon import serve
 from .ffi.rights import FsAccess
 from .inherited import is_listening
@@ -61,6 +63,8 @@ class RunOptions:
     """A listening or connected socket for the only NIC, which has no path; ours to close."""
     runas: Account | None = None
     """Whose rights to go on with when the sockets are there; None: as whoever has started us."""
+    pcap: CaptureSpec | None = None
+    """Where to write all frames; a descriptor is ours to close."""
     sandboxed: bool = True
     """Whether to call `sandbox.confine`."""
 
@@ -139,11 +143,22 @@ class _Process:
         """Serve until shutdown; the other tasks have no purpose then."""
         await serve(
             self.config,
+            capture=self._open_capture(),
             on_listening=self._settle,
             shutdown_trigger=self._shutdown.wait,
             task_status=task_status,
         )
         everything.cancel()
+
+    def _open_capture(self) -> CaptureSpec | None:
+        """Make the file of --pcap, which belongs to whoever writes it; the sandbox has no way to it."""
+        pcap, account = self.options.pcap, self.options.runas
+        if pcap is None or isinstance(pcap.target, int):
+            return pcap
+        fd = open_capture_file(Path(pcap.target))
+        if account is not None and stat.S_ISREG(os.fstat(fd).st_mode):
+            os.fchown(fd, account.uid, account.gid)
+        return attrs.evolve(pcap, target=fd, name=str(pcap.target))
 
     def _settle(self) -> bool:
         """All sockets listen: done with what needs more rights than serving does.

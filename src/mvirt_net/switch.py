@@ -206,6 +206,7 @@ class Switch:
         nics: Iterable[str] | None = None,
         snaplen: int = MAX_FRAME,
         limit: int | None = None,
+        name: str | None = None,
     ) -> Capture:
         """Write what guests send and receive into a pcapng file, until the capture is closed.
 
@@ -218,6 +219,7 @@ class Switch:
             nics: names; None: all, those that are added later too.
             snaplen: bytes of each frame at most.
             limit: bytes of packets that the file may have; None: as many as come.
+            name: what the log calls it; None: the target.
 
         Returns:
             The capture, to be closed by its `aclose`. A checkpoint.
@@ -231,19 +233,19 @@ class Switch:
         await trio.lowlevel.checkpoint()
         self._check_open()
         names = list(self._nics) if nics is None else list(dict.fromkeys(nics))
-        for name in names:
-            if name not in self._nics:
-                raise NotFoundError(f"there is no NIC {name!r}")
+        for wanted in names:
+            if wanted not in self._nics:
+                raise NotFoundError(f"there is no NIC {wanted!r}")
         fd = target if isinstance(target, int) else open_capture_file(Path(target))
         try:
-            capture = Capture(fd, str(target), snaplen=snaplen, limit=limit)
+            capture = Capture(fd, name or str(target), snaplen=snaplen, limit=limit)
         except BaseException:
             if not isinstance(target, int):
                 os.close(fd)
             raise
         try:
-            for name in names:
-                self._nics[name].add_to(capture)
+            for wanted in names:
+                self._nics[wanted].add_to(capture)
         except BaseException:
             capture.abandon(close_file=not isinstance(target, int))
             raise

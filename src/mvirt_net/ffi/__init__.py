@@ -287,7 +287,17 @@ class Network:
     def lookup(self, address: IPv4Address | IPv6Address) -> Port | Literal["on-link"] | None:
         """Where a packet to `address` would go: a port, nobody on the link, or nowhere."""
         prefix, _ = _prefixes([ip_network(address)])
-        tag = lib.mv_network_lookup(self._handle, prefix)
+        return self._hop(lib.mv_network_lookup(self._handle, prefix, ffi.NULL))
+
+    def match(
+        self, address: IPv4Address | IPv6Address
+    ) -> tuple[Port | Literal["on-link"] | None, int]:
+        """The same, and the length of the prefix that decides it."""
+        prefix, _ = _prefixes([ip_network(address)])
+        length = ffi.new("unsigned int *")
+        return self._hop(lib.mv_network_lookup(self._handle, prefix, length)), length[0]
+
+    def _hop(self, tag: int) -> Port | Literal["on-link"] | None:
         if tag < 0:
             return "on-link" if tag == -errno.EHOSTUNREACH else None
         return self._ports[tag]

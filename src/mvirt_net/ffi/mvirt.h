@@ -265,9 +265,11 @@ int mv_network_set_subnets(mv_network *network, const struct mv_prefix *prefixes
 
 /*
  * Where the address of a prefix of full length is routed: the port's tag; -EHOSTUNREACH: it is the
- * network's, but no port's; -ENETUNREACH: no route.
+ * network's, but no port's; -ENETUNREACH: no route. In *length that of the prefix which decides, in
+ * bits; NULL: nobody asks, and then any thread may. Otherwise control.
  */
-int64_t mv_network_lookup(const mv_network *network, const struct mv_prefix *host);
+int64_t mv_network_lookup(const mv_network *network, const struct mv_prefix *host,
+			  unsigned int *length);
 
 /*
  * The prefixes whose packets go to this port and come from it, in place of those before, all at
