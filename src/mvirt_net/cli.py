@@ -17,14 +17,14 @@ import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 import click
 
-from . import runner
+from . import runner, trace
 from ._version import __version__
 from .accounts import Account
 from .attach import attach_lines
@@ -32,6 +32,7 @@ from .capture import CaptureSpec
 from .config import ConfigFileError, load
 from .errors import ConfigError
 from .exits import PROGRAM, ExitCode, report
+from .ffi import MAX_FRAME
 from .inherited import take_socket
 from .logsetup import LogFormat, set_up_logging
 from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec, PollingSpec, SocketAccess
@@ -42,6 +43,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 CAPABILITIES = {"type": "net"}
 """A VHostUserBackendCapabilities of QEMU's ``vhost-user.json``."""
+
+MIN_FRAME = 14
+"""Bytes of an Ethernet header."""
 
 SINGLE_NETWORK = "private"
 """The name of the network of a single NIC."""
@@ -471,6 +475,85 @@ def check_config(path: Path, socket_dir: Path | None) -> None:
     config = _load(path, socket_dir or _default_socket_dir())
     networks, nics = len(config.networks), len(config.nics)
     click.echo(f"{path}: good ({_count(networks, 'network')}, {_count(nics, 'NIC')})")
+
+
+@command.command("trace")
+@click.option(
+    "-c", "--config", "path", type=_PATH, required=True, metavar="FILE", help="A TOML file."
+)
+@_socket_dir_option
+@click.option("--from", "nic", required=True, metavar="NIC", help="Whose guest sends the packet.")
+@click.option("--packet", metavar="HEX", help="A whole Ethernet frame, instead of what follows.")
+@click.option("--src", metavar="IP", help="Its source. By default the NIC's address.")
+@click.option("--dst", metavar="IP", help="Its destination.")
+@click.option(
+    "--proto", type=click.Choice(["udp", "tcp", "icmp"]), default="udp", show_default=True
+)
+@click.option("--sport", type=click.IntRange(0, 65535), default=49152, show_default=True)
+@click.option("--dport", type=click.IntRange(0, 65535), default=9, show_default=True)
+@click.option("--ttl", type=click.IntRange(0, 255), default=64, show_default=True)
+@click.option(
+    "--size", type=click.IntRange(0, 65000), default=0, show_default=True, help="Of its payload."
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_context
+def trace_command(
+    ctx: click.Context,
+    path: Path,
+    socket_dir: Path | None,
+    nic: str,
+    packet: str | None,
+    as_json: bool,
+    **fields: Any,
+) -> None:
+    """Say where a packet would go, and why, without a daemon or a guest."""
+    config = _load(path, socket_dir or _default_socket_dir())
+    if (packet is None) == (fields["dst"] is None):
+        raise click.UsageError("exactly one of --packet and --dst is needed", ctx)
+    try:
+        frame = bytes.fromhex(packet) if packet else _frame_from(config, nic, **fields)
+    except ValueError as error:
+        raise click.UsageError(str(error), ctx) from error
+    if not MIN_FRAME <= len(frame) <= MAX_FRAME:
+        raise click.UsageError(f"a frame has {MIN_FRAME} to {MAX_FRAME} bytes", ctx)
+    result = trace.trace(config, nic, frame)
+    if as_json:
+        click.echo(json.dumps(trace.as_dict(result), indent=2))
+    else:
+        for line in trace.explain(result):
+            click.echo(line)
+
+
+def _frame_from(
+    config: DaemonConfig,
+    name: str,
+    *,
+    src: str | None,
+    dst: str,
+    proto: str,
+    sport: int,
+    dport: int,
+    ttl: int,
+    size: int,
+) -> bytes:
+    """The frame that the flags describe. Raises ValueError, NotFoundError."""
+    nic = trace.nic_named(config, name)
+    target = ip_address(dst)
+    own = nic.ipv4_address if target.version == 4 else nic.ipv6_address
+    source = own if src is None else ip_address(src)
+    if source is None:
+        raise ValueError(f"{name} has no IPv{target.version} address; --src is needed")
+    assert nic.mac_address is not None
+    return trace.build_frame(
+        nic.mac_address.packed,
+        source,
+        target,
+        protocol=proto,
+        source_port=sport,
+        target_port=dport,
+        ttl=ttl,
+        size=size,
+    )
 
 
 def _count(number: int, what: str) -> str:

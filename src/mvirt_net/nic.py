@@ -25,7 +25,7 @@ import attrs
 import trio
 
 from .capture import Capture
-from .dataplane import VhostNetBackend, Workers, services_for, settle_debt
+from .dataplane import RequestTimes, VhostNetBackend, Workers, services_for, settle_debt
 from .errors import ConnectionBroken, CoreError, GuestMemoryLost, leaves
 from .ffi import Network, Port
 from .log import get_logger
@@ -92,6 +92,7 @@ class Nic:
         publish: called with each of its events, in their order; must not raise or wait.
         admission: frontends that come to the NIC's socket wait until it is set; None: they do not.
         workers: who may poll its guest's TX ring; None: nobody.
+        times: what requests of its frontends take is added to it.
 
     Raises:
         CoreError: out of memory.
@@ -105,6 +106,7 @@ class Nic:
         publish: Callable[[NicEvent], None] = lambda _event: None,
         admission: trio.Event | None = None,
         workers: Workers | None = None,
+        times: RequestTimes | None = None,
     ) -> None:
         if spec.mac_address is None:
             raise ValueError(f"NIC {spec.name!r} has no MAC address yet")
@@ -114,6 +116,9 @@ class Nic:
         self._publish = publish
         self._admission = admission
         self._workers = workers
+        self._times = times
+        self._leases = 0
+        self._connections = 0
         self._log = get_logger(__name__).bind(nic=spec.name)
         self._port = Port(routes, self._mac)
         try:
@@ -165,8 +170,23 @@ class Nic:
         """The counters since the NIC was made. Raises trio.ClosedResourceError."""
         self._check_open()
         return attrs.evolve(
-            self._port.stats(), refused_frontends=self._refused, takeovers=self._port.takeovers
+            self._port.stats(),
+            refused_frontends=self._refused,
+            takeovers=self._port.takeovers,
+            leases=self._leases,
+            connections=self._connections,
         )
+
+    @property
+    def backlog(self) -> int:
+        """Frames that wait for the guest to give buffers. Raises trio.ClosedResourceError."""
+        self._check_open()
+        return self._port.backlog
+
+    @property
+    def hot_rings(self) -> int:
+        """How many TX rings of the guest worker threads poll."""
+        return self._port.hot
 
     def update(self, spec: NicSpec) -> None:
         """Go on with other routed prefixes, from the next packet on.
@@ -471,15 +491,20 @@ class Nic:
             self._port,
             mac=self._mac,
             mtu=self._network.mtu,
-            services=lambda mtu: services_for(self.spec, self._network, mtu),
+            services=lambda mtu: services_for(self.spec, self._network, mtu, self._count_lease),
             workers=self._workers,
             on_connected=partial(self._set_connected, peer),
             on_fault=partial(self._event, NicEventKind.FAULTED),
+            times=self._times,
             log=self._log,
         )
 
+    def _count_lease(self) -> None:
+        self._leases += 1
+
     def _set_connected(self, peer: PeerCredentials) -> None:
         self._connected = True
+        self._connections += 1
         self._notify()
         self._log.info("frontend connected", **_named(peer))
         self._event(NicEventKind.CONNECTED)

@@ -19,7 +19,7 @@ from types import MappingProxyType
 import trio
 
 from .capture import Capture, open_capture_file
-from .dataplane import Workers
+from .dataplane import RequestTimes, Workers
 from .errors import NotFoundError
 from .ffi import MAX_FRAME, Network, events_never_block
 from .log import get_logger
@@ -53,6 +53,8 @@ class Switch:
         self._nursery = nursery
         self._admission = admission
         self._workers = Workers(polling, nursery)
+        self.request_times = RequestTimes()
+        """What requests of frontends have taken."""
         self._registry = Registry()
         self._routes: dict[str, Network] = {}
         """By the name of the network."""
@@ -78,6 +80,16 @@ class Switch:
     def hot_rings(self) -> int:
         """How many TX rings worker threads poll just now."""
         return self._workers.hot_rings
+
+    @property
+    def worker_seconds(self) -> Mapping[str, float]:
+        """Processor time of the threads that poll, by their names."""
+        return self._workers.cpu_seconds
+
+    @property
+    def captures(self) -> tuple[Capture, ...]:
+        """Those under way."""
+        return tuple(self._captures)
 
     async def add_network(self, spec: NetworkSpec) -> NetworkSpec:
         """Add a network without NICs. A checkpoint.
@@ -137,6 +149,7 @@ class Switch:
                 self._publish,
                 self._admission,
                 self._workers,
+                self.request_times,
             )
             self._add_to_captures(nic)
             await self._nursery.start(nic.serve)

@@ -15,23 +15,26 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import attrs
 
 from .dataplane import services_for
+from .dataplane.packet import DONT_FRAGMENT, internet_checksum
 from .dataplane.slowpath import SlowPath
 from .errors import NotFoundError
 from .ffi import GuestMemory, Network, NextStep, Port, Punt
 from .log import get_logger
 from .model import (
+    GATEWAY_MAC,
     RX_QUEUE,
     TX_QUEUE,
     DaemonConfig,
     DropReason,
     IcmpError,
+    MacAddress,
     MemoryRegion,
     NetworkSpec,
     NicSpec,
@@ -77,7 +80,7 @@ class Trace:
     source: Match | None
     """None: no IP packet."""
     target: Match | None
-    drops: dict[str, DropReason]
+    drops: Mapping[str, DropReason]
     """Why it was dropped, by the NIC that counts it."""
     service: PuntKind | None
     """Which service it was for."""
@@ -160,14 +163,15 @@ def trace(config: DaemonConfig, nic: str, frame: bytes) -> Trace:
         NotFoundError: there is no NIC of that name.
         CoreError, OSError: out of memory or descriptors.
     """
-    sender = _named(config, nic)
+    sender = nic_named(config, nic)
     [network] = [spec for spec in config.networks if spec.name == sender.network]
     with ExitStack() as stack:
         world = _World(network, config, stack)
         return world.trace(sender, frame)
 
 
-def _named(config: DaemonConfig, name: str) -> NicSpec:
+def nic_named(config: DaemonConfig, name: str) -> NicSpec:
+    """Raises NotFoundError."""
     for spec in config.nics:
         if spec.name == name:
             return spec
@@ -263,3 +267,135 @@ def addresses_in(frame: bytes) -> tuple[Address, Address] | None:
     if kind == _IPV6 and len(packet) >= 40:
         return ip_address(packet[8:24]), ip_address(packet[24:40])
     return None
+
+
+# The frame that is asked about, and what is said of it.
+
+PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
+_ECHO_REQUEST = {4: 8, 6: 128}
+
+
+def build_frame(
+    source_mac: bytes,
+    source: Address,
+    target: Address,
+    *,
+    protocol: str,
+    source_port: int,
+    target_port: int,
+    ttl: int,
+    size: int,
+) -> bytes:
+    """A whole frame to the gateway's MAC address.
+
+    Args:
+        protocol: of `PROTOCOLS`; ``icmp`` is an echo request, of either family.
+        size: bytes of payload.
+    """
+    if source.version != target.version:
+        raise ValueError(f"{source} and {target} are of different families")
+    if target.version == 6 and protocol == "icmp":
+        protocol = "icmpv6"
+    number = PROTOCOLS[protocol]
+    segment = _transport(protocol, target.version, source_port, target_port, size)
+    sum_at = {"icmp": 2, "icmpv6": 2, "tcp": 16, "udp": 6}[protocol]
+    pseudo = b"" if protocol == "icmp" else _pseudo_header(source, target, len(segment), number)
+    checksum = internet_checksum(pseudo + segment) or 0xFFFF
+    segment = segment[:sum_at] + checksum.to_bytes(2, "big") + segment[sum_at + 2 :]
+    kind = _IPV4 if target.version == 4 else _IPV6
+    ethernet = GATEWAY_MAC.packed + source_mac + kind.to_bytes(2, "big")
+    return ethernet + _ip_header(source, target, len(segment), number, ttl) + segment
+
+
+def _transport(protocol: str, version: int, source_port: int, target_port: int, size: int) -> bytes:
+    if protocol == "udp":
+        return struct.pack("!HHHH", source_port, target_port, 8 + size, 0) + bytes(size)
+    if protocol == "tcp":
+        syn = struct.pack("!HHIIBBHHH", source_port, target_port, 0, 0, 0x50, 0x02, 65535, 0, 0)
+        return syn + bytes(size)
+    return struct.pack("!BBHHH", _ECHO_REQUEST[version], 0, 0, 1, 1) + bytes(size)
+
+
+def _pseudo_header(source: Address, target: Address, length: int, protocol: int) -> bytes:
+    return source.packed + target.packed + struct.pack("!II", length, protocol)
+
+
+def _ip_header(source: Address, target: Address, length: int, protocol: int, ttl: int) -> bytes:
+    if target.version == 6:
+        fixed = struct.pack("!IHBB", 6 << 28, length, protocol, ttl)
+        return fixed + source.packed + target.packed
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 0, DONT_FRAGMENT, ttl, protocol, 0)
+    head += source.packed + target.packed
+    return head[:10] + internet_checksum(head).to_bytes(2, "big") + head[12:]
+
+
+def describe(frame: bytes) -> str:
+    """A frame in one line."""
+    to_mac, from_mac = MacAddress(frame[:6]), MacAddress(frame[6:12])
+    kind = int.from_bytes(frame[12:14], "big")
+    text = f"{from_mac} > {to_mac}, "
+    addresses = addresses_in(frame)
+    if addresses is None:
+        return text + f"{_TYPES.get(kind, f'type {kind:#06x}')}, {len(frame)} bytes"
+    packet = frame[14:]
+    version = addresses[0].version
+    ttl, protocol = (packet[8], packet[9]) if version == 4 else (packet[7], packet[6])
+    names = {number: name for name, number in PROTOCOLS.items()}
+    hops = "TTL" if version == 4 else "hop limit"
+    return (
+        f"{text}{addresses[0]} > {addresses[1]}, {names.get(protocol, f'protocol {protocol}')},"
+        f" {hops} {ttl}, {len(frame)} bytes"
+    )
+
+
+_TYPES = {0x0806: "ARP", _IPV4: "IPv4", _IPV6: "IPv6"}
+
+
+def explain(result: Trace) -> Iterator[str]:
+    """What there is to say, a line for each step."""
+    yield f"from {result.nic} in network {result.network}: {describe(result.frame)}"
+    if result.source is not None:
+        yield f"source {_owner(result.source)}"
+    if result.target is not None:
+        yield f"target {_owner(result.target)}"
+    if result.service is not None:
+        yield f"for a service of the gateway: {result.service.name.lower()}"
+    for nic, reason in result.drops.items():
+        yield f"dropped, counted at {nic}: {reason.name.lower()}"
+    if result.error is not None:
+        yield f"its sender is told by ICMP: {result.error.name.lower()}"
+    for delivery in result.deliveries:
+        yield f"{delivery.nic} receives {describe(delivery.frame)}"
+    if not result.deliveries:
+        yield "nobody receives anything"
+
+
+def _owner(match: Match) -> str:
+    if match.prefix is None:
+        return f"{match.address}: no prefix has it"
+    if match.nic is None:
+        return f"{match.address}: in {match.prefix} of the network, but no NIC has it"
+    return f"{match.address}: by {match.prefix} that of {match.nic}"
+
+
+def as_dict(result: Trace) -> dict[str, object]:
+    """The same for programs."""
+
+    def match(found: Match | None) -> dict[str, str | None] | None:
+        if found is None:
+            return None
+        return {"address": str(found.address), "prefix": found.prefix, "nic": found.nic}
+
+    return {
+        "nic": result.nic,
+        "network": result.network,
+        "frame": result.frame.hex(),
+        "source": match(result.source),
+        "target": match(result.target),
+        "service": None if result.service is None else result.service.name.lower(),
+        "drops": {nic: reason.name.lower() for nic, reason in result.drops.items()},
+        "icmp_error": None if result.error is None else result.error.name.lower(),
+        "received": [
+            {"nic": delivery.nic, "frame": delivery.frame.hex()} for delivery in result.deliveries
+        ],
+    }

@@ -6,6 +6,7 @@ from .arp import ArpResponder
 from .backend import VhostNetBackend
 from .dhcpv4 import Dhcpv4Server
 from .icmp import IcmpResponder
+from .latency import RequestTimes
 from .mapping import settle_debt
 from .services import services_for
 from .workers import Workers
@@ -14,6 +15,7 @@ __all__ = [
     "ArpResponder",
     "Dhcpv4Server",
     "IcmpResponder",
+    "RequestTimes",
     "VhostNetBackend",
     "Workers",
     "services_for",

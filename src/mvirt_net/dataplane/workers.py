@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Mapping
 
 import attrs
 import trio
@@ -49,9 +51,30 @@ class _Worker:
     rings: int = 0
     started: bool = False
     ended: bool = False
+    _clock: int | None = None
+    """Of the thread's processor time; None: it does not run."""
+    _before: float = 0.0
+    _used: float = 0.0
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of the thread so far."""
+        if self._clock is None:
+            return self._used
+        return time.clock_gettime(self._clock) - self._before
 
     def run(self) -> None:
         """The thread."""
+        # trio keeps threads for other work, and this one may have done some before.
+        self._before = time.thread_time()
+        self._clock = time.pthread_getcpuclockid(threading.get_ident())
+        try:
+            self._poll()
+        finally:
+            self._used = time.thread_time() - self._before
+            self._clock = None
+
+    def _poll(self) -> None:
         if self.cpu is None:
             self.poller.run()
             return
@@ -103,6 +126,11 @@ class Workers:
     def hot_rings(self) -> int:
         """How many rings they have."""
         return sum(worker.rings for worker in self._workers)
+
+    @property
+    def cpu_seconds(self) -> Mapping[str, float]:
+        """Processor time of each worker, by its name."""
+        return {worker.name: worker.cpu_seconds for worker in self._workers}
 
     def new_heat(self) -> Heat | None:
         """For a ring that these workers may get; None: there are none."""

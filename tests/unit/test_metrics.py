@@ -1,0 +1,72 @@
+"""What Prometheus reads: names by its conventions, values that are the counters'."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import trio
+
+from mvirt_net.dataplane.latency import BOUNDS, RequestTimes
+from tests.harness import GATEWAY_IP, TestBackend
+from tests.harness.clock import virtual_time
+from tests.harness.packets import arp_request, ethernet_frame
+
+prometheus_parser = pytest.importorskip("prometheus_client.parser")
+from mvirt_net import metrics  # noqa: E402  (needs the package)
+
+pytestmark = virtual_time
+
+MAC, IP = "52:54:00:12:34:56", "10.0.0.5"
+
+
+def samples(text: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in prometheus_parser.text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def labelled(**more: str) -> frozenset[tuple[str, str]]:
+    return frozenset({"nic": "test-nic", "network": "test-network", **more}.items())
+
+
+async def test_counters_are_those_of_the_nic(nursery: trio.Nursery) -> None:
+    backend = await TestBackend.start(nursery, MAC, IP)
+    client = await backend.connect()
+    await client.send_packet(arp_request(MAC, IP, GATEWAY_IP))
+    await client.recv_packet()
+    spoofed = ethernet_frame(b"\2\0\0\0\0\1", b"\x52\x54\0\0\0\1", 0x0800, bytes(50))
+    await client.send_packet(spoofed)
+    found = samples(metrics.render(backend.switch))
+    stats = backend.nic.stats()
+    assert found["mvirt_net_transmit_frames_total", labelled()] == stats.tx_frames == 2
+    assert found["mvirt_net_receive_bytes_total", labelled()] == stats.rx_bytes
+    assert found["mvirt_net_punted_frames_total", labelled()] == 1
+    assert found["mvirt_net_dropped_frames_total", labelled(reason="source_mac")] == 1
+    assert found["mvirt_net_connected", labelled()] == 1
+    assert found["mvirt_net_connections_total", labelled()] == 1
+    assert found["mvirt_net_request_seconds_count", frozenset()] > 10
+    assert found["mvirt_net_nics", frozenset()] == 1
+
+
+async def test_names_follow_the_conventions(nursery: trio.Nursery) -> None:
+    backend = await TestBackend.start(nursery, MAC, IP)
+    text = metrics.render(backend.switch).decode()
+    for family in prometheus_parser.text_string_to_metric_families(text):
+        assert re.fullmatch(r"(mvirt_net|process)_[a-z_]+", family.name)
+        assert family.documentation.endswith(".")
+        if family.type == "counter":
+            assert all(sample.name.endswith("_total") for sample in family.samples)
+        else:
+            assert not family.name.endswith("_total")
+
+
+def test_request_times_fall_into_their_buckets() -> None:
+    times = RequestTimes()
+    for seconds in (0.0, BOUNDS[0], BOUNDS[0] * 1.01, BOUNDS[-1] * 2):
+        times.observe(seconds)
+    assert times.counts[0] == 2
+    assert times.counts[1] == times.counts[-1] == 1
+    assert times.total == pytest.approx(BOUNDS[0] * 2.01 + BOUNDS[-1] * 2)
