@@ -64,7 +64,7 @@ def test_routed_frame_is_recorded_as_sent_and_as_received() -> None:
         assert (received.interface, received.direction, received.comment) == (1, INBOUND, "")
         assert sent.data == bytes(GOOD)
         [delivered] = pair.received()
-        assert received.data == delivered.data
+        assert received.data == delivered.frame
         assert before <= sent.time_ns <= received.time_ns <= time.time_ns()
 
 
@@ -102,7 +102,7 @@ def test_capture_changes_nothing_for_the_receiver(packet: Packet) -> None:
                 stack.enter_context(capturing(pair.a.port, pair.b.port))
             for _ in range(2):
                 send(pair, packet)
-            frames.append([frame.data for frame in pair.received()])
+            frames.append([frame.frame for frame in pair.received()])
     assert frames[0] == frames[1]
     assert len(frames[0]) == 2
 
