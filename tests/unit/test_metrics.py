@@ -15,8 +15,6 @@ from tests.harness.packets import arp_request, ethernet_frame
 prometheus_parser = pytest.importorskip("prometheus_client.parser")
 from mvirt_net import metrics  # noqa: E402  (needs the package)
 
-pytestmark = virtual_time
-
 MAC, IP = "52:54:00:12:34:56", "10.0.0.5"
 
 
@@ -32,6 +30,7 @@ def labelled(**more: str) -> frozenset[tuple[str, str]]:
     return frozenset({"nic": "test-nic", "network": "test-network", **more}.items())
 
 
+@virtual_time
 async def test_counters_are_those_of_the_nic(nursery: trio.Nursery) -> None:
     backend = await TestBackend.start(nursery, MAC, IP)
     client = await backend.connect()
@@ -51,6 +50,7 @@ async def test_counters_are_those_of_the_nic(nursery: trio.Nursery) -> None:
     assert found["mvirt_net_nics", frozenset()] == 1
 
 
+@virtual_time
 async def test_names_follow_the_conventions(nursery: trio.Nursery) -> None:
     backend = await TestBackend.start(nursery, MAC, IP)
     text = metrics.render(backend.switch).decode()

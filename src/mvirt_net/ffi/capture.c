@@ -90,6 +90,7 @@ _Static_assert(MV_COMMENT % 4 == 0, "options are padded");
 
 /* ---- the ring ---- */
 
+/* Where a position is, and in *run how many bytes (1..*run) lie there side by side. */
 static uint8_t *ring_at(const mv_capture *capture, uint64_t position, size_t *run)
 {
 	size_t offset = (size_t)(position & (capture->room - 1));
@@ -105,8 +106,9 @@ static uint64_t put(const mv_capture *capture, uint64_t position, const void *fr
 
 	while (length > 0) {
 		size_t run = length;
+		uint8_t *to = ring_at(capture, position, &run);
 
-		memcpy(ring_at(capture, position, &run), bytes, run);
+		memcpy(to, bytes, run);
 		position += run;
 		bytes += run;
 		length -= run;
