@@ -15,7 +15,6 @@ import pytest
 import trio
 
 from mvirt_net import DropReason, NotFoundError
-from mvirt_net import capture as capture_module
 from tests.harness import GATEWAY_MAC, TestBackend
 from tests.harness.exchanges import arp_gateway
 from tests.harness.packets import ethernet_frame, udp_frame
@@ -137,7 +136,9 @@ async def test_start_and_stop_while_frames_flow(backend: TestBackend, tmp_path: 
         await capture.aclose()
         await client.send_packet(datagram(0))
         await receiver.recv_packet()
-        numbers = [int.from_bytes(packet.data[-4:], "big") for packet in read(tmp_path / name).packets]
+        numbers = [
+            int.from_bytes(packet.data[-4:], "big") for packet in read(tmp_path / name).packets
+        ]
         assert numbers == list(range(before + 1, number + 1))
     assert not backend.switch.captures
 
@@ -186,7 +187,7 @@ async def test_full_disk_ends_the_capture_and_nothing_else(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     client = await backend.connect()
-    monkeypatch.setattr(capture_module.os, "write", FullDisk(600))
+    monkeypatch.setattr("mvirt_net.capture.os.write", FullDisk(600))
     capture = await backend.switch.start_capture(tmp_path / "full")
     while not capture.ended:
         await client.send_packet(UNKNOWN)

@@ -5,9 +5,9 @@ task takes whole blocks out of it and has a thread write them, so that a slow di
 frames of the capture, not of guests. An interface is described in the file before the first of its
 packets, because what waits to be written first is looked at before the ring is.
 
-A file that cannot be written any more (disk full, reader gone) ends the capture: one line in the log.
-It is cut back to its last whole block then, so what is there can be read. A write that hangs at the
-end is left to its thread after `FLUSH_LIMIT`; the file is closed when the thread gets back from it.
+A file that cannot be written any more (disk full, reader gone) ends the capture: one line in the
+log. It is cut back to its last whole block then, so what is there can be read. A write that hangs
+at the end is left to its thread after `FLUSH_LIMIT`; the file is closed when the thread gets back.
 """
 
 from __future__ import annotations

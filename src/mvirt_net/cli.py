@@ -499,6 +499,7 @@ def check_config(path: Path, socket_dir: Path | None) -> None:
 @click.pass_context
 def trace_command(
     ctx: click.Context,
+    /,
     path: Path,
     socket_dir: Path | None,
     nic: str,

@@ -1,8 +1,8 @@
 """What the switch counts, as Prometheus reads it; needs the extra ``api``.
 
-Nothing is counted for this: the counters are those that the data plane keeps anyway, and they are read
-when somebody asks. Labels are names of NICs and networks, drop reasons and threads, so there are as
-many series as these. A counter begins anew when a NIC is added anew; Prometheus knows such resets.
+Nothing is counted for this: the counters are those that the data plane keeps anyway, and they are
+read when somebody asks. Labels are names of NICs and networks, drop reasons and threads, so there
+are as many series as these. A counter begins anew when a NIC is added anew; Prometheus knows that.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _nic_counters(stats: Sequence[tuple[Nic, NicStats]]) -> Iterator[Metric]:
 def _drops(stats: Sequence[tuple[Nic, NicStats]]) -> Metric:
     family = CounterMetricFamily(
         _PREFIX + "dropped_frames",
-        "Frames dropped, by reason; counted at the NIC whose guest sent them, or for which they were.",
+        "Frames dropped, by reason; counted at the NIC that sent them, or for which they were.",
         labels=(*_NIC, "reason"),
     )
     for nic, of_nic in stats:
@@ -142,9 +142,7 @@ def _nic_gauges(nics: Sequence[Nic]) -> Iterator[Metric]:
 def _switch_gauges(switch: Switch) -> Iterator[Metric]:
     yield GaugeMetricFamily(_PREFIX + "networks", "Networks.", value=len(switch.networks))
     yield GaugeMetricFamily(_PREFIX + "nics", "NICs.", value=len(switch.nics))
-    yield GaugeMetricFamily(
-        _PREFIX + "captures", "Captures under way.", value=len(switch.captures)
-    )
+    yield GaugeMetricFamily(_PREFIX + "captures", "Captures under way.", value=len(switch.captures))
     yield GaugeMetricFamily(
         _PREFIX + "capture_lost_frames",
         "Frames that captures under way have lost because their files are written too slowly.",
@@ -154,7 +152,9 @@ def _switch_gauges(switch: Switch) -> Iterator[Metric]:
 
 def _worker_seconds(switch: Switch) -> Metric:
     family = CounterMetricFamily(
-        _PREFIX + "worker_cpu_seconds", "Processor time of the threads that poll.", labels=["worker"]
+        _PREFIX + "worker_cpu_seconds",
+        "Processor time of the threads that poll.",
+        labels=["worker"],
     )
     for worker, seconds in switch.worker_seconds.items():
         family.add_metric((worker,), seconds)

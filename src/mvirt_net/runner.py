@@ -151,7 +151,7 @@ class _Process:
         everything.cancel()
 
     def _open_capture(self) -> CaptureSpec | None:
-        """Make the file of --pcap, which belongs to whoever writes it; the sandbox has no way to it."""
+        """Make the file of --pcap before the sandbox is there; it belongs to whoever writes."""
         pcap, account = self.options.pcap, self.options.runas
         if pcap is None or isinstance(pcap.target, int):
             return pcap

@@ -1,13 +1,13 @@
 """Where would this packet go, and why: a dry run of the core itself.
 
 **Theory of operation.** The networks and NICs of a configuration are made as the daemon makes them,
-routes, services and all, but no socket: in place of each guest that takes part there is one of paper,
-which has memory, two rings and nothing behind them. The packet is put into the sender's TX ring, the
-core drains it, and what lies in a receiver's RX ring, or among the answers of the services, is what
-happened. So nothing here decides about packets, and what is said of one is what the daemon does.
+routes, services and all, but no socket: in place of each guest that takes part there is one of
+paper, which has memory, two rings and nothing behind them. The packet is put into the sender's TX
+ring, the core drains it, the services answer, and what lies in the RX rings then is what happened.
+So nothing here decides about packets, and what is said of one is what the daemon does.
 
-What differs from a run of the daemon: guests of paper are up, take the whole MTU of their network, and
-have agreed to no offloads.
+What differs from a run of the daemon: guests of paper are up, take the whole MTU of their network,
+and have agreed to no offloads.
 """
 
 from __future__ import annotations
@@ -110,9 +110,7 @@ class _PaperGuest:
         fault_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         stack.callback(os.close, fault_fd)
         with closing(GuestMemory.empty(fault_fd)) as empty:
-            table = stack.enter_context(
-                closing(empty.with_region(MemoryRegion(0, size, 0, 0), fd))
-            )
+            table = stack.enter_context(closing(empty.with_region(MemoryRegion(0, size, 0, 0), fd)))
         port.set_features(_VERSION_1)
         port.set_memory(table)
         stack.callback(port.set_memory, None)

@@ -1,4 +1,4 @@
-"""A pcapng file as a list of packets, read by the rules of the draft; shares nothing with the writer."""
+"""A pcapng file as a list of packets, read by the draft; shares nothing with its writer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the core records of frames: both directions, what became of them, and never at their cost."""
+"""What the core records of frames: both directions, and what became of them."""
 
 from __future__ import annotations
 
