@@ -10,6 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from mvirt_net import DropReason, NicEventKind
+from mvirt_net.ffi import NextStep, Port
 from tests.harness import (
     GATEWAY_MAC,
     RoutingNicConfig,
@@ -18,6 +19,7 @@ from tests.harness import (
 )
 from tests.harness.clock import virtual_time
 from tests.harness.exchanges import arp_gateway, ping_gateway
+from tests.harness.footprint import open_files
 from tests.harness.packets import (
     IPPROTO_UDP,
     ethernet_frame,
@@ -278,6 +280,61 @@ async def test_reboot_with_several_pairs(nursery: trio.Nursery) -> None:
         assert {pair for frames in flows.values() for _, pair in frames} == {0, 1, 2}
         await a.reset_driver()
         await b.reset_driver()
+
+
+async def test_flows_stay_in_order_in_backlogs(nursery: trio.Nursery) -> None:
+    """A guest that is short of buffers in all its pairs, and gives them one by one."""
+    backend = await start(nursery)
+    a = await backend.connect_a()
+    b = await backend.connect_b(queue_pairs=PAIRS, rx_buffers=1, refill=False)
+    for number in range(4):
+        await send_flows(a, range(FLOWS), number)
+    flows = await received(b)
+    assert sum(map(len, flows.values())) == PAIRS
+    for _ in range(4 * FLOWS):
+        b.fill_rx_queue()
+        for flow, frames in (await received(b)).items():
+            flows[flow] += frames
+    in_order = [0, 1, 2, 3]
+    numbers = {flow: [number for number, _ in frames] for flow, frames in flows.items()}
+    assert numbers == dict.fromkeys(range(FLOWS), in_order)
+    assert all(len({pair for _, pair in frames}) == 1 for frames in flows.values())
+
+
+async def test_last_pair_that_is_restarted_again_and_again(nursery: trio.Nursery) -> None:
+    backend = await start(nursery)
+    a, b = await backend.connect_a(), await backend.connect_b(queue_pairs=8)
+    await wait_all_tasks_blocked()
+    before = open_files(), trio.lowlevel.current_statistics().tasks_living
+    for _ in range(200):
+        for index in (14, 15):
+            await b.start_vring(index, await b.stop_vring(index))
+    await wait_all_tasks_blocked()
+    assert (open_files(), trio.lowlevel.current_statistics().tasks_living) == before
+    await send_flows(a, range(FLOWS), 0)
+    flows = await received(b)
+    assert {pair for frames in flows.values() for _, pair in frames} == set(range(8))
+
+
+async def test_sender_whose_packets_are_routed_leaves_its_rx_tasks_alone(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight of them took 0.2 ms of the loop for each packet that came alone."""
+    backend = await start(nursery)
+    a, b = await backend.connect_a(queue_pairs=8), await backend.connect_b()
+    await wait_all_tasks_blocked()
+    flushed: list[int] = []
+    flush = Port.flush
+
+    def noted(port: Port, pair: int = 0) -> NextStep:
+        flushed.append(pair)
+        return flush(port, pair)
+
+    monkeypatch.setattr(Port, "flush", noted)
+    await a.send_packet(datagram(0, 0))
+    assert name_of(await b.recv_packet()) == (0, 0)
+    await wait_all_tasks_blocked()
+    assert not flushed
 
 
 async def test_next_frontend_with_fewer_pairs(nursery: trio.Nursery) -> None:

@@ -150,7 +150,7 @@ _run_options = _options(
         "--workers",
         type=int,
         metavar="N",
-        help="Threads that poll busy TX rings; 0: none.  [default: 1]",
+        help="Threads that poll busy TX rings; 0: all in the main thread.  [default: 1]",
     ),
     click.option(
         "--busy-poll",

@@ -362,7 +362,8 @@ async def open_switch(
         admission: frontends can connect to the sockets of NICs at once, but are only served when
             this is set; by default at once.
         polling: of busy TX rings, by default in one thread, which is started with the first of
-            them. ``PollingSpec(workers=0)`` has everything done in trio's own.
+            them; another thread waits for the kicks of the others. ``PollingSpec(workers=0)`` has
+            everything done in trio's own.
 
     At the end of the block its NICs are removed. What the block raises comes out as it is: a switch
     has no exceptions of its own, for the failure of a NIC stays that NIC's.

@@ -716,6 +716,20 @@ class TestMoreBuffers:
             pair.b.port.drop_first()
             assert pair.b.drops() == {"RX_BUFFER_TOO_SMALL": 1}
 
+    def test_given_up_after_somebody_has_delivered_it(self) -> None:
+        with open_pair(takes=MRG_RXBUF) as pair:
+            pair.b.offer(256, 8)
+            for _ in range(4):
+                pair.send(FROM_A4 / UDP())
+            pair.send(self.BIG)
+            pair.send(FROM_A4 / UDP() / b"next")
+            assert pair.b.port.flush() is NextStep.MORE_BUFFERS
+            pair.b.offer(256, 2)
+            assert pair.b.port.flush() is NextStep.KICK
+            pair.b.port.drop_first()
+            assert pair.b.drops() == {}
+            assert pair.b.port.backlog == 1
+
 
 # Packets in pieces for a receiver that has no room for them
 

@@ -483,6 +483,36 @@ class TestListening:
             await trio.sleep(2 * PLACE_INTERVAL)
         await exchange(await running.connect())
 
+    async def test_many_do_not_look_at_the_same_moment(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+    ) -> None:
+        moments: list[float] = []
+        monkeypatch.setattr(
+            Nic, "_look_at_place", lambda *_args: moments.append(trio.current_time())
+        )
+        network = Network()
+        nics = [
+            Nic(
+                attrs.evolve(
+                    SPEC,
+                    mac_address=f"52:54:00:00:00:{number:02x}",
+                    ipv4_address=f"10.0.0.{number + 1}",
+                    socket_path=tmp_path / f"{number}.sock",
+                ),
+                NETWORK,
+                network,
+            )
+            for number in range(32)
+        ]
+        async with trio.open_nursery() as nursery:
+            for nic in nics:
+                await nursery.start(nic.serve)
+            await trio.sleep(PLACE_INTERVAL)
+            for nic in nics:
+                await nic.aclose()
+        assert len(nics) <= len(moments) <= len(nics) + 1
+        assert len({moment // 1 for moment in moments}) > len(nics) / 2
+
     async def test_socket_in_use(self, running: Running) -> None:
         other = Nic(attrs.evolve(SPEC, socket_path=running.path), NETWORK, Network())
         with pytest.raises(SocketInUseError):

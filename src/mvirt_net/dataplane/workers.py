@@ -1,11 +1,11 @@
-"""The threads that poll hot TX rings.
+"""The threads that drain TX rings: one waits for the kicks of COLD ones, others poll HOT ones.
 
-**Theory of operation.** Everything of a ring is done by its connection's task, in trio, until it is
-`Heat.is_hot`. Then the task hands the ring to the worker that has the fewest, and waits for what
-the worker leaves to do, and in the end for the ring itself (`Workers.polling`). A worker is one
-call of `Poller.run` in a thread; it never comes back to Python while it runs, sleeps while it has
-no ring, and spins while it has. It is started with the first ring that it gets: a process whose
-guests have nothing much to say has no second thread.
+**Theory of operation.** A ring belongs to its connection's task, which drains it, and has the
+watcher wait for kicks in its place (`KickWatcher`), until the ring `Heat.is_hot`. Then the task
+hands the ring to the worker that has the fewest, and waits for what the worker leaves to do, and in
+the end for the ring itself (`Workers.polling`). A worker is one call of `Poller.run` in a thread;
+it never comes back to Python while it runs, sleeps while it has no ring, and spins while it has. It
+is started with the first ring that it gets.
 
 Workers make rings faster, and nothing else depends on them. Where a thread cannot be started, rings
 stay with their tasks.
@@ -14,25 +14,23 @@ stay with their tasks.
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
-import time
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 
 import attrs
 import trio
 
 from ..errors import CoreError
-from ..ffi import HotRing, Poller, Port
-from ..log import get_logger
+from ..ffi import HotRing, Poller, Port, Watch
 from ..model import PollingSpec
 from .heat import Heat
+from .kicks import KickWatcher
+from .threads import ThreadTime, run_in_thread
 
 STAY = 8.0
 """How many times its patience a worker has a ring for at least. Two rings that answer each other
 become hot one after the other, and packets only come quickly once both are."""
-
-_log = get_logger(__name__)
 
 
 @attrs.define(eq=False)
@@ -42,55 +40,16 @@ class _Worker:
     Args:
         name: of the thread.
         poller: what it runs.
-        cpu: the processor that it stays on; None: any.
+        cpus: the processor that it stays on; none: any.
     """
 
     name: str
     poller: Poller
-    cpu: int | None
+    cpus: tuple[int, ...]
     rings: int = 0
     started: bool = False
     ended: bool = False
-    _clock: int | None = None
-    """Of the thread's processor time; None: it does not run."""
-    _before: float = 0.0
-    _used: float = 0.0
-
-    @property
-    def cpu_seconds(self) -> float:
-        """Processor time of the thread so far."""
-        if self._clock is None:
-            return self._used
-        return time.clock_gettime(self._clock) - self._before
-
-    def run(self) -> None:
-        """The thread."""
-        # trio keeps threads for other work, and this one may have done some before.
-        self._before = time.thread_time()
-        self._clock = time.pthread_getcpuclockid(threading.get_ident())
-        try:
-            self._poll()
-        finally:
-            self._used = time.thread_time() - self._before
-            self._clock = None
-
-    def _poll(self) -> None:
-        if self.cpu is None:
-            self.poller.run()
-            return
-        # trio keeps threads for other work, which is not to be pinned.
-        before = os.sched_getaffinity(0)
-        self._pin({self.cpu})
-        try:
-            self.poller.run()
-        finally:
-            self._pin(before)
-
-    def _pin(self, cpus: set[int]) -> None:
-        try:
-            os.sched_setaffinity(0, cpus)
-        except OSError as error:
-            _log.warning("worker is not pinned", worker=self.name, reason=error.strerror)
+    time: ThreadTime = attrs.Factory(ThreadTime)
 
 
 class Workers:
@@ -108,12 +67,13 @@ class Workers:
         self._patience = polling.busy_poll / 1e6
         self._nursery = nursery
         self._limiter = trio.CapacityLimiter(max(1, polling.workers))
+        self._watcher = KickWatcher(polling.worker_cpus, nursery) if polling.workers else None
         cpus = polling.worker_cpus
         self._workers = [
             _Worker(
                 f"mvirt-worker-{index}",
                 Poller(self._patience),
-                cpus[index % len(cpus)] if cpus else None,
+                cpus[index % len(cpus) :][:1] if cpus else (),
             )
             for index in range(polling.workers)
         ]
@@ -129,8 +89,11 @@ class Workers:
 
     @property
     def cpu_seconds(self) -> Mapping[str, float]:
-        """Processor time of each worker, by its name."""
-        return {worker.name: worker.cpu_seconds for worker in self._workers}
+        """Processor time of each thread there is or was, by its name."""
+        times = {worker.name: worker.time.seconds for worker in self._workers}
+        if self._watcher is not None:
+            times[self._watcher.name] = self._watcher.time.seconds
+        return times
 
     def new_heat(self) -> Heat | None:
         """For a ring that these workers may get; None: there are none."""
@@ -163,8 +126,18 @@ class Workers:
             finally:
                 worker.rings -= 1
 
+    def watching(
+        self, port: Port, pair: int, wake: Callable[[], None]
+    ) -> AbstractContextManager[Watch | None]:
+        """As `KickWatcher.ring`; None without workers: everything is trio's then."""
+        if self._watcher is None:
+            return contextlib.nullcontext()
+        return self._watcher.ring(port, pair, wake)
+
     def close(self) -> None:
-        """Take all rings from the workers, and let the threads end."""
+        """Take all rings from the threads, and let these end."""
+        if self._watcher is not None:
+            self._watcher.close()
         for worker in self._workers:
             worker.ended = True
             worker.poller.stop()
@@ -177,11 +150,8 @@ class Workers:
     async def _run(self, worker: _Worker) -> None:
         """Started with the first ring of a worker; ends with its thread, which `close` ends."""
         try:
-            await trio.to_thread.run_sync(
-                worker.run, thread_name=worker.name, limiter=self._limiter
-            )
-        except RuntimeError as error:
-            _log.warning("no thread for a worker; rings stay in trio", reason=str(error))
+            run = functools.partial(worker.time.measure, worker.poller.run)
+            await run_in_thread(run, worker.name, worker.cpus, self._limiter)
         finally:
             # Whoever waits for one of its rings gets it back.
             worker.ended = True

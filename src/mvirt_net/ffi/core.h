@@ -8,6 +8,8 @@
 #include "mvirt.h"
 
 #include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -644,12 +646,54 @@ enum mv_poll {
 enum mv_poll mv_port_poll(mv_worker *worker, mv_port *port, unsigned int pair, uint64_t now,
 			  uint8_t *buffer, struct mv_drained *drained);
 
+/* Whether a drain has left anything to do. */
+static inline bool mv_drained_leaves(const struct mv_drained *drained)
+{
+	return drained->n_punts > 0 || drained->n_woken > 0;
+}
+
 /* Between these two nothing that was found in a network's routes is freed. */
 void mv_worker_begin(mv_worker *worker);
 void mv_worker_end(mv_worker *worker);
 
 /* Wait until all that was between them has ended. For control, after it has replaced something. */
 void mv_workers_wait(void);
+
+/* ---- thread.c: threads that the caller gives to the core for good ---- */
+
+/*
+ * What such a thread works under, turn after turn; control gets it between two of them. Members are
+ * private but for `changed`, which the thread may wait for in a turn.
+ */
+struct mv_control {
+	pthread_mutex_t lock;
+	pthread_cond_t changed;		/* control was here */
+	_Atomic unsigned int wanted;	/* how many wait for it, apart from the thread */
+};
+
+void mv_control_init(struct mv_control *control);
+void mv_control_destroy(struct mv_control *control);
+void mv_control_begin(struct mv_control *control);
+void mv_control_end(struct mv_control *control);
+
+/* The thread: for its turn, after those who want control. */
+void mv_control_begin_turn(struct mv_control *control);
+void mv_control_end_turn(struct mv_control *control);
+
+/* The thread, in its turn: let control have it, and wait until it was here. */
+void mv_control_wait(struct mv_control *control);
+
+/* In its turn: whether it should let control have it. */
+static inline bool mv_control_is_wanted(struct mv_control *control)
+{
+	return atomic_load(&control->wanted) > 0;
+}
+
+/*
+ * Block all signals in this thread but those that faults cause: signals are for threads that know of
+ * them, and a fault that is blocked would end the process. *before: as it was.
+ */
+void mv_block_signals(sigset_t *before);
 
 /* ---- port.c, tx.c, rx.c: one NIC ---- */
 

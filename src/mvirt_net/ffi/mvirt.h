@@ -10,7 +10,7 @@
  * - Guest memory and all that a frontend says is hostile. A field of guest memory is read once
  *   into private memory, the copy is checked, only the copy is used.
  * - A function returns >= 0 or a negative errno value. It never aborts, prints, waits or calls
- *   back, and its work is bounded; but mv_poller_run is made to go on for ever.
+ *   back, and its work is bounded; but mv_poller_run and mv_watcher_run are made to go on for ever.
  * - RX and TX are the guest's. Queues are counted as vhost-user does: of pair i, queue 2i is what the
  *   guest receives, queue 2i + 1 what it transmits. A port that uses one pair takes up no room for others.
  * - mv_port_drain, mv_port_flush, mv_port_enqueue and mv_port_drop_first may be called by several
@@ -37,7 +37,7 @@ enum mv_limit {
 	MV_MAX_PAIRS = 8,		/* queue pairs of one port */
 	MV_MAX_CHAIN = 1024,		/* descriptors of one chain, its indirect table included */
 	MV_MAX_FRAME = 14 + 65535,	/* Ethernet and an IP packet; IPv6 allows 40 more, no stack uses them */
-	MV_BACKLOG = 256,		/* frames kept for a guest that gives no RX buffers */
+	MV_BACKLOG = 256,		/* frames kept for a pair whose driver gives no RX buffers */
 	MV_BACKLOG_BYTES = 1 << 20,	/* and their bytes */
 	MV_PUNT_FRAMES = 64,		/* slow-path frames of one drain */
 	MV_PUNT_BYTES = 128 * 1024,	/* and room for them; at least MV_MAX_FRAME */
@@ -189,6 +189,8 @@ typedef struct mv_worker mv_worker;
 typedef struct mv_poller mv_poller;
 typedef struct mv_hot mv_hot;
 typedef struct mv_capture mv_capture;
+typedef struct mv_watcher mv_watcher;
+typedef struct mv_watch mv_watch;
 
 /* ---- memory.c: regions and translation ---- */
 
@@ -521,6 +523,66 @@ void mv_capture_counts(const mv_capture *capture, unsigned int interface, uint64
  * unless that is negative.
  */
 void mv_port_record_punt(mv_port *port, const uint8_t *frame, size_t length, int reason);
+
+/* ---- watcher.c: TX rings whose kicks a thread waits for ---- */
+
+/* What came of a ring while it was watched; what was left to do is in `drained`, if that is not NULL. */
+struct mv_watched {
+	bool given_back;		/* else it was not, and nothing follows */
+	int next;			/* enum mv_next, of the last drain */
+	bool quick;			/* kicks came as quickly as the caller wanted to know */
+	const struct mv_drained *drained;
+	const uint8_t *buffer;		/* the punts' bytes */
+};
+
+/*
+ * event_fd: 1 is added when rings have been given back, see mv_watcher_next(). An eventfd,
+ * non-blocking, and nobody else's. NULL, with errno set, when there is no memory or no descriptor.
+ */
+mv_watcher *mv_watcher_new(int event_fd);
+
+/* Give it up; its thread has returned. It goes with the last of its watches. NULL is allowed. Control. */
+void mv_watcher_free(mv_watcher *watcher);
+
+/*
+ * Drain rings as their drivers kick, until mv_watcher_stop(). For a thread of its own, in which all
+ * signals are blocked meanwhile but those that faults cause.
+ */
+void mv_watcher_run(mv_watcher *watcher);
+
+/* Have mv_watcher_run() return. Nothing is drained from now on. Control. */
+void mv_watcher_stop(mv_watcher *watcher);
+
+/* The key of a ring that was given back, each once; -1: no more. Control. */
+int64_t mv_watcher_next(mv_watcher *watcher);
+
+/*
+ * For the TX ring of a pair, not watched yet. key: what mv_watcher_next() calls it, 0 or more. now: as
+ * for mv_port_drain(), whose clock goes on from there. NULL when there is no memory.
+ */
+mv_watch *mv_watch_new(mv_watcher *watcher, mv_port *port, unsigned int pair, int64_t key, uint64_t now);
+
+/*
+ * Drain the ring when its driver kicks, from now on. The last mv_port_drain() returned MV_NEXT_KICK.
+ * Each drain asks for another kick, until there is something for the caller: what a drain has left to
+ * do; another result than MV_NEXT_KICK; or `burst` kicks in less than quick_ns nanoseconds. Then the
+ * ring is given back. Control.
+ *
+ * kick_fd: the driver's eventfd, which must stay open until mv_watch_end(). What it counts is taken
+ * before a drain and at no other time. -ECANCELED: the watcher was stopped; -EBUSY: it is watched; or as
+ * epoll_ctl(). The ring is not watched then.
+ */
+int mv_watch_begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t quick_ns);
+
+/*
+ * Do not watch it any more; at the return the thread does not touch the port. What came of it is in
+ * *watched, whose pointers are good until the next mv_watch_begin() or mv_watch_free(). May be called
+ * again, and says the same. Waits for a drain at most. Control.
+ */
+void mv_watch_end(mv_watch *watch, struct mv_watched *watched);
+
+/* Free it; it is not watched any more, see mv_watch_end(). NULL is allowed. Control. */
+void mv_watch_free(mv_watch *watch);
 
 /* ---- event.c: foreign eventfds ---- */
 

@@ -25,9 +25,6 @@
  */
 #include "core.h"
 
-#include <pthread.h>
-#include <signal.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -57,9 +54,7 @@ struct mv_hot {
 };
 
 struct mv_poller {
-	_Alignas(MV_CACHE_LINE) pthread_mutex_t lock;
-	pthread_cond_t changed;		/* what follows */
-	_Atomic unsigned int wanted;	/* how many wait for the lock, apart from the poller */
+	_Alignas(MV_CACHE_LINE) struct mv_control control;	/* of what follows */
 	bool stopping;
 	mv_hot *turn;			/* whose turn is next; NULL: there is none */
 	uint64_t idle_ns;
@@ -79,8 +74,7 @@ mv_poller *mv_poller_new(uint64_t idle_ns)
 		return NULL;
 	}
 	poller->idle_ns = idle_ns;
-	pthread_mutex_init(&poller->lock, NULL);
-	pthread_cond_init(&poller->changed, NULL);
+	mv_control_init(&poller->control);
 	return poller;
 }
 
@@ -89,17 +83,11 @@ void mv_poller_free(mv_poller *poller)
 	if (!poller)
 		return;
 	mv_worker_free(poller->worker);
-	pthread_cond_destroy(&poller->changed);
-	pthread_mutex_destroy(&poller->lock);
+	mv_control_destroy(&poller->control);
 	free(poller);
 }
 
 /* ---- what is left to do ---- */
-
-static bool has_something(const struct half *half)
-{
-	return half->drained.n_punts > 0 || half->drained.n_woken > 0;
-}
 
 static void signal_task(const mv_hot *hot)
 {
@@ -119,7 +107,7 @@ static void hand_over(mv_hot *hot)
 	struct half *half = &hot->halves[hot->filling];
 	struct half *other = &hot->halves[1 - hot->filling];
 
-	if (!has_something(half) || atomic_load_explicit(&other->given, memory_order_acquire)) /* H */
+	if (!mv_drained_leaves(&half->drained) || atomic_load_explicit(&other->given, memory_order_acquire)) /* H */
 		return;
 	atomic_store_explicit(&half->given, true, memory_order_release); /* H */
 	hot->filling = 1 - hot->filling;
@@ -133,7 +121,7 @@ const struct mv_drained *mv_hot_take(mv_hot *hot, const uint8_t **buffer)
 
 	/* Of a ring that was released, everything is the task's. */
 	if (!atomic_load_explicit(&half->given, memory_order_acquire) && /* H */
-	    !(released && has_something(half)))
+	    !(released && mv_drained_leaves(&half->drained)))
 		return NULL;
 	*buffer = half->buffer;
 	return &half->drained;
@@ -234,60 +222,35 @@ static void next_turn(mv_poller *poller)
 /* Until it is the poller's turn, and there is something to do. */
 static void wait_for_work(mv_poller *poller)
 {
-	while (atomic_load(&poller->wanted) > 0 || (!poller->turn && !poller->stopping))
-		pthread_cond_wait(&poller->changed, &poller->lock);
-}
-
-/* Signals are for threads that know of them. A fault that is blocked would end the process. */
-static void block_signals(sigset_t *before)
-{
-	static const int faults[] = { SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP };
-	sigset_t all;
-
-	sigfillset(&all);
-	for (size_t i = 0; i < sizeof(faults) / sizeof(faults[0]); i++)
-		sigdelset(&all, faults[i]);
-	pthread_sigmask(SIG_SETMASK, &all, before);
+	while (mv_control_is_wanted(&poller->control) || (!poller->turn && !poller->stopping))
+		mv_control_wait(&poller->control);
 }
 
 void mv_poller_run(mv_poller *poller)
 {
 	sigset_t before;
 
-	block_signals(&before);
-	pthread_mutex_lock(&poller->lock);
+	mv_block_signals(&before);
+	mv_control_begin_turn(&poller->control);
 	for (;;) {
 		wait_for_work(poller);
 		if (poller->stopping)
 			break;
 		next_turn(poller);
 	}
-	pthread_mutex_unlock(&poller->lock);
+	mv_control_end_turn(&poller->control);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 /* ---- control ---- */
 
-static void control_begin(mv_poller *poller)
-{
-	atomic_fetch_add(&poller->wanted, 1);
-	pthread_mutex_lock(&poller->lock);
-	atomic_fetch_sub(&poller->wanted, 1);
-}
-
-static void control_end(mv_poller *poller)
-{
-	pthread_cond_signal(&poller->changed);
-	pthread_mutex_unlock(&poller->lock);
-}
-
 void mv_poller_stop(mv_poller *poller)
 {
-	control_begin(poller);
+	mv_control_begin(&poller->control);
 	poller->stopping = true;
 	while (poller->turn)
 		release(poller->turn);
-	control_end(poller);
+	mv_control_end(&poller->control);
 }
 
 /* The buffers are left as they are: most rings never need them. */
@@ -318,20 +281,20 @@ mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, unsigned int pair, uint6
 	hot->taking = 0;
 	begin_half(&hot->halves[0]);
 	begin_half(&hot->halves[1]);
-	control_begin(poller);
+	mv_control_begin(&poller->control);
 	enter_round(hot);
 	if (poller->stopping)
 		release(hot);
-	control_end(poller);
+	mv_control_end(&poller->control);
 	return hot;
 }
 
 void mv_hot_remove(mv_hot *hot)
 {
-	control_begin(hot->poller);
+	mv_control_begin(&hot->poller->control);
 	if (!mv_hot_released(hot))
 		release(hot);
-	control_end(hot->poller);
+	mv_control_end(&hot->poller->control);
 }
 
 void mv_hot_free(mv_hot *hot)

@@ -524,7 +524,8 @@ void mv_port_drop_first(mv_port *port, unsigned int index)
 	if (!pair)
 		return;
 	mv_lock(pair, MV_RX);
-	if (pair->backlog_length > 0) {
+	/* Not if a poller has delivered it meanwhile. */
+	if (pair->rings[MV_RX].starved && pair->backlog_length > 0) {
 		pair->rings[MV_RX].starved = false;
 		backlog_drop_first(pair, MV_DROP_RX_BUFFER_TOO_SMALL);
 	}

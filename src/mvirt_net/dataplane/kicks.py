@@ -1,0 +1,118 @@
+"""The thread that waits for the kicks of COLD TX rings.
+
+A thread in the core wakes up several times as fast as a task does. So a task that would only wait
+for a kick leaves that to the core's `Watcher`, which drains the ring each time, and gives it back
+when there is something for the task. One more task waits for that and rings the doorbells of the
+tasks whose rings are back (`KickWatcher`).
+
+The thread is started with the first ring there is. Nothing depends on it: where it cannot be
+started, or a ring cannot be watched, tasks wait for kicks themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Collection, Iterator
+
+import trio
+
+from ..errors import CoreError
+from ..ffi import Port, Watch, Watcher, read_event
+from ..log import get_logger
+from .threads import ThreadTime, run_in_thread
+
+_log = get_logger(__name__)
+
+
+class KickWatcher:
+    """The watcher of a switch, as trio sees it.
+
+    Args:
+        cpus: the processors that its thread stays on; none: any.
+        nursery: where its tasks run, which end with `close`.
+    """
+
+    name = "mvirt-watcher"
+    """Of its thread."""
+
+    def __init__(self, cpus: Collection[int], nursery: trio.Nursery) -> None:
+        self.time = ThreadTime()
+        self._cpus = cpus
+        self._nursery = nursery
+        self._watcher: Watcher | None = None
+        self._ended = False
+        self._keys = itertools.count()
+        self._wakes: dict[int, Callable[[], None]] = {}
+        """By the key of a ring: wakes its task."""
+
+    @contextlib.contextmanager
+    def ring(self, port: Port, pair: int, wake: Callable[[], None]) -> Iterator[Watch | None]:
+        """For the time in which a task serves a TX ring; nobody else touches the ring at the end.
+
+        Args:
+            wake: has the task look at the ring, which was given back.
+
+        Yields:
+            What to have it watched with; None: it cannot be.
+        """
+        watcher = self._get()
+        if watcher is None:
+            yield None
+            return
+        key = next(self._keys)
+        try:
+            watch = Watch(watcher, port, key, trio.current_time(), pair=pair)
+        except CoreError:
+            yield None
+            return
+        with contextlib.closing(watch):
+            self._wakes[key] = wake
+            try:
+                yield watch
+            finally:
+                del self._wakes[key]
+
+    def close(self) -> None:
+        """Give all rings back, and let the thread end."""
+        self._ended = True
+        if self._watcher is not None:
+            self._watcher.stop()
+
+    def _get(self) -> Watcher | None:
+        if self._watcher is None and not self._ended:
+            try:
+                self._watcher = Watcher()
+            except (OSError, CoreError) as error:
+                _log.warning("kicks are waited for in trio", reason=str(error))
+                self._ended = True
+            else:
+                self._nursery.start_soon(self._run, self._watcher)
+        return self._watcher
+
+    async def _run(self, watcher: Watcher) -> None:
+        """Started with the first ring; ends with the thread, which `close` ends."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen, watcher)
+                limiter = trio.CapacityLimiter(1)
+                run = functools.partial(self.time.measure, watcher.run)
+                await run_in_thread(run, self.name, self._cpus, limiter)
+                nursery.cancel_scope.cancel()
+        finally:
+            # Whoever has a ring watched gets it back.
+            self.close()
+            self._watcher = None
+            watcher.close()
+            for wake in self._wakes.values():
+                wake()
+
+    async def _listen(self, watcher: Watcher) -> None:
+        """Wake the tasks whose rings were given back."""
+        while True:
+            await trio.lowlevel.wait_readable(watcher.fd)
+            read_event(watcher.fd)
+            for key in watcher.returned():
+                if key in self._wakes:
+                    self._wakes[key]()

@@ -1,0 +1,360 @@
+/*
+ * A thread that waits for the kicks of COLD TX rings.
+ *
+ * Theory of operation. A packet that comes alone waits for whoever is to wake up for it, and a task of
+ * the event loop needs several times as long for that as a thread in epoll_wait(). So while a task has
+ * nothing to do but wait for a kick, the watcher waits in its place, drains the ring and asks for the
+ * next kick. Whatever is not as simple as that it gives back: work for services or for other tasks, a
+ * ring with more in it than one drain takes, a ring that is down, and one that is kicked so quickly
+ * that it is for a poller.
+ *
+ * The watcher sleeps in the kernel and works under its lock, one drain a turn, with control getting the
+ * lock in between. epoll_wait() itself is outside of it, so an event may be about a ring that is not
+ * watched any more, or again: then a drain finds nothing, which is harmless. But a watch is freed only
+ * by the thread, after the last event that it can have fetched.
+ *
+ * Kicks are edges: a ring whose count cannot be taken wakes nobody twice.
+ */
+#include "core.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+enum { EVENTS = 32 };			/* of one epoll_wait() */
+
+/* What a drain has left to do. */
+struct left {
+	struct mv_drained drained;
+	uint8_t buffer[MV_PUNT_BYTES];
+};
+
+struct mv_watch {
+	mv_watcher *watcher;
+	mv_port *port;
+	unsigned int pair;
+	int64_t key;
+	uint64_t clock;			/* what our clock lacks to the caller's */
+	/* Under the watcher's lock. */
+	int kick_fd;			/* -1: it is not watched */
+	unsigned int burst;
+	uint64_t quick_ns;
+	unsigned int kicks;		/* of the present burst ... */
+	uint64_t burst_began;		/* ... and its first */
+	bool given_back;		/* what follows is for mv_watch_end() */
+	int next;
+	bool quick;
+	struct left *left;		/* NULL: nothing is left; the caller's after mv_watch_end() */
+	bool listed;
+	mv_watch *next_in_list;		/* of those given back, or of those to be freed */
+};
+
+struct mv_watcher {
+	struct mv_control control;	/* of what follows, but for what never changes */
+	int event_fd;
+	int epoll_fd;
+	int wake_fd;			/* in epoll_fd; wakes the thread for what control has done */
+	bool stopping;
+	bool running;			/* the thread may have fetched events */
+	unsigned int users;		/* its owner and its watches; control's alone */
+	struct left *spare;		/* NULL: there is no memory, and nothing is drained */
+	mv_watch *given_back;
+	mv_watch *to_free;
+	mv_worker *worker;
+};
+
+static int add_to_epoll(const mv_watcher *watcher, int fd, void *data)
+{
+	struct epoll_event event = { .events = EPOLLIN | EPOLLET, .data.ptr = data };
+
+	return epoll_ctl(watcher->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+}
+
+static void add_one(int fd)
+{
+	static const uint64_t one = 1;
+	ssize_t written = write(fd, &one, sizeof(one));
+
+	/* A full counter is as good as one more. */
+	(void)written;
+}
+
+static void free_all(mv_watch **list)
+{
+	mv_watch *watch;
+
+	while ((watch = *list)) {
+		*list = watch->next_in_list;
+		free(watch->left);
+		free(watch);
+	}
+}
+
+static void put(mv_watcher *watcher)
+{
+	if (--watcher->users > 0)
+		return;
+	free_all(&watcher->to_free);
+	mv_worker_free(watcher->worker);
+	free(watcher->spare);
+	if (watcher->wake_fd >= 0)
+		close(watcher->wake_fd);
+	if (watcher->epoll_fd >= 0)
+		close(watcher->epoll_fd);
+	mv_control_destroy(&watcher->control);
+	free(watcher);
+}
+
+mv_watcher *mv_watcher_new(int event_fd)
+{
+	mv_watcher *watcher = calloc(1, sizeof(*watcher));
+	int error;
+
+	if (!watcher)
+		return NULL;
+	mv_control_init(&watcher->control);
+	watcher->users = 1;
+	watcher->event_fd = event_fd;
+	watcher->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	watcher->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	watcher->spare = malloc(sizeof(*watcher->spare));
+	watcher->worker = mv_worker_new();
+	if (watcher->epoll_fd >= 0 && watcher->wake_fd >= 0 && watcher->spare && watcher->worker &&
+	    add_to_epoll(watcher, watcher->wake_fd, NULL) == 0)
+		return watcher;
+	error = errno;
+	put(watcher);
+	errno = error;
+	return NULL;
+}
+
+void mv_watcher_free(mv_watcher *watcher)
+{
+	if (watcher)
+		put(watcher);
+}
+
+/* ---- under the watcher's lock ---- */
+
+static void forget_fd(mv_watch *watch)
+{
+	/* It cannot fail: the descriptor is open, and was added. */
+	(void)epoll_ctl(watch->watcher->epoll_fd, EPOLL_CTL_DEL, watch->kick_fd, NULL);
+	watch->kick_fd = -1;
+}
+
+static void give_back(mv_watch *watch, int next, bool quick)
+{
+	mv_watcher *watcher = watch->watcher;
+
+	forget_fd(watch);
+	watch->given_back = true;
+	watch->next = next;
+	watch->quick = quick;
+	if (watch->listed)
+		return;
+	watch->listed = true;
+	watch->next_in_list = watcher->given_back;
+	watcher->given_back = watch;
+	if (!watch->next_in_list)
+		add_one(watcher->event_fd);
+}
+
+static void take_from_list(mv_watch *watch)
+{
+	mv_watch **link = &watch->watcher->given_back;
+
+	if (!watch->listed)
+		return;
+	while (*link != watch)
+		link = &(*link)->next_in_list;
+	*link = watch->next_in_list;
+	watch->listed = false;
+}
+
+/* Whether this kick is the last of a burst that is as quick as the caller wants to know. */
+static bool is_quick(mv_watch *watch, uint64_t now)
+{
+	bool quick;
+
+	if (watch->kicks++ == 0)
+		watch->burst_began = now;
+	if (watch->kicks < watch->burst)
+		return false;
+	quick = now - watch->burst_began < watch->quick_ns;
+	watch->kicks = 0;
+	return quick;
+}
+
+/* A driver has kicked. */
+static void attend(mv_watch *watch)
+{
+	mv_watcher *watcher = watch->watcher;
+	struct left *spare = watcher->spare;
+	uint64_t now = mv_now_ns();
+	bool quick;
+	int next;
+
+	if (watch->kick_fd < 0 || watcher->stopping)
+		return;
+	if (!spare || mv_event_read(watch->kick_fd) < 0) {
+		/* The task finds out what is wrong. */
+		give_back(watch, MV_NEXT_CALL_AGAIN, false);
+		return;
+	}
+	next = mv_port_drain(watcher->worker, watch->port, watch->pair, watch->clock + now,
+			     spare->buffer, &spare->drained);
+	quick = is_quick(watch, now);
+	if (mv_drained_leaves(&spare->drained)) {
+		watch->left = spare;
+		/* It is large, and little of it is ever touched. */
+		watcher->spare = malloc(sizeof(*watcher->spare));
+	} else if (next == MV_NEXT_KICK && !quick) {
+		return;
+	}
+	give_back(watch, next, quick);
+}
+
+/* ---- the thread ---- */
+
+static void attend_all(mv_watcher *watcher, const struct epoll_event *events, int n)
+{
+	for (int i = 0; i < n; i++) {
+		if (!events[i].data.ptr)
+			continue;
+		mv_control_begin_turn(&watcher->control);
+		attend(events[i].data.ptr);
+		mv_control_end_turn(&watcher->control);
+	}
+}
+
+/* All that was fetched is dealt with. Whether to go on. */
+static bool clean_up(mv_watcher *watcher)
+{
+	mv_control_begin_turn(&watcher->control);
+	free_all(&watcher->to_free);
+	watcher->running = !watcher->stopping;
+	if (!watcher->spare)
+		watcher->spare = malloc(sizeof(*watcher->spare));
+	mv_control_end_turn(&watcher->control);
+	return watcher->running;
+}
+
+void mv_watcher_run(mv_watcher *watcher)
+{
+	struct epoll_event events[EVENTS];
+	sigset_t before;
+	int n;
+
+	mv_block_signals(&before);
+	while (clean_up(watcher)) {
+		/* Only a signal can be in the way, which means: once more. */
+		n = epoll_wait(watcher->epoll_fd, events, EVENTS, -1);
+		attend_all(watcher, events, n);
+	}
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* ---- control ---- */
+
+void mv_watcher_stop(mv_watcher *watcher)
+{
+	mv_control_begin(&watcher->control);
+	watcher->stopping = true;
+	mv_control_end(&watcher->control);
+	add_one(watcher->wake_fd);
+}
+
+int64_t mv_watcher_next(mv_watcher *watcher)
+{
+	int64_t key = -1;
+	mv_watch *watch;
+
+	mv_control_begin(&watcher->control);
+	watch = watcher->given_back;
+	if (watch) {
+		take_from_list(watch);
+		key = watch->key;
+	}
+	mv_control_end(&watcher->control);
+	return key;
+}
+
+mv_watch *mv_watch_new(mv_watcher *watcher, mv_port *port, unsigned int pair, int64_t key, uint64_t now)
+{
+	mv_watch *watch = calloc(1, sizeof(*watch));
+
+	if (!watch)
+		return NULL;
+	watch->watcher = watcher;
+	watch->port = port;
+	watch->pair = pair;
+	watch->key = key;
+	watch->clock = now - mv_now_ns();
+	watch->kick_fd = -1;
+	watcher->users++;
+	return watch;
+}
+
+int mv_watch_begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t quick_ns)
+{
+	mv_watcher *watcher = watch->watcher;
+	int r;
+
+	mv_control_begin(&watcher->control);
+	free(watch->left);
+	watch->left = NULL;
+	watch->given_back = false;
+	watch->burst = burst;
+	watch->quick_ns = quick_ns;
+	if (watch->kick_fd >= 0)
+		r = -EBUSY;
+	else
+		r = watcher->stopping ? -ECANCELED : add_to_epoll(watcher, kick_fd, watch);
+	if (r == 0)
+		watch->kick_fd = kick_fd;
+	mv_control_end(&watcher->control);
+	return r;
+}
+
+void mv_watch_end(mv_watch *watch, struct mv_watched *watched)
+{
+	mv_control_begin(&watch->watcher->control);
+	if (watch->kick_fd >= 0)
+		forget_fd(watch);
+	*watched = (struct mv_watched){
+		.given_back = watch->given_back,
+		.next = watch->next,
+		.quick = watch->quick,
+	};
+	if (watch->left) {
+		watched->drained = &watch->left->drained;
+		watched->buffer = watch->left->buffer;
+	}
+	mv_control_end(&watch->watcher->control);
+}
+
+void mv_watch_free(mv_watch *watch)
+{
+	mv_watcher *watcher;
+	bool running;
+
+	if (!watch)
+		return;
+	watcher = watch->watcher;
+	mv_control_begin(&watcher->control);
+	if (watch->kick_fd >= 0)
+		forget_fd(watch);
+	take_from_list(watch);
+	watch->next_in_list = watcher->to_free;
+	watcher->to_free = watch;
+	running = watcher->running;
+	if (!running)
+		free_all(&watcher->to_free);
+	mv_control_end(&watcher->control);
+	if (running)
+		add_one(watcher->wake_fd);
+	put(watcher);
+}

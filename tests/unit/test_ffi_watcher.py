@@ -1,0 +1,279 @@
+"""TX rings whose kicks a thread waits for: what is drained, and when they are given back.
+
+The thread is a real one. Tests wait for what it signals: the driver's call, or the watcher's event.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from mvirt_net.ffi import Network, NextStep, Watch, Watched, Watcher
+from mvirt_net.model import RX_QUEUE, TX_QUEUE
+from tests.harness.packets import GATEWAY_IP, arp_request
+
+from .rig import EVENT_IDX, IPV4, MAC, VERSION_1, Rig, open_rig
+from .test_ffi_poller import (
+    DROPPED,
+    PATIENCE,
+    numbered_arp,
+    receiver,
+    to_other,
+    wait_for,
+    wait_taken,
+)
+
+KEY = 7
+NEVER_QUICK = 1, 0.0
+ARP = arp_request(MAC.packed, IPV4, GATEWAY_IP)
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Watcher]:
+    """A watcher, in a thread that has ended afterwards."""
+    watcher = Watcher()
+    thread = threading.Thread(target=watcher.run)
+    thread.start()
+    try:
+        yield watcher
+    finally:
+        watcher.stop()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        watcher.close()
+
+
+@contextlib.contextmanager
+def watch(
+    watcher: Watcher, rig: Rig, kick: int, burst: tuple[int, float] = NEVER_QUICK, key: int = KEY
+) -> Iterator[Watch]:
+    """A rig's TX ring, empty, armed and watched."""
+    assert rig.port.drain().next is NextStep.KICK
+    with contextlib.closing(Watch(watcher, rig.port, key, 0.0)) as ring:
+        ring.begin(kick, *burst)
+        yield ring
+
+
+@pytest.fixture
+def kick() -> Iterator[int]:
+    fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    yield fd
+    os.close(fd)
+
+
+def send(rig: Rig, kick: int, frame: bytes = DROPPED) -> None:
+    rig.send(frame)
+    assert rig.tx.kick_needed()
+    os.eventfd_write(kick, 1)
+
+
+def wait_returned(watcher: Watcher, ring: Watch) -> Watched:
+    """Until it was given back."""
+    wait_for(watcher.fd)
+    assert list(watcher.returned()) == [KEY]
+    watched = ring.end()
+    assert watched is not None
+    return watched
+
+
+class TestWatching:
+    @pytest.mark.parametrize("features", [VERSION_1, VERSION_1 | EVENT_IDX])
+    def test_drains_at_each_kick_and_asks_for_the_next(self, features: int, kick: int) -> None:
+        with open_rig(features=features) as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick) as ring:
+                for count in range(1, 20):
+                    send(rig, kick)
+                    wait_taken(rig, count)
+                assert ring.end() is None
+            assert rig.port.stats().tx_frames == 19
+
+    def test_a_kick_before(self, kick: int) -> None:
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            assert rig.port.drain().next is NextStep.KICK
+            send(rig, kick)
+            with contextlib.closing(Watch(watcher, rig.port, KEY, 0.0)) as ring:
+                ring.begin(kick, *NEVER_QUICK)
+                wait_taken(rig, 1)
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(kick)
+
+    def test_delivers_to_another_guest(self, kick: int) -> None:
+        with (
+            contextlib.closing(Network(mtu=65535)) as network,
+            open_rig(network=network) as rig,
+            receiver(network) as other,
+            watching() as watcher,
+        ):
+            rig.start()
+            other.offer(2048)
+            other.flush()
+            with watch(watcher, rig, kick) as ring:
+                send(rig, kick, to_other(b"payload"))
+                wait_for(other.calls[RX_QUEUE])
+                frame = other.rx.pop_frame()
+                assert frame is not None
+                assert b"payload" in frame.frame
+                assert ring.end() is None
+
+    def test_several_rings(self) -> None:
+        with contextlib.ExitStack() as stack:
+            watcher = stack.enter_context(watching())
+            rigs = []
+            for key in range(5):
+                rig = stack.enter_context(open_rig())
+                rig.start()
+                kick = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                stack.callback(os.close, kick)
+                stack.enter_context(watch(watcher, rig, kick, key=key))
+                rigs.append((rig, kick))
+            for count in range(1, 4):
+                for rig, kick in rigs:
+                    send(rig, kick)
+                for rig, _ in rigs:
+                    wait_taken(rig, count)
+
+
+class TestGivenBack:
+    def test_with_something_for_a_service(self, kick: int) -> None:
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick) as ring:
+                for number in range(5):
+                    send(rig, kick, numbered_arp(number))
+                    watched = wait_returned(watcher, ring)
+                    assert [punt.frame for punt in watched.drained.punts] == [numbered_arp(number)]
+                    assert watched.drained.next is NextStep.KICK
+                    assert not watched.quick
+                    ring.begin(kick, *NEVER_QUICK)
+
+    def test_with_another_port_to_wake(self, kick: int) -> None:
+        """What has no buffer of its receiver waits in its backlog, for that one's task."""
+        with (
+            contextlib.closing(Network(mtu=65535)) as network,
+            open_rig(network=network) as rig,
+            receiver(network) as other,
+            watching() as watcher,
+        ):
+            rig.start()
+            with watch(watcher, rig, kick) as ring:
+                send(rig, kick, to_other(b"payload"))
+                assert wait_returned(watcher, ring).drained.woken == [other.port]
+
+    def test_close_wakes_the_port_to_wake(self, kick: int) -> None:
+        with (
+            contextlib.closing(Network(mtu=65535)) as network,
+            open_rig(network=network) as rig,
+            receiver(network) as other,
+            watching() as watcher,
+        ):
+            rig.start()
+            woken = []
+            other.port.wake = lambda: woken.append(other)
+            with watch(watcher, rig, kick):
+                send(rig, kick, to_other(b"payload"))
+                wait_for(watcher.fd)
+            assert woken
+
+    def test_kicked_quickly(self, kick: int) -> None:
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick, (3, 1e6)) as ring:
+                for count in range(1, 3):
+                    send(rig, kick)
+                    wait_taken(rig, count)
+                assert not select.select([watcher.fd], [], [], 0)[0]
+                send(rig, kick)
+                watched = wait_returned(watcher, ring)
+            assert watched.quick
+            assert watched.drained.punts == []
+            assert rig.port.stats().tx_frames == 3
+
+    def test_when_the_ring_is_down(self, kick: int) -> None:
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick) as ring:
+                rig.port.stop_ring(TX_QUEUE)
+                os.eventfd_write(kick, 1)
+                assert wait_returned(watcher, ring).drained.next is NextStep.NOTHING
+
+    def test_once(self, kick: int) -> None:
+        """Nothing is drained afterwards, whatever the driver does, until it is watched again."""
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick) as ring:
+                send(rig, kick, ARP)
+                wait_returned(watcher, ring)
+                send(rig, kick)
+                # The watcher is at work: another ring proves it.
+                with open_rig() as other:
+                    other.start()
+                    kick_of_other = os.eventfd(0, os.EFD_NONBLOCK)
+                    with watch(watcher, other, kick_of_other, key=8):
+                        send(other, kick_of_other)
+                        wait_taken(other, 1)
+                    os.close(kick_of_other)
+                assert rig.port.stats().tx_frames == 1
+                ring.begin(kick, *NEVER_QUICK)
+                wait_taken(rig, 2)
+
+
+class TestEnd:
+    def test_nothing_is_drained_afterwards(self, kick: int) -> None:
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick) as ring:
+                assert ring.end() is None
+                send(rig, kick)
+                ring.begin(kick, *NEVER_QUICK)
+                wait_taken(rig, 1)
+
+    def test_says_the_same_again(self, kick: int) -> None:
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick) as ring:
+                send(rig, kick, ARP)
+                assert wait_returned(watcher, ring) == ring.end()
+
+    def test_a_closed_ring_is_not_named(self, kick: int) -> None:
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick):
+                send(rig, kick, ARP)
+                wait_for(watcher.fd)
+            assert list(watcher.returned()) == []
+
+
+class TestErrors:
+    def test_watched_twice(self, kick: int) -> None:
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with (
+                watch(watcher, rig, kick) as ring,
+                pytest.raises(OSError, match="busy"),
+            ):
+                ring.begin(kick, *NEVER_QUICK)
+
+    def test_no_descriptor(self) -> None:
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with contextlib.closing(Watch(watcher, rig.port, KEY, 0.0)) as ring:
+                with pytest.raises(OSError, match="descriptor"):
+                    ring.begin(1 << 20, *NEVER_QUICK)
+                assert ring.end() is None
+
+    def test_stopped(self, kick: int) -> None:
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            watcher.stop()
+            with (
+                contextlib.closing(Watch(watcher, rig.port, KEY, 0.0)) as ring,
+                pytest.raises(OSError, match="cancel"),
+            ):
+                ring.begin(kick, *NEVER_QUICK)
