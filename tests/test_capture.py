@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from mvirt_net import DropReason, NotFoundError
+from mvirt_net import DropReason, NotFoundError, TooManyCapturesError
+from mvirt_net.capture import MAX_CAPTURES, Captured
 from tests.harness import GATEWAY_MAC, TestBackend
 from tests.harness.exchanges import arp_gateway
 from tests.harness.packets import ethernet_frame, udp_frame
@@ -68,7 +69,7 @@ async def test_file_has_questions_answers_and_what_was_dropped(
         (OUTBOUND, "dropped: ethertype"),
     ]
     assert file.counts(0) == (4, 0)
-    assert (capture.frames, capture.lost, capture.reason) == (4, 0, "closed")
+    assert (capture.captured, capture.reason) == (Captured(4), "closed")
     assert capture.size == (tmp_path / "all.pcapng").stat().st_size
 
 
@@ -214,7 +215,7 @@ async def test_reader_that_does_not_read_holds_up_nobody(backend: TestBackend) -
     client = await backend.connect()
     reader, writer = os.pipe()
     capture = await backend.switch.start_capture(writer)
-    while not capture.lost:
+    while not capture.captured.lost:
         for _ in range(200):
             await client.send_packet(ethernet_frame(GATEWAY_MAC, MAC, 0x88B5, bytes(1400)))
     await capture.aclose()
@@ -223,7 +224,7 @@ async def test_reader_that_does_not_read_holds_up_nobody(backend: TestBackend) -
     while await trio.to_thread.run_sync(os.read, reader, 1 << 16):
         pass
     os.close(reader)
-    assert backend.nic.stats().drops[DropReason.ETHERTYPE] >= capture.lost
+    assert backend.nic.stats().drops[DropReason.ETHERTYPE] >= capture.captured.lost
 
 
 async def test_descriptor_of_a_pipe_is_read_while_it_runs(backend: TestBackend) -> None:
@@ -266,3 +267,29 @@ async def test_switch_that_closes_ends_its_captures(nursery: trio.Nursery, tmp_p
     await backend.aclose()
     assert capture.ended
     assert read(tmp_path / "file").counts(0) == (0, 0)
+
+
+async def test_captures_are_bounded_and_say_so(backend: TestBackend, tmp_path: Path) -> None:
+    start = backend.switch.start_capture
+    for number in range(4):
+        await start(tmp_path / str(number))
+    for nics in (None, ["test-nic"]):
+        with pytest.raises(TooManyCapturesError, match="4 captures"):
+            await start(tmp_path / "fifth", nics=nics)
+    # One more NIC is none too many.
+    await backend.add_nic("late", MAC_B, IP_B)
+    for number in range(4, MAX_CAPTURES):
+        await start(tmp_path / str(number), nics=[])
+    with pytest.raises(TooManyCapturesError, match="16 captures"):
+        await start(tmp_path / "fifth", nics=[])
+    assert not (tmp_path / "fifth").exists()
+
+
+async def test_what_was_captured_is_counted_for_good(backend: TestBackend, tmp_path: Path) -> None:
+    client = await backend.connect()
+    for number in (1, 2):
+        capture = await backend.switch.start_capture(tmp_path / "file")
+        await client.send_packet(UNKNOWN)
+        assert backend.switch.captured == Captured(number)
+        await capture.aclose()
+        assert backend.switch.captured == Captured(number)

@@ -9,6 +9,7 @@ from ._version import __version__
 from .capture import Capture
 from .daemon import serve
 from .errors import (
+    CaptureFileError,
     ConfigError,
     ConnectionBroken,
     CoreError,
@@ -20,6 +21,7 @@ from .errors import (
     SocketAccessError,
     SocketInUseError,
     SocketPathError,
+    TooManyCapturesError,
 )
 from .model import (
     DaemonConfig,
@@ -37,6 +39,7 @@ from .switch import Switch, open_switch
 
 __all__ = [
     "Capture",
+    "CaptureFileError",
     "ConfigError",
     "ConnectionBroken",
     "CoreError",
@@ -61,6 +64,7 @@ __all__ = [
     "SocketInUseError",
     "SocketPathError",
     "Switch",
+    "TooManyCapturesError",
     "__version__",
     "open_switch",
     "serve",

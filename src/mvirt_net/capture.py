@@ -33,10 +33,24 @@ from .pcapng import interface_description, interface_statistics, section_header,
 
 ROOM = 4 << 20
 """Bytes that may wait to be written: 30 ms of a gigabit a second."""
+MAX_CAPTURES = 16
+"""Under way at once; `ROOM` is what each takes of memory."""
 FLUSH_LIMIT = 1.0
 """Seconds that the last bytes may take to be written."""
 
 _log = get_logger(__name__)
+
+
+@attrs.frozen
+class Captured:
+    """Frames that guests have sent and received while they were captured."""
+
+    frames: int = 0
+    lost: int = 0
+    """Those of them that are not in the file, because it could not be written fast enough."""
+
+    def __add__(self, other: Captured) -> Captured:
+        return Captured(self.frames + other.frames, self.lost + other.lost)
 
 
 @attrs.frozen
@@ -50,13 +64,17 @@ class CaptureSpec:
     """What the log calls it; None: the target."""
 
 
-def open_capture_file(path: Path) -> int:
-    """Make a file for a capture, or begin it anew; only its owner may read it if it is made.
+def open_capture_file(path: Path, *, anew: bool = True) -> int:
+    """Make a file for a capture, which only its owner may read.
+
+    Args:
+        anew: one that is there is written anew, with the rights that it has; else it is an error.
 
     Raises:
         OSError: it cannot be made, or is a symbolic link, or a FIFO that nobody reads.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
+    flags |= os.O_TRUNC if anew else os.O_EXCL
     # So that a FIFO without a reader is refused, instead of waited for.
     fd = os.open(path, flags | os.O_NONBLOCK, 0o600)
     os.set_blocking(fd, True)
@@ -134,7 +152,7 @@ class Capture:
         """What is to be written before more is taken from the ring."""
         self._interfaces = 0
         self._started_ns = time.time_ns()
-        self._counts: tuple[int, int] | None = None
+        self._captured: Captured | None = None
         self._bytes = 0
         self._stopping = False
         self._scope = trio.CancelScope(shield=True)
@@ -153,14 +171,17 @@ class Capture:
         return self._reason
 
     @property
-    def frames(self) -> int:
-        """Frames that guests have sent and received meanwhile."""
-        return self._total()[0]
+    def name(self) -> str:
+        """What the log calls the file."""
+        return self._name
 
     @property
-    def lost(self) -> int:
-        """Those of them that are not in the file, because it could not be written fast enough."""
-        return self._total()[1]
+    def captured(self) -> Captured:
+        """What it has seen so far."""
+        if self._captured is not None:
+            return self._captured
+        each = [self._ring.counts(interface) for interface in range(self._interfaces)]
+        return Captured(sum(seen for seen, _ in each), sum(lost for _, lost in each))
 
     @property
     def size(self) -> int:
@@ -275,21 +296,19 @@ class Capture:
             )
         return blocks
 
-    def _total(self) -> tuple[int, int]:
-        if self._counts is not None:
-            return self._counts
-        each = [self._ring.counts(interface) for interface in range(self._interfaces)]
-        return sum(seen for seen, _ in each), sum(lost for _, lost in each)
-
     def _finish(self, failure: str) -> None:
         self._stop(failure)
         self._reason = failure or self._reason
-        self._counts = self._total()
+        self._captured = self.captured
         self._ring.close()
         self._file.close()
         log = _log.warning if failure else _log.info
-        frames, lost = self._counts
-        log("capture ended", file=self._name, reason=self._reason, frames=frames, lost=lost)
+        log(
+            "capture ended",
+            file=self._name,
+            reason=self._reason,
+            **attrs.asdict(self._captured),
+        )
         self._ended.set()
 
 

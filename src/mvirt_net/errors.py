@@ -46,6 +46,14 @@ class SocketPathError(MvirtNetError):
     """
 
 
+class TooManyCapturesError(MvirtNetError):
+    """One has to end before another can begin."""
+
+
+class CaptureFileError(MvirtNetError):
+    """The file of a capture cannot be made."""
+
+
 class RequestRefused(MvirtNetError):
     """A vhost-user request cannot be carried out; nothing has changed.
 

@@ -205,11 +205,16 @@ class Nic:
         if self._backend is not None:
             self._backend.renew_services()
 
+    @property
+    def captures(self) -> int:
+        """How many captures have what the guest sends and receives."""
+        return self._port.taps
+
     def add_to(self, capture: Capture) -> None:
         """Have a capture record what the guest sends and receives.
 
         Raises:
-            CoreError: it does already, or four others do.
+            CoreError: it does already, or `MAX_TAPS` others do.
             trio.ClosedResourceError: the NIC was closed.
         """
         self._check_open()

@@ -18,10 +18,10 @@ from types import MappingProxyType
 
 import trio
 
-from .capture import Capture, open_capture_file
+from .capture import MAX_CAPTURES, Capture, Captured, open_capture_file
 from .dataplane import RequestTimes, Workers
-from .errors import NotFoundError
-from .ffi import MAX_FRAME, Network, events_never_block
+from .errors import NotFoundError, TooManyCapturesError
+from .ffi import MAX_FRAME, MAX_TAPS, Network, events_never_block
 from .log import get_logger
 from .model import NetworkSpec, NicSpec, PollingSpec
 from .nic import Nic, NicEvent
@@ -62,6 +62,8 @@ class Switch:
         self._subscribers: set[trio.MemorySendChannel[NicEvent]] = set()
         self._captures: dict[Capture, bool] = {}
         """Those that have not ended, and whether they are of NICs to come, too."""
+        self._captured = Captured()
+        """By those that have."""
         self._closed = False
         self._closing = trio.Lock()
         """Held while all NICs are removed."""
@@ -90,6 +92,14 @@ class Switch:
     def captures(self) -> tuple[Capture, ...]:
         """Those under way."""
         return tuple(self._captures)
+
+    @property
+    def captured(self) -> Captured:
+        """Of all captures since the beginning."""
+        total = self._captured
+        for capture in self._captures:
+            total += capture.captured
+        return total
 
     async def add_network(self, spec: NetworkSpec) -> NetworkSpec:
         """Add a network without NICs. A checkpoint.
@@ -224,7 +234,7 @@ class Switch:
         """Write what guests send and receive into a pcapng file, until the capture is closed.
 
         It also ends with the switch, at its limit, and when the file cannot be written any more,
-        which is one line in the log and nobody else's trouble. Up to four captures may have a NIC.
+        which is one line in the log and nobody else's trouble.
 
         Args:
             target: where the file is to be; one that is there is written anew, but a symbolic link
@@ -240,7 +250,8 @@ class Switch:
         Raises:
             NotFoundError: there is no NIC of one of these names.
             OSError: the file cannot be made.
-            CoreError: out of memory, or a NIC has too many captures.
+            TooManyCapturesError: a NIC has four already, or there are `MAX_CAPTURES`.
+            CoreError: out of memory.
             trio.ClosedResourceError: the switch was closed.
         """
         await trio.lowlevel.checkpoint()
@@ -249,6 +260,7 @@ class Switch:
         for wanted in names:
             if wanted not in self._nics:
                 raise NotFoundError(f"there is no NIC {wanted!r}")
+        self._check_captures(names, of_all=nics is None)
         fd = target if isinstance(target, int) else open_capture_file(Path(target))
         try:
             capture = Capture(fd, name or str(target), snaplen=snaplen, limit=limit)
@@ -263,8 +275,22 @@ class Switch:
             capture.abandon(close_file=not isinstance(target, int))
             raise
         self._captures[capture] = nics is None
-        self._nursery.start_soon(capture.run, partial(self._captures.pop, capture))
+        self._nursery.start_soon(capture.run, partial(self._forget_capture, capture))
         return capture
+
+    def _check_captures(self, names: Iterable[str], *, of_all: bool) -> None:
+        """Whether one more can have these NICs, and all that come. Raises TooManyCapturesError."""
+        if len(self._captures) == MAX_CAPTURES:
+            raise TooManyCapturesError(f"there are {MAX_CAPTURES} captures already")
+        if of_all and sum(self._captures.values()) == MAX_TAPS:
+            raise TooManyCapturesError(f"there are {MAX_TAPS} captures of all NICs already")
+        for name in names:
+            if self._nics[name].captures == MAX_TAPS:
+                raise TooManyCapturesError(f"NIC {name!r} has {MAX_TAPS} captures already")
+
+    def _forget_capture(self, capture: Capture) -> None:
+        del self._captures[capture]
+        self._captured += capture.captured
 
     def _add_to_captures(self, nic: Nic) -> None:
         """Those of all NICs have the new one, too."""

@@ -12,6 +12,7 @@ from tests.harness import GATEWAY_IP, TestBackend
 from tests.harness.clock import virtual_time
 from tests.harness.packets import arp_request, ethernet_frame
 
+prometheus_client = pytest.importorskip("prometheus_client")
 prometheus_parser = pytest.importorskip("prometheus_client.parser")
 from mvirt_net import metrics  # noqa: E402  (needs the package)
 
@@ -38,7 +39,7 @@ async def test_counters_are_those_of_the_nic(nursery: trio.Nursery) -> None:
     await client.recv_packet()
     spoofed = ethernet_frame(b"\2\0\0\0\0\1", b"\x52\x54\0\0\0\1", 0x0800, bytes(50))
     await client.send_packet(spoofed)
-    found = samples(metrics.render(backend.switch))
+    found = samples(await metrics.render(backend.switch))
     stats = backend.nic.stats()
     assert found["mvirt_net_transmit_frames_total", labelled()] == stats.tx_frames == 2
     assert found["mvirt_net_receive_bytes_total", labelled()] == stats.rx_bytes
@@ -46,14 +47,14 @@ async def test_counters_are_those_of_the_nic(nursery: trio.Nursery) -> None:
     assert found["mvirt_net_dropped_frames_total", labelled(reason="source_mac")] == 1
     assert found["mvirt_net_connected", labelled()] == 1
     assert found["mvirt_net_connections_total", labelled()] == 1
-    assert found["mvirt_net_request_seconds_count", frozenset()] > 10
+    assert found["mvirt_net_request_duration_seconds_count", frozenset()] > 10
     assert found["mvirt_net_nics", frozenset()] == 1
 
 
 @virtual_time
 async def test_names_follow_the_conventions(nursery: trio.Nursery) -> None:
     backend = await TestBackend.start(nursery, MAC, IP)
-    text = metrics.render(backend.switch).decode()
+    text = (await metrics.render(backend.switch)).decode()
     for family in prometheus_parser.text_string_to_metric_families(text):
         assert re.fullmatch(r"(mvirt_net|process)_[a-z_]+", family.name)
         assert family.documentation.endswith(".")
@@ -70,3 +71,33 @@ def test_request_times_fall_into_their_buckets() -> None:
     assert times.counts[0] == 2
     assert times.counts[1] == times.counts[-1] == 1
     assert times.total == pytest.approx(BOUNDS[0] * 2.01 + BOUNDS[-1] * 2)
+
+
+@virtual_time
+async def test_scrape_lets_others_have_turns(nursery: trio.Nursery) -> None:
+    backend = await TestBackend.start(nursery, MAC, IP)
+    for number in range(metrics.SLICE + 20):
+        await backend.add_nic(
+            f"nic{number}", f"52:54:00:01:{number // 256:02x}:{number % 256:02x}", None
+        )
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as others:
+        others.start_soon(count)
+        text = await metrics.render(backend.switch)
+        others.cancel_scope.cancel()
+    assert turns > text.count(b"\n") / metrics.SLICE
+    # In slices or not, it is the same text.
+    collector = metrics.SwitchCollector(backend.switch)
+    whole = prometheus_client.generate_latest(collector)
+    assert _without_times(text) == _without_times(whole)
+
+
+def _without_times(text: bytes) -> list[bytes]:
+    return [line for line in text.splitlines() if b"cpu_seconds_total" not in line]

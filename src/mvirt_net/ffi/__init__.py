@@ -33,6 +33,7 @@ from ._core import ffi, lib
 __all__ = [
     "MAX_FRAME",
     "MAX_REGIONS",
+    "MAX_TAPS",
     "CaptureRing",
     "Drained",
     "GuestMemory",
@@ -53,6 +54,8 @@ __all__ = [
 MAX_REGIONS: int = lib.MV_MAX_REGIONS
 MAX_FRAME: int = lib.MV_MAX_FRAME
 """Bytes of the longest frame, Ethernet header included, virtio_net_hdr not."""
+MAX_TAPS: int = lib.MV_MAX_TAPS
+"""Captures that one port can have at once."""
 
 
 class NextStep(enum.IntEnum):
@@ -516,6 +519,11 @@ class Port:
     def count_drop(self, reason: DropReason) -> None:
         """Count a frame that was dropped outside the core."""
         lib.mv_port_count_drop(self._handle, reason)
+
+    @property
+    def taps(self) -> int:
+        """How many captures it has."""
+        return len(self._captures)
 
     def record_punt(self, frame: bytes, reason: DropReason | None) -> None:
         """Let captures see a frame of the guest that a service has dealt with, or dropped."""
