@@ -84,8 +84,8 @@ class Switch:
         return self._workers.hot_rings
 
     @property
-    def worker_seconds(self) -> Mapping[str, float]:
-        """Processor time of the threads that poll, by their names."""
+    def thread_seconds(self) -> Mapping[str, float]:
+        """Processor time of the threads that drain rings, by their names."""
         return self._workers.cpu_seconds
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 import trio
@@ -101,3 +102,14 @@ async def test_scrape_lets_others_have_turns(nursery: trio.Nursery) -> None:
 
 def _without_times(text: bytes) -> list[bytes]:
     return [line for line in text.splitlines() if b"cpu_seconds_total" not in line]
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="Debian package: prometheus")
+async def test_promtool_finds_nothing(nursery: trio.Nursery) -> None:
+    backend = await TestBackend.start(nursery, MAC, IP)
+    backend.nic.inject(bytes(60))
+    text = await metrics.render(backend.switch)
+    done = await trio.run_process(
+        ["promtool", "check", "metrics"], stdin=text, capture_stdout=True, capture_stderr=True
+    )
+    assert (done.stdout, done.stderr) == (b"", b"")
