@@ -26,10 +26,17 @@ import attrs
 import trio
 
 from .capture import Capture
-from .dataplane import RequestTimes, VhostNetBackend, Workers, services_for, settle_debt
+from .dataplane import (
+    RequestTimes,
+    VhostNetBackend,
+    Workers,
+    WorkLimit,
+    services_for,
+    settle_debt,
+)
 from .errors import ConnectionBroken, CoreError, GuestMemoryLost, leaves
 from .ffi import Network, Port
-from .log import get_logger
+from .log import Limited, get_logger
 from .model import MacAddress, NetworkSpec, NicSpec, NicStats
 from .peer import PeerCredentials, peer_credentials
 from .unix_listener import UnixListener, open_unix_listener
@@ -45,6 +52,10 @@ ACCEPT_PAUSE = 0.1
 REFUSAL_INTERVAL = 1.0
 """Seconds between two lines in the log, and two events, about processes that may not connect. They
 can try as fast as they like, and must neither fill the disk nor drown other events."""
+
+LINE_RATE, LINE_BURST = 0.5, 100.0
+"""Lines in the log about one NIC: in each second, and at once after a while without. Its frontend
+can come and go as fast as it likes, and its guest break rings."""
 
 _BUGS = frozenset({errno.EBADF, errno.EINVAL, errno.EFAULT})
 """Errors that say that the call was wrong; all others, that the system would not carry it out."""
@@ -121,7 +132,9 @@ class Nic:
         self._times = times
         self._leases = 0
         self._connections = 0
-        self._log = get_logger(__name__).bind(nic=spec.name)
+        lines = WorkLimit(LINE_RATE, LINE_BURST)
+        limit = Limited(lambda: lines.take(1, trio.current_time()))
+        self._log = get_logger(__name__, limit).bind(nic=spec.name)
         self._port = Port(routes, self._mac)
         try:
             self._port.set_routes(spec.routes)

@@ -7,6 +7,7 @@ from .backend import VhostNetBackend
 from .dhcpv4 import Dhcpv4Server
 from .icmp import IcmpResponder
 from .latency import RequestTimes
+from .limit import WorkLimit
 from .mapping import settle_debt
 from .services import services_for
 from .workers import Workers
@@ -17,6 +18,7 @@ __all__ = [
     "IcmpResponder",
     "RequestTimes",
     "VhostNetBackend",
+    "WorkLimit",
     "Workers",
     "services_for",
     "settle_debt",
