@@ -35,7 +35,7 @@ from .dataplane import (
     settle_debt,
 )
 from .errors import ConnectionBroken, CoreError, GuestMemoryLost, leaves
-from .ffi import Network, Port
+from .ffi import Network, Port, RingState
 from .log import Limited, get_logger
 from .model import MacAddress, NetworkSpec, NicSpec, NicStats
 from .peer import PeerCredentials, peer_credentials
@@ -166,7 +166,7 @@ class Nic:
     @property
     def hot(self) -> bool:
         """Whether worker threads poll TX rings of the guest, because those are busy."""
-        return self._port.hot > 0
+        return bool(self._port.hot_pairs)
 
     async def wait_connected(self) -> None:
         """Wait for a frontend that has sent a request. A checkpoint.
@@ -201,7 +201,7 @@ class Nic:
     @property
     def hot_rings(self) -> int:
         """How many TX rings of the guest worker threads poll."""
-        return self._port.hot
+        return len(self._port.hot_pairs)
 
     def update(self, spec: NicSpec) -> None:
         """Go on with other routed prefixes, from the next packet on.
@@ -217,6 +217,11 @@ class Nic:
         self.spec = spec
         if self._backend is not None:
             self._backend.renew_services()
+
+    def rings(self) -> Iterator[RingState]:
+        """The guest's rings, those that run or are enabled. Raises trio.ClosedResourceError."""
+        self._check_open()
+        return self._port.rings()
 
     @property
     def captures(self) -> int:

@@ -34,7 +34,7 @@ from .daemon import serve
 from .ffi.rights import FsAccess
 from .inherited import is_listening
 from .log import get_logger
-from .model import DaemonConfig
+from .model import DaemonConfig, NetworkSpec
 from .nic import Nic, NicEvent, NicEventKind
 from .supervision import ServiceManager, announce_ready, pid_file, raise_fd_limit
 from .switch import Switch
@@ -206,7 +206,7 @@ class _Process:
                 log.info("stopping", signal=signal.Signals(number).name)
                 self._stop()
             elif number == signal.SIGUSR1:
-                self._dump_state()
+                await self._dump_state()
             else:
                 log.warning("configuration is not reloaded, that needs a restart", signal="SIGHUP")
 
@@ -214,19 +214,37 @@ class _Process:
         """Whether the terminal that the log went to has hung up, as when its window is closed."""
         return self._on_terminal and not os.isatty(_STDERR)
 
-    def _dump_state(self) -> None:
-        """A line for each NIC into the log."""
+    async def _dump_state(self) -> None:
+        """All that there is, into the log; others have turns meanwhile."""
         if self._switch is None or self._shutdown.is_set():
             log.info("state", serving=False)
             return
+        switch = self._switch
         log.info(
             "state",
             serving=True,
-            networks=len(self._switch.networks),
-            hot_rings=self._switch.hot_rings,
+            networks=len(switch.networks),
+            nics=len(switch.nics),
+            hot_rings=switch.hot_rings,
+            captures=len(switch.captures),
+            **{f"cpu_{name}": round(seconds, 3) for name, seconds in switch.thread_seconds.items()},
         )
-        for nic in self._switch.nics.values():
-            log.info("nic state", **_state(nic))
+        for network in list(switch.networks.values()):
+            log.info("network state", **_network_state(network, switch))
+            await trio.lowlevel.checkpoint()
+        for nic in list(switch.nics.values()):
+            with contextlib.suppress(trio.ClosedResourceError):
+                log.info("nic state", **_nic_state(nic))
+                for ring in nic.rings():
+                    log.info("ring state", nic=nic.spec.name, **attrs.asdict(ring))
+            await trio.lowlevel.checkpoint()
+        for capture in switch.captures:
+            log.info(
+                "capture state",
+                file=capture.name,
+                bytes=capture.size,
+                **attrs.asdict(capture.captured),
+            )
 
     def _follow_frontends(self, nursery: trio.Nursery, switch: Switch) -> None:
         """Start what --fd and --one-off need."""
@@ -258,12 +276,30 @@ class _Process:
                     return
 
 
-def _state(nic: Nic) -> dict[str, Any]:
-    """What the log shows of a NIC: plain numbers, of the drops those that happened."""
+def _network_state(network: NetworkSpec, switch: Switch) -> dict[str, Any]:
+    return {
+        "network": network.name,
+        "nics": sum(nic.spec.network == network.name for nic in switch.nics.values()),
+        "subnets": ", ".join(str(subnet) for subnet in network.subnets),
+        "mtu": network.mtu,
+    }
+
+
+def _nic_state(nic: Nic) -> dict[str, Any]:
+    """What the log shows of a NIC: plain values, of the drops those that happened."""
     stats = nic.stats()
     counters = attrs.asdict(stats, filter=lambda field, _value: field.name != "drops")
     drops = {f"drop_{reason.name.lower()}": count for reason, count in stats.drops.items()}
-    return {"nic": nic.spec.name, "connected": nic.connected, "hot": nic.hot, **counters, **drops}
+    return {
+        "nic": nic.spec.name,
+        "network": nic.spec.network,
+        "connected": nic.connected,
+        "hot": nic.hot,
+        "backlog": nic.backlog,
+        "captures": nic.captures,
+        **counters,
+        **drops,
+    }
 
 
 def _end_process() -> None:

@@ -44,6 +44,7 @@ __all__ = [
     "Poller",
     "Port",
     "Punt",
+    "RingState",
     "events_never_block",
     "is_eventfd",
     "read_event",
@@ -359,6 +360,27 @@ class Drained:
     """Ports that have frames waiting now, or whose RX ring has broken: to be flushed."""
 
 
+@attrs.frozen(kw_only=True)
+class RingState:
+    """A ring as it is at a moment."""
+
+    queue: int
+    """Of pair i, 2i is RX and 2i + 1 is TX."""
+    running: bool
+    enabled: bool
+    broken: bool
+    """It stands still until its next start because the driver broke its rules."""
+    hot: bool
+    """A worker thread polls it."""
+    wants_kicks: bool
+    """The driver was told to kick."""
+    packed: bool
+    size: int
+    """In entries."""
+    next: int
+    """The place in it that is looked at next."""
+
+
 class Port:
     """The rings, backlog and counters of one NIC; it outlives the NIC's connections.
 
@@ -377,8 +399,8 @@ class Port:
     def __init__(self, network: Network, mac: MacAddress) -> None:
         self.wake: Callable[[], None] = _nobody
         """Called when a drain of another port finds that this one is to be flushed."""
-        self.hot = 0
-        """How many of its TX rings a `Poller` has."""
+        self.hot_pairs: set[int] = set()
+        """Those whose TX ring a `Poller` has."""
         self.takeovers = 0
         """How often one took one."""
         self._network = network
@@ -453,6 +475,24 @@ class Port:
     def ring_broken(self, queue: int) -> bool:
         """Whether the ring stands still until its next start because the driver broke its rules."""
         return bool(lib.mv_ring_broken(self._handle, queue))
+
+    def rings(self) -> Iterator[RingState]:
+        """Those that run or are enabled."""
+        state = ffi.new("struct mv_ring_state *")
+        for queue in range(2 * lib.MV_MAX_PAIRS):
+            lib.mv_ring_look(self._handle, queue, state)
+            if state.running or state.enabled:
+                yield RingState(
+                    queue=queue,
+                    running=state.running,
+                    enabled=state.enabled,
+                    broken=state.broken,
+                    hot=bool(queue % 2) and queue // 2 in self.hot_pairs,
+                    wants_kicks=state.wants_kicks,
+                    packed=state.packed,
+                    size=state.size,
+                    next=state.next,
+                )
 
     def set_call(self, queue: int, fd: int | None) -> None:
         """The eventfd that interrupts the driver; None: it polls. The fd stays the caller's."""
@@ -640,7 +680,8 @@ class HotRing:
         except BaseException:
             os.close(self.fd)
             raise
-        port.hot += 1
+        self._pair = pair
+        port.hot_pairs.add(pair)
         port.takeovers += 1
 
     @property
@@ -673,7 +714,7 @@ class HotRing:
         handle, self._handle = self._handle, ffi.NULL
         lib.mv_hot_free(handle)
         os.close(self.fd)
-        self._port.hot -= 1
+        self._port.hot_pairs.remove(self._pair)
 
 
 def _comments() -> Any:

@@ -359,6 +359,20 @@ int mv_ring_enable(mv_port *port, unsigned int queue, bool enabled);
 /* Whether the ring stands still because the driver broke its rules; a new start clears it. */
 bool mv_ring_broken(mv_port *port, unsigned int queue);
 
+/* A ring as it is at a moment. */
+struct mv_ring_state {
+	bool running;
+	bool enabled;
+	bool broken;
+	bool packed;
+	bool wants_kicks;	/* the driver was told to kick */
+	unsigned int size;
+	unsigned int next;	/* the place in the ring that is looked at next; packed: without its wrap bit */
+};
+
+/* How a ring is; all zero where there is none. */
+void mv_ring_look(mv_port *port, unsigned int queue, struct mv_ring_state *state);
+
 /*
  * The eventfd that interrupts the driver, or -1: it polls. Made non-blocking. A driver that may
  * have missed an interrupt on the former one gets one on this.

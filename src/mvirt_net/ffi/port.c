@@ -485,6 +485,28 @@ bool mv_ring_broken(mv_port *port, unsigned int queue)
 	return broken;
 }
 
+void mv_ring_look(mv_port *port, unsigned int queue, struct mv_ring_state *state)
+{
+	struct mv_pair *pair = is_queue(queue) ? find_pair(port, queue, false) : NULL;
+	const struct mv_ring *ring;
+
+	*state = (struct mv_ring_state){ 0 };
+	if (!pair)
+		return;
+	ring = &pair->rings[queue % MV_QUEUES];
+	mv_lock(pair, queue % MV_QUEUES);
+	*state = (struct mv_ring_state){
+		.running = ring->running,
+		.enabled = ring->enabled,
+		.broken = ring->running && ring->broken,
+		.packed = ring->packed,
+		.wants_kicks = ring->running && ring->armed,
+		.size = ring->size,
+		.next = ring->last_avail,
+	};
+	mv_unlock(pair, queue % MV_QUEUES);
+}
+
 static int set_nonblocking(int fd)
 {
 	int flags;
