@@ -39,7 +39,6 @@ enum {
 	MAX_ARRIVED = 1024,
 	ARENA = 2 << 20,	/* the backlog's bytes and the ring's */
 	MAX_TURNS = 600,	/* calls for one packet as long as they say CALL_AGAIN */
-	MAX_REFILLS = 16,
 
 	DESC_F_NEXT = 1,
 	DESC_F_WRITE = 2,
@@ -333,6 +332,14 @@ static void take_buffers(struct guest *guest, struct input *input)
 	guest->faulty = take8(input);
 }
 
+static void start_ring(const struct guest *guest, unsigned int queue, int64_t base)
+{
+	uint64_t at = (UINT64_C(1) << 40) + queue * RING_BYTES;
+	const struct mv_ring_addr addr = { at + DESC, at + USED, at + AVAIL };
+
+	CHECK(mv_ring_start(guest->port, queue, RING_SIZE, &addr, base) == 0);
+}
+
 static void start(struct guest *guest, mv_network *network, uint32_t tag, struct input *input)
 {
 	const struct mv_prefix routes[2] = { host_prefix(MV_IPV4, guest->ipv4),
@@ -348,11 +355,8 @@ static void start(struct guest *guest, mv_network *network, uint32_t tag, struct
 	guest->n_received = guest->n_expected = 0;
 	guest->seen_used = 0;
 	for (unsigned int queue = 0; queue < MV_QUEUES; queue++) {
-		uint64_t at = (UINT64_C(1) << 40) + queue * RING_BYTES;
-		const struct mv_ring_addr addr = { at + DESC, at + USED, at + AVAIL };
-
 		guest->avail[queue] = 0;
-		CHECK(mv_ring_start(guest->port, queue, RING_SIZE, &addr, 0) == 0);
+		start_ring(guest, queue, 0);
 		CHECK(mv_ring_enable(guest->port, queue, true) == 0);
 	}
 }
@@ -583,13 +587,22 @@ static void flush(struct guest *guest)
 /* Take everything back and give it anew, until nothing waits; give up on what would wait on. */
 static void receive(struct guest *guest)
 {
+	unsigned int waiting, before;
+
 	take_all(guest);
-	for (unsigned int n = 0; n < MAX_REFILLS && mv_port_backlog(guest->port) > 0; n++) {
+	while ((before = mv_port_backlog(guest->port)) > 0) {
 		flush(guest);
 		take_all(guest);
-	}
-	while (mv_port_backlog(guest->port) > 0)
+		waiting = mv_port_backlog(guest->port);
+		if (waiting < before)
+			continue;
 		mv_port_drop_first(guest->port, 0);
+		if (mv_port_backlog(guest->port) < waiting)
+			continue;
+		/* Frames wait as long as all buffers are too small for the header. */
+		CHECK(guest->buffer_size < mv_net_hdr_size(guest->features));
+		start_ring(guest, MV_RX, mv_ring_stop(guest->port, MV_RX));
+	}
 }
 
 /* ---- what must have happened to a packet ---- */

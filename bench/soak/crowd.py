@@ -39,7 +39,8 @@ async def crowd(nics: int) -> Report:
     with TemporaryDirectory(prefix="mvirt-soak-") as name:
         async with run_soaked(Path(name), nics) as daemon:
             process = daemon.process
-            private, files = process.private_bytes(), process.open_files()
+            files = await daemon.files_without_frontends()
+            private = process.private_bytes()
             answered: list[Answered] = []
             async with trio.open_nursery() as guests:
                 clients: list[VhostTestClient] = []

@@ -7,10 +7,7 @@ from tempfile import TemporaryDirectory
 
 import trio
 
-from tests.harness.client import VhostTestClient
-from tests.harness.exchanges import arp_gateway
-
-from .daemon import Place, SoakedDaemon, run_soaked, until
+from .daemon import Place, SoakedDaemon, come_and_go, run_soaked, until
 from .report import MIB, Check, Report, equal
 
 GROWTH = MIB
@@ -25,7 +22,7 @@ async def cycles(count: int) -> Report:
         async with run_soaked(Path(name), 1) as daemon:
             [place] = daemon.places
             begin = trio.current_time()
-            unconnected = daemon.process.open_files()
+            unconnected = await daemon.files_without_frontends()
             await _cycle(daemon, place, warm_up, unconnected)
             private, files = daemon.process.private_bytes(), daemon.process.open_files()
             await _cycle(daemon, place, count - warm_up, unconnected)
@@ -47,12 +44,6 @@ async def cycles(count: int) -> Report:
 
 
 async def _cycle(daemon: SoakedDaemon, place: Place, count: int, unconnected: int) -> None:
-    """Handshake, one ARP, and gone: in turn like a QEMU that ends and like one that is killed."""
-    for number in range(count):
-        async with trio.open_nursery() as nursery:
-            client = await VhostTestClient.connect(nursery, place.path)
-            await arp_gateway(client, place.mac, place.ipv4)
-            if number % 2:
-                client.disconnect()
-            await client.aclose()
+    """So many frontends, until the daemon has closed what the last one had open."""
+    await come_and_go(place, count)
     await until(lambda: daemon.process.open_files() <= unconnected, "the last frontend is gone")

@@ -14,6 +14,8 @@ import attrs
 import trio
 
 from bench.processes import BenchError, Process, serve_config
+from tests.harness.client import VhostTestClient
+from tests.harness.exchanges import arp_gateway
 
 PATIENCE = 30
 """Seconds after which what should have happened will not happen any more, on a busy machine."""
@@ -80,6 +82,13 @@ class SoakedDaemon:
         with trio.fail_after(PATIENCE):
             return [await self._states.receive() for _ in self.places]
 
+    async def files_without_frontends(self) -> int:
+        """How many are open when all have gone, with those that stay open from the first on."""
+        await come_and_go(self.places[0], 1)
+        await until(lambda: self.process.guests_mapped() == 0, "the first frontend is gone")
+        await self.settled()
+        return self.process.open_files()
+
     async def settled(self) -> list[dict[str, Any]]:
         """The counters once they stand still."""
         before: list[dict[str, Any]] = []
@@ -88,6 +97,17 @@ class SoakedDaemon:
                 before = now
                 await trio.sleep(LOOK_AGAIN)
         return now
+
+
+async def come_and_go(place: Place, count: int) -> None:
+    """Frontends with a handshake and one ARP each, which in turn end like QEMU and are killed."""
+    for number in range(count):
+        async with trio.open_nursery() as nursery:
+            client = await VhostTestClient.connect(nursery, place.path)
+            await arp_gateway(client, place.mac, place.ipv4)
+            if number % 2:
+                client.disconnect()
+            await client.aclose()
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

@@ -30,18 +30,15 @@ def program(number: int) -> Callable[[Any], Awaitable[None]]:
     return main
 
 
-async def test_card(
-    tmp_path: Path, nursery: trio.Nursery, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "vm1.sock"
-    nursery.start_soon(program(CARD), str(path))
-    await trio.testing.wait_all_tasks_blocked()
-    client = await VhostTestClient.connect(nursery, path)
-    await client.send_packet(arp_request("52:54:00:12:34:56", "10.0.0.1", GATEWAY_IP))
-    assert is_arp_reply(await client.recv_packet())
-    await client.aclose()
-    await trio.testing.wait_all_tasks_blocked()
-    assert not nursery.child_tasks
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(program(CARD), str(path))
+        await trio.testing.wait_all_tasks_blocked()
+        client = await VhostTestClient.connect(nursery, path)
+        await client.send_packet(arp_request("52:54:00:12:34:56", "10.0.0.1", GATEWAY_IP))
+        assert is_arp_reply(await client.recv_packet())
+        await client.aclose()
     assert not list(tmp_path.iterdir())
     first, *events, stats = capsys.readouterr().out.splitlines()
     assert first == f"vm1 has 10.0.0.1 and waits at {path}"
@@ -61,11 +58,10 @@ async def test_daemon(
     assert capsys.readouterr().out == "a VM is here\n"
 
 
-async def test_connected_socket(nursery: trio.Nursery, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_connected_socket(capsys: pytest.CaptureFixture[str]) -> None:
     ours, theirs = socket.socketpair()
-    nursery.start_soon(program(CONNECTED_SOCKET), ours.detach())
-    with contextlib.closing(Connection(trio.socket.from_stdlib_socket(theirs))) as connection:
-        assert await connection.get_features()
-    await trio.testing.wait_all_tasks_blocked()
-    assert not nursery.child_tasks
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(program(CONNECTED_SOCKET), ours.detach())
+        with contextlib.closing(Connection(trio.socket.from_stdlib_socket(theirs))) as connection:
+            assert await connection.get_features()
     assert capsys.readouterr().out == "the VM is gone\n"
