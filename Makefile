@@ -15,7 +15,7 @@ BUILD_INPUTS := $(C_SOURCES) $(C_HEADERS) src/mvirt_net/ffi/build.py setup.py
 PY_FILES := src tests bench fuzz setup.py
 
 .PHONY: help run demo test unit format bench bench-peers soak sanitize races fuzz fuzz-coverage mutants clean
-.PHONY: lint lint-format lint-python lint-types lint-imports lint-c
+.PHONY: protos lint lint-format lint-python lint-types lint-imports lint-c
 help:
 	@echo "make run       start the daemon on $(CONFIG) and say how to attach a VM"
 	@echo "make demo      boot Debian guests, give them addresses and let them talk"
@@ -30,6 +30,7 @@ help:
 	@echo "make bench-peers  side by side with DPDK, Open vSwitch and kernel taps; figures into RESULTS"
 	@echo "make soak      see whether it leaks, loses or spins; MINUTES=10 of traffic"
 	@echo "make format    format the Python files"
+	@echo "make protos    compile the .proto files of the gRPC interface"
 	@echo "make clean     remove everything that was built, .venv too"
 
 # Setting up. A stamp in .make stands for a step that was done.
@@ -62,7 +63,7 @@ help:
 
 .make/package: .make/venv pyproject.toml $(BUILD_INPUTS)
 	@echo "Building and installing mvirt-net into $(VENV)"
-	@$(BIN)/pip install -q --no-build-isolation -e .
+	@$(BIN)/pip install -q --no-build-isolation -e '.[api]'
 	@touch $@
 
 .make/tools: .make/venv pyproject.toml
@@ -150,6 +151,12 @@ lint-c: .make/tools
 	for file in $(C_SOURCES) $(LINTED_C); do echo "$$cc -Werror $$file"; \
 	case $$file in bench/peers/*) more="$(DPDK_FLAGS)";; *) more=-Isrc/mvirt_net/ffi;; esac; \
 	$$cc $$flags $$more -Wconversion -Werror -c -o /dev/null $$file || exit; done; done
+
+# Without source information, the comments that is, so that only what counts changes the result.
+PROTOS := src/mvirt_net/api/proto
+protos: .make/tools
+	@cd $(PROTOS) && $(CURDIR)/$(BIN)/python -m grpc_tools.protoc -I . \
+	--descriptor_set_out=descriptors.binpb $$(find . -name '*.proto' -printf '%P\n' | sort)
 
 format: .make/tools
 	$(BIN)/ruff format $(PY_FILES)

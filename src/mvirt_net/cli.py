@@ -30,6 +30,7 @@ from .accounts import Account
 from .attach import attach_lines
 from .capture import CaptureSpec
 from .config import ConfigFileError, load
+from .endpoints import DEFAULT_GRPC
 from .errors import ConfigError
 from .exits import PROGRAM, ExitCode, report
 from .ffi import MAX_FRAME
@@ -349,6 +350,8 @@ _FLAGS = {
     "workers": "--workers",
     "busy_poll": "--busy-poll",
     "worker_cpus": "--worker-cpus",
+    "grpc": "--grpc",
+    "http": "--http",
 }
 """The flag that gives a field of a specification."""
 
@@ -379,6 +382,15 @@ def _with_polling(
     said = {name: value for name, value in given.items() if value is not None}
     try:
         return attrs.evolve(config, polling=attrs.evolve(config.polling, **said))
+    except ConfigError as error:
+        raise _usage_error(ctx, error) from error
+
+
+def _with_api(ctx: click.Context, config: DaemonConfig, **given: Sequence[str]) -> DaemonConfig:
+    """What the flags say of either interface counts for it. Raises click.UsageError."""
+    said = {name: list(values) for name, values in given.items() if values}
+    try:
+        return attrs.evolve(config, api=attrs.evolve(config.api, **said))
     except ConfigError as error:
         raise _usage_error(ctx, error) from error
 
@@ -452,17 +464,48 @@ def _nic_name(socket_path: Path | None) -> str:
     "-c", "--config", "path", type=_PATH, required=True, metavar="FILE", help="A TOML file."
 )
 @_socket_dir_option
+@click.option(
+    "--grpc",
+    multiple=True,
+    is_flag=False,
+    flag_value=DEFAULT_GRPC,
+    metavar="ADDRESS",
+    help="Be controlled by gRPC there: [::1]:50054 (if no ADDRESS) or unix:PATH; repeatable.",
+)
+@click.option(
+    "--http",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Be controlled by JSON over HTTP there: unix:PATH or 127.0.0.1:8080; repeatable.",
+)
+@click.option(
+    "--capture-dir",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    metavar="DIR",
+    help="Where captures are written that are asked for over HTTP.  [default: nowhere]",
+)
 @_run_options
 @click.pass_context
-def serve(ctx: click.Context, /, path: Path, socket_dir: Path | None, **options: Any) -> None:
+def serve(
+    ctx: click.Context,
+    /,
+    path: Path,
+    socket_dir: Path | None,
+    grpc: Sequence[str],
+    http: Sequence[str],
+    **options: Any,
+) -> None:
     """Serve the networks and NICs of a configuration file."""
     socket_dir = socket_dir or _default_socket_dir()
     access, account = _socket_access(ctx, options), options["runas"]
     config = _load(path, socket_dir, access, _owned_by(account))
+    config = _with_api(ctx, config, grpc=grpc, http=http)
+    if options["capture_dir"] and not config.api.http:
+        raise click.UsageError("--capture-dir is for --http", ctx)
     inside = [
         nic for nic in config.nics if nic.socket_path and nic.socket_path.parent == socket_dir
     ]
-    if inside:
+    if inside or config.api.is_wanted:
         _make_dir(socket_dir, account, {nic.socket_group for nic in inside})
     _run(ctx, config, **options)
 

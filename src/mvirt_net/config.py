@@ -18,7 +18,7 @@ import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
 from .errors import ConfigError, MvirtNetError
-from .model import DaemonConfig, NetworkSpec, NicSpec, PollingSpec, SocketAccess
+from .model import ApiSpec, DaemonConfig, NetworkSpec, NicSpec, PollingSpec, SocketAccess
 from .registry import plan
 
 _T = TypeVar("_T")
@@ -51,7 +51,7 @@ def load(
         socket_dir: where a NIC without `socket_path` gets its socket, ``NAME.sock``, and what a
             relative `socket_path` starts from.
         access: what counts for NICs that say nothing else, more than the file's own ``[defaults]``.
-        fallback: what counts when these are silent, too.
+        fallback: what counts when these are silent, too, and for the sockets of the API.
 
     Returns:
         Networks and NICs in the file's order; each NIC has all its addresses and its socket path.
@@ -70,7 +70,10 @@ def load(
     else:
         defaults = access.with_defaults(file.defaults).with_defaults(fallback)
         nics = tuple(_with_socket(nic, socket_dir).with_defaults(defaults) for nic in file.nic)
-        planned = plan(DaemonConfig(file.network, nics, file.polling))
+        api = file.api.with_defaults(fallback)
+        planned = plan(
+            DaemonConfig(file.network, nics, file.polling, defaults, socket_dir=socket_dir, api=api)
+        )
         if not planned.problems:
             return planned.config
         problems = planned.problems
@@ -84,10 +87,11 @@ def _one_line(text: str) -> str:
 
 @attrs.frozen
 class _File:
-    """The file as it is written: two tables and two arrays of tables."""
+    """The file as it is written: three tables and two arrays of tables."""
 
     defaults: SocketAccess = attrs.field(factory=SocketAccess)
     polling: PollingSpec = attrs.field(factory=PollingSpec)
+    api: ApiSpec = attrs.field(factory=ApiSpec)
     network: tuple[NetworkSpec, ...] = ()
     nic: tuple[NicSpec, ...] = ()
 
@@ -135,7 +139,7 @@ def _make_converter() -> cattrs.Converter:
             raise TypeError("not an array of tables (its header needs double brackets)")
         return converter.structure(value, array_type)
 
-    for cls in (NetworkSpec, NicSpec, SocketAccess, PollingSpec):
+    for cls in (NetworkSpec, NicSpec, SocketAccess, PollingSpec, ApiSpec):
         hooks: dict[str, Any] = {
             field.name: override(struct_hook=by_field(field)) for field in attrs.fields(cls)
         }

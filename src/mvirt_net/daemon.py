@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import attrs
 import trio
 
+from .api import EXTRA
 from .capture import CaptureSpec
+from .capture_control import CaptureControl
+from .control import Control
+from .errors import ExtraMissingError
 from .log import get_logger
-from .model import DaemonConfig
-from .registry import plan
+from .model import ApiSpec, DaemonConfig
 from .switch import Switch, open_switch
 
 _log = get_logger(__name__)
@@ -20,6 +25,7 @@ async def serve(
     config: DaemonConfig,
     *,
     capture: CaptureSpec | None = None,
+    capture_dir: Path | None = None,
     on_listening: Callable[[], object] = lambda: None,
     shutdown_trigger: Callable[[], Awaitable[object]] | None = None,
     task_status: trio.TaskStatus[Switch] = trio.TASK_STATUS_IGNORED,
@@ -29,6 +35,7 @@ async def serve(
     Args:
         config: what to run; addresses that are absent are given by the rules of `NicSpec`.
         capture: what to write all frames to, from the first one on.
+        capture_dir: where clients of the API may have captures written; None: nowhere.
         on_listening: called when all sockets listen and before the first frontend is served: the
             moment to give up rights that only the sockets needed. When it returns False, nobody is
             served; what it raises ends the daemon.
@@ -39,6 +46,7 @@ async def serve(
             added to it and removed from it.
 
     Raises:
+        ExtraMissingError: `DaemonConfig.api` asks for what needs the extra ``api``.
         ConfigError: the first thing that is wrong with the configuration, its key a path such as
             ``nic[1].mac_address``; nothing has been opened then.
         SocketInUseError: another process listens on a socket path.
@@ -46,20 +54,48 @@ async def serve(
         SocketPathError: a socket path cannot be listened on for another reason.
         OSError: the file of the capture cannot be made.
     """
-    planned = plan(config)
-    if planned.problems:
-        raise planned.problems[0]
     admission = trio.Event()
     async with open_switch(admission=admission, polling=config.polling) as switch:
-        for network in planned.config.networks:
-            await switch.add_network(network)
-        for nic in planned.config.nics:
-            await switch.add_nic(nic)
-        if capture is not None:
-            await switch.start_capture(**attrs.asdict(capture))
-        if on_listening() is not False:
-            admission.set()
-        _log.info("serving", networks=len(config.networks), nics=len(config.nics))
-        task_status.started(switch)
-        await (shutdown_trigger or trio.sleep_forever)()
-        _log.info("shutting down")
+        captures = CaptureControl(switch, capture_dir)
+        control = Control(switch, config.socket_dir, defaults=config.defaults)
+        try:
+            await control.start(config)
+            if capture is not None:
+                await switch.start_capture(**attrs.asdict(capture))
+            async with _controlled(config.api, control, captures, switch) as serve_clients:
+                if on_listening() is not False:
+                    admission.set()
+                    serve_clients()
+                _log.info("serving", networks=len(switch.networks), nics=len(switch.nics))
+                task_status.started(switch)
+                await (shutdown_trigger or trio.sleep_forever)()
+                _log.info("shutting down")
+        finally:
+            await control.aclose()
+
+
+@contextlib.asynccontextmanager
+async def _controlled(
+    spec: ApiSpec, control: Control, captures: CaptureControl, switch: Switch
+) -> AsyncIterator[Callable[[], object]]:
+    """Have the control interfaces listen; what is yielded has them serve, to the block's end."""
+    if not spec.is_wanted:
+        yield lambda: None
+        return
+    # Here, because it needs packages that are not always there.
+    try:
+        from .api import server
+    except ImportError as error:
+        raise ExtraMissingError(
+            f"the control interfaces need the package {error.name}: pip install '{EXTRA}'"
+        ) from error
+    pages = {"/metrics": server.metrics_page(switch)}
+    with contextlib.closing(server.open_server(spec, control, captures, pages)) as api:
+        async with trio.open_nursery() as nursery:
+
+            def serve_clients() -> None:
+                nursery.start_soon(control.run)
+                nursery.start_soon(api.serve)
+
+            yield serve_clients
+            nursery.cancel_scope.cancel()

@@ -17,7 +17,6 @@ from typing import Any, TypeVar, cast
 
 import attrs
 import trio
-from prometheus_client import exposition as _exposition
 from prometheus_client import generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -34,8 +33,8 @@ from .model import NicStats
 from .nic import Nic
 from .switch import Switch
 
-CONTENT_TYPE = _exposition.CONTENT_TYPE_LATEST
-"""Of what `render` returns."""
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Of what `render` returns; every Prometheus knows this one."""
 
 _T = TypeVar("_T")
 

@@ -25,6 +25,7 @@ from typing import Any, Self, TypeVar
 import attrs
 
 from .accounts import group_id, user_id
+from .endpoints import Endpoint, UnixEndpoint, parse_endpoints
 from .errors import ConfigError
 
 RX_QUEUE = 0
@@ -429,6 +430,12 @@ def _cpus(values: Iterable[Any]) -> tuple[int, ...]:
     return _each(lambda value: _whole(value, MAX_CPU, "the number of a processor"), values)
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is neither true nor false")
+    return value
+
+
 def _netmask(value: Any) -> Netmask:
     try:
         return Netmask(value)
@@ -474,6 +481,8 @@ class NetworkSpec:
         converter=_ips,
     )
     mtu: int = attrs.field(default=1500, converter=_mtu)
+    is_public: bool = attrs.field(default=False, converter=_flag)
+    """Whether its addresses mean the same outside: those of public networks may not overlap."""
 
     @property
     def subnets(self) -> tuple[IPv4Network | IPv6Network, ...]:
@@ -587,6 +596,29 @@ class PollingSpec:
     kicks on all of them; none: wherever they like."""
 
 
+@attrs.frozen(kw_only=True, field_transformer=_name_their_field)
+class ApiSpec(SocketAccess):
+    """Where the daemon can be controlled while it runs, and by whom.
+
+    The access is that to the unix sockets, and has nothing to do with that to the NICs': whoever
+    may be a guest must not for that be able to make others. A wrong value raises ConfigError with
+    the field's name as its key.
+    """
+
+    grpc: tuple[Endpoint, ...] = attrs.field(default=(), converter=parse_endpoints)
+    http: tuple[Endpoint, ...] = attrs.field(default=(), converter=parse_endpoints)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is any of them."""
+        return bool(self.grpc or self.http)
+
+    @property
+    def socket_paths(self) -> tuple[Path, ...]:
+        """Of its unix sockets."""
+        return tuple(e.path for e in self.grpc + self.http if isinstance(e, UnixEndpoint))
+
+
 @attrs.frozen
 class DaemonConfig:
     """Everything that `serve` needs to know: networks first, then NICs, in the order given."""
@@ -594,3 +626,10 @@ class DaemonConfig:
     networks: tuple[NetworkSpec, ...] = ()
     nics: tuple[NicSpec, ...] = ()
     polling: PollingSpec = attrs.field(factory=PollingSpec)
+    defaults: SocketAccess = attrs.field(factory=SocketAccess)
+    """Of NICs that are created while the daemon runs; those in `nics` have theirs."""
+    socket_dir: Path = Path()
+    """Where such NICs get their sockets."""
+    state: Path | None = None
+    """The file that keeps such networks and NICs; None: they last as long as the daemon."""
+    api: ApiSpec = attrs.field(factory=ApiSpec)

@@ -65,6 +65,8 @@ class RunOptions:
     """Whose rights to go on with when the sockets are there; None: as whoever has started us."""
     pcap: CaptureSpec | None = None
     """Where to write all frames; a descriptor is ours to close."""
+    capture_dir: Path | None = None
+    """Where clients of the API may have captures written; it is there."""
     sandboxed: bool = True
     """Whether to call `sandbox.confine`."""
 
@@ -144,6 +146,7 @@ class _Process:
         await serve(
             self.config,
             capture=self._open_capture(),
+            capture_dir=self.options.capture_dir,
             on_listening=self._settle,
             shutdown_trigger=self._shutdown.wait,
             task_status=task_status,
@@ -183,13 +186,21 @@ class _Process:
         """What we need of the file system while we serve, and for the end."""
         for path in self._socket_paths():
             yield path.parent, FsAccess.REMOVE_FILE
+        if self.config.api.is_wanted:
+            # Whoever controls us may ask for NICs, and they have sockets, too.
+            yield self.config.socket_dir, FsAccess.MAKE_SOCK | FsAccess.REMOVE_FILE
+        if self.options.capture_dir is not None:
+            # TRUNCATE: half a block is cut off the end of a file that cannot be written any more.
+            write = FsAccess.MAKE_REG | FsAccess.WRITE_FILE | FsAccess.TRUNCATE
+            yield self.options.capture_dir, write | FsAccess.REMOVE_FILE
         pid_path = self.options.pid_path
         if pid_path is not None:
             yield pid_path, FsAccess.READ_FILE
             yield pid_path.parent, FsAccess.REMOVE_FILE
 
     def _socket_paths(self) -> list[Path]:
-        return [nic.socket_path for nic in self.config.nics if nic.socket_path is not None]
+        nics = [nic.socket_path for nic in self.config.nics if nic.socket_path is not None]
+        return [*nics, *self.config.api.socket_paths]
 
     def _stop(self) -> None:
         """Begin the end, once."""
