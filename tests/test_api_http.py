@@ -268,6 +268,7 @@ def test_watchers_do_not_delay_the_end(tmp_path: Path) -> None:
         assert daemon.stop() == 0
 
 
+@pytest.mark.timeout(180)  # 30 s where nobody else works
 def test_the_document_is_true(tmp_path: Path) -> None:
     """What is sent after it is answered as it says, and never by an internal error.
 
