@@ -28,6 +28,8 @@ from .errors import NotFoundError
 from .ffi import GuestMemory, Network, NextStep, Port, Punt
 from .log import get_logger
 from .model import (
+    GATEWAY_IPV4,
+    GATEWAY_IPV6,
     GATEWAY_MAC,
     RX_QUEUE,
     TX_QUEUE,
@@ -327,6 +329,47 @@ def _ip_header(source: Address, target: Address, length: int, protocol: int, ttl
     return head[:10] + internet_checksum(head).to_bytes(2, "big") + head[12:]
 
 
+WHY: Mapping[DropReason, str] = {
+    DropReason.RING_DISABLED: "sent while the frontend had the TX ring disabled",
+    DropReason.TX_BUFFER_INVALID: "a TX buffer outside guest memory, or write-only",
+    DropReason.TX_TOO_SHORT: "no whole virtio_net_hdr and Ethernet header",
+    DropReason.TX_TOO_LONG: "longer than any frame may be",
+    DropReason.OFFLOAD_NOT_NEGOTIATED: "it asks for an offload that was not negotiated",
+    DropReason.SOURCE_MAC: "the source MAC address is not the NIC's",
+    DropReason.DESTINATION_MAC: "to a MAC address that is not the gateway's",
+    DropReason.ETHERTYPE: "not ARP, IPv4 or IPv6",
+    DropReason.MULTICAST: "to a group, or to all, and no service answers it",
+    DropReason.IP_MALFORMED: "an IP header that contradicts itself or the frame",
+    DropReason.NO_ROUTE: "no route to its target",
+    DropReason.FRAGMENT: "a fragment for the gateway",
+    DropReason.RX_RING_DOWN: "the target's guest is not up",
+    DropReason.RX_BACKLOG_FULL: "the target's guest takes too little, and much waits already",
+    DropReason.RX_BUFFER_TOO_SMALL: "larger than the RX buffers that the target's guest gives",
+    DropReason.RX_BUFFER_INVALID: "an RX buffer outside guest memory, or read-only",
+    DropReason.ARP_MALFORMED: "no proper ARP",
+    DropReason.ARP_IGNORED: "ARP that asks nothing of the gateway",
+    DropReason.DHCP_MALFORMED: "no proper DHCP",
+    DropReason.DHCP_IGNORED: "DHCP that is not to be answered, or none is served on this NIC",
+    DropReason.ICMP_MALFORMED: "no proper ICMP",
+    DropReason.ICMP_IGNORED: "ICMP to the gateway that is no echo request",
+    DropReason.PUNT_LIMIT: "for a service, which this guest asks too often",
+    DropReason.OFFLOAD_INVALID: "its virtio_net_hdr contradicts it",
+    DropReason.SOURCE_ADDRESS: "the source address is not the NIC's, nor routed to it",
+    DropReason.TTL_EXCEEDED: "its TTL or hop limit is used up",
+    DropReason.HOST_UNREACHABLE: "no NIC has its target, or it would go back where it came from",
+    DropReason.ADMIN_PROHIBITED: "its target is never routed, as link-local ones are not",
+    DropReason.TOO_BIG: "larger than the MTU, and not to be fragmented",
+    DropReason.IP_OPTION: "source route, record route or timestamp, or a routing header",
+    DropReason.NOT_SERVED: "to a protocol or port of the gateway where nothing listens",
+    DropReason.NDP_MALFORMED: "no proper neighbour discovery",
+    DropReason.NDP_IGNORED: "neighbour discovery that asks nothing of the gateway",
+    DropReason.DHCPV6_MALFORMED: "no proper DHCPv6",
+    DropReason.DHCPV6_IGNORED: "DHCPv6 that is not to be answered, or none is served on this NIC",
+    DropReason.NO_MEMORY: "the daemon has no memory left",
+}
+"""What each reason for a drop means, in a line."""
+
+
 def describe(frame: bytes) -> str:
     """A frame in one line."""
     to_mac, from_mac = MacAddress(frame[:6]), MacAddress(frame[6:12])
@@ -359,7 +402,7 @@ def explain(result: Trace) -> Iterator[str]:
     if result.service is not None:
         yield f"for a service of the gateway: {result.service.name.lower()}"
     for nic, reason in result.drops.items():
-        yield f"dropped, counted at {nic}: {reason.name.lower()}"
+        yield f"dropped, counted at {nic}: {reason.name.lower()}: {WHY[reason]}"
     if result.error is not None:
         yield f"its sender is told by ICMP: {result.error.name.lower()}"
     for delivery in result.deliveries:
@@ -369,6 +412,8 @@ def explain(result: Trace) -> Iterator[str]:
 
 
 def _owner(match: Match) -> str:
+    if match.address in (GATEWAY_IPV4, GATEWAY_IPV6):
+        return f"{match.address}: the gateway"
     if match.prefix is None:
         return f"{match.address}: no prefix has it"
     if match.nic is None:
