@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import trio
 
 from mvirt_net.dataplane.latency import BOUNDS, RequestTimes
+from mvirt_net.model import DropReason
+from mvirt_net.trace import WHY
 from tests.harness import GATEWAY_IP, TestBackend
 from tests.harness.clock import virtual_time
 from tests.harness.packets import arp_request, ethernet_frame
@@ -113,3 +116,23 @@ async def test_promtool_finds_nothing(nursery: trio.Nursery) -> None:
         ["promtool", "check", "metrics"], stdin=text, capture_stdout=True, capture_stderr=True
     )
     assert (done.stdout, done.stderr) == (b"", b"")
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
+
+
+@virtual_time
+async def test_page_lists_them(nursery: trio.Nursery) -> None:
+    backend = await TestBackend.start(nursery, MAC, IP)
+    text = (await metrics.render(backend.switch)).decode()
+    meaning = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.M))
+    types = dict(re.findall(r"^# TYPE (\S+) (.*)$", text, re.M))
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| [^|]* \| (.*) \|$", PAGE, re.M)
+    assert {name: (kind, said) for name, kind, said in rows} == {
+        name: (types[name], meaning[name]) for name in types
+    }
+
+
+def test_page_lists_reasons() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|$", PAGE, re.M)
+    assert dict(rows) == {reason.name.lower(): WHY[reason] for reason in DropReason}
