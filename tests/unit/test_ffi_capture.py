@@ -12,7 +12,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.packet import Packet
 
 from mvirt_net.errors import CoreError
-from mvirt_net.ffi import CaptureRing, Port
+from mvirt_net.ffi import MAX_FRAME, CaptureRing, Port
 from mvirt_net.model import RX_QUEUE, TX_QUEUE, DropReason
 from mvirt_net.pcapng import interface_description, section_header
 from tests.harness.pcapng import INBOUND, OUTBOUND, PcapngFile
@@ -121,6 +121,31 @@ def test_dropped_frame_says_why() -> None:
         "dropped: ring_disabled",
     ]
     assert [packet.data for packet in packets] == [bytes(SPOOFED), b"short", bytes(GOOD)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason", "kept", "length"),
+    [
+        ([(0x1000, 65535), (0x1000, 65535)], "tx_too_long", MAX_FRAME, 2 * 65535 - 12),
+        ([(0x1000, 65535)] * 100, "tx_too_long", MAX_FRAME, 100 * 65535 - 12),
+        ([(0x1000, 0xFFFFFFFF)], "tx_buffer_invalid", 0, 0),
+        ([(0x1000, 100), (1 << 40, 100)], "tx_buffer_invalid", 0, 0),
+        ([(0x1000, 5)], "tx_too_short", 0, 0),
+        ([(0x1000, 12), (0x1000, 0)], "tx_too_short", 0, 0),
+    ],
+)
+def test_r27_chains_that_lie_are_captured_as_far_as_they_go(
+    parts: list[tuple[int, int]], reason: str, kept: int, length: int
+) -> None:
+    with open_pair() as pair, capturing(pair.a.port) as ring:
+        for _ in range(2):
+            pair.a.tx.add_chain(parts, ())
+            pair.a.drain()
+        send(pair, GOOD)
+        *lies, good = taken(ring).packets
+    expected = (f"dropped: {reason}", kept, length)
+    assert [(p.comment, len(p.data), p.length) for p in lies] == [expected] * 2
+    assert good.data == bytes(GOOD)
 
 
 def test_frame_that_the_receiver_cannot_take_is_dropped_there() -> None:
