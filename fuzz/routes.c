@@ -193,7 +193,7 @@ static void set_prefixes(struct scene *scene, struct input *input, unsigned int 
 
 static void look_up(struct scene *scene, const struct mv_prefix *host)
 {
-	int64_t found = mv_network_lookup(scene->network, host);
+	int64_t found = mv_network_lookup(scene->network, host, NULL);
 	struct mv_hop hop;
 
 	CHECK(found == search(&scene->model, host));

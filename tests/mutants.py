@@ -81,6 +81,7 @@ _CLASSIFY_C = _in("ffi/classify.c")
 _PACKET_C = _in("ffi/packet.c")
 _EXPRESS_C = _in("ffi/express.c")
 _PORT_C = _in("ffi/port.c")
+_CAPTURE_C = _in("ffi/capture.c")
 
 MUTANTS: tuple[Mutant, ...] = (
     # The conversation
@@ -1122,5 +1123,25 @@ MUTANTS: tuple[Mutant, ...] = (
         " || into->length < IP_AT + length",
         "",
         ("tests/unit/test_ffi_express.py::test_buffers_of_any_size",),
+    ),
+    Mutant(
+        "r27",
+        _CAPTURE_C,
+        "frame->length < capture->snaplen ? frame->length : capture->snaplen",
+        "frame->length",
+        (
+            "tests/unit/test_ffi_capture.py"
+            "::test_r27_chains_that_lie_are_captured_as_far_as_they_go",
+        ),
+    ),
+    Mutant(
+        "r27",
+        _TX_C,
+        "chain->faulty || chain->length < header ? 0",
+        "chain->length < header ? 0",
+        (
+            "tests/unit/test_ffi_capture.py"
+            "::test_r27_chains_that_lie_are_captured_as_far_as_they_go",
+        ),
     ),
 )

@@ -7,12 +7,13 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.harness.process import Daemon, ask_features, started, two_nics
 
@@ -23,9 +24,11 @@ RED = {"name": "red", "ipv4_subnet": "10.1.0.0/24", "ipv6_prefix": "fd00:1::/64"
 
 
 @contextlib.contextmanager
-def serving(folder: Path, address: str = "[::1]:0") -> Iterator[tuple[Daemon, str]]:
+def serving(
+    folder: Path, address: str = "[::1]:0", more: Sequence[str] = ()
+) -> Iterator[tuple[Daemon, str]]:
     """A daemon with the NICs of two_nics, and the URL at which it is controlled."""
-    with started(*two_nics(folder), "--http", address) as daemon:
+    with started(*two_nics(folder), "--http", address, *more) as daemon:
         actual = daemon.wait_event("control interface")["address"]
         daemon.wait_ready()
         yield daemon, f"http://{actual}"
@@ -50,6 +53,43 @@ def url_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def unchanged(url_of_all: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=url_of_all) as client:
         yield client
+
+
+def test_metrics_are_for_prometheus(unchanged: httpx.Client) -> None:
+    answer = unchanged.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = text_string_to_metric_families(answer.text)
+    [connected] = [family for family in families if family.name == "mvirt_net_connected"]
+    assert {sample.labels["nic"] for sample in connected.samples} == {"vm1", "vm2"}
+
+
+def test_captures(tmp_path: Path) -> None:
+    folder = tmp_path / "captures"
+    folder.mkdir()
+    with (
+        serving(tmp_path, more=("--capture-dir", str(folder))) as (daemon, url),
+        httpx.Client(base_url=url) as api,
+    ):
+        started = api.post("/v1/captures", json={"file": "vm1.pcapng", "nics": ["vm1"]})
+        assert started.status_code == 201
+        assert api.get(started.headers["location"]).json()["nics"] == ["vm1"]
+        assert daemon.wait_event("capture started")["file"] == "vm1.pcapng"
+        again = api.post("/v1/captures", json={"file": "vm1.pcapng"})
+        assert (again.status_code, again.json()["field"]) == (409, "file")
+        nobody = api.post("/v1/captures", json={"file": "other", "nics": ["nobody"]})
+        assert nobody.status_code == 404
+        stopped = api.delete("/v1/captures/vm1.pcapng").json()
+        assert stopped["ended"] == "closed"
+        assert api.get("/v1/captures").json() == {"captures": []}
+        assert {path.name: path.stat().st_size for path in folder.iterdir()} == {
+            "vm1.pcapng": stopped["bytes"]
+        }
+
+
+def test_no_capture_without_a_folder(unchanged: httpx.Client) -> None:
+    refused = unchanged.post("/v1/captures", json={"file": "vm1.pcapng"})
+    assert refused.status_code == 409
+    assert "--capture-dir" in refused.json()["detail"]
 
 
 def test_networks(api: httpx.Client) -> None:
@@ -228,6 +268,7 @@ def test_watchers_do_not_delay_the_end(tmp_path: Path) -> None:
         assert daemon.stop() == 0
 
 
+@pytest.mark.timeout(180)  # 30 s where nobody else works
 def test_the_document_is_true(tmp_path: Path) -> None:
     """What is sent after it is answered as it says, and never by an internal error.
 

@@ -6,8 +6,10 @@ This is the public API; everything else may change at any time.
 from __future__ import annotations
 
 from ._version import __version__
+from .capture import Capture
 from .daemon import serve
 from .errors import (
+    CaptureFileError,
     ConfigError,
     ConnectionBroken,
     CoreError,
@@ -19,6 +21,7 @@ from .errors import (
     SocketAccessError,
     SocketInUseError,
     SocketPathError,
+    TooManyCapturesError,
 )
 from .model import (
     DaemonConfig,
@@ -35,6 +38,8 @@ from .nic import Nic, NicEvent, NicEventKind
 from .switch import Switch, open_switch
 
 __all__ = [
+    "Capture",
+    "CaptureFileError",
     "ConfigError",
     "ConnectionBroken",
     "CoreError",
@@ -59,6 +64,7 @@ __all__ = [
     "SocketInUseError",
     "SocketPathError",
     "Switch",
+    "TooManyCapturesError",
     "__version__",
     "open_switch",
     "serve",

@@ -16,21 +16,23 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 import click
 
-from . import runner
+from . import runner, trace
 from ._version import __version__
 from .accounts import Account
 from .attach import attach_lines
+from .capture import CaptureSpec
 from .config import ConfigFileError, load
 from .endpoints import DEFAULT_GRPC
 from .errors import ConfigError
 from .exits import PROGRAM, ExitCode, report
+from .ffi import MAX_FRAME
 from .inherited import take_socket
 from .logsetup import LogFormat, set_up_logging
 from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec, PollingSpec, SocketAccess
@@ -42,6 +44,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 CAPABILITIES = {"type": "net"}
 """A VHostUserBackendCapabilities of QEMU's ``vhost-user.json``."""
+
+MIN_FRAME = 14
+"""Bytes of an Ethernet header."""
 
 SINGLE_NETWORK = "private"
 """The name of the network of a single NIC."""
@@ -170,6 +175,25 @@ _run_options = _options(
         "--no-sandbox",
         is_flag=True,
         help="Do not give up (by Landlock) what is not needed of files and network.",
+    ),
+    click.option(
+        "-p",
+        "--pcap",
+        type=_PATH,
+        metavar="FILE",
+        help="Write what all guests send and receive to this pcapng file; -: standard output.",
+    ),
+    click.option(
+        "--pcap-snaplen",
+        type=click.IntRange(min=1),
+        metavar="BYTES",
+        help="Of each frame at most this much.  [default: all of it]",
+    ),
+    click.option(
+        "--pcap-limit",
+        type=click.IntRange(min=1),
+        metavar="BYTES",
+        help="End the capture when its file would become larger.  [default: never]",
     ),
     click.option("-P", "--pid", "pid_path", type=_PATH, metavar="FILE", help="Keep the pid here."),
     click.option(
@@ -472,6 +496,12 @@ def _nic_name(socket_path: Path | None) -> str:
     help="Be controlled by JSON over HTTP there: unix:PATH or 127.0.0.1:8080; repeatable.",
 )
 @click.option(
+    "--capture-dir",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    metavar="DIR",
+    help="Where captures are written that are asked for over HTTP.  [default: nowhere]",
+)
+@click.option(
     "--state",
     type=_PATH,
     metavar="FILE",
@@ -507,6 +537,8 @@ def serve(
         return _with_state(_with_polling(ctx, config, polling), state, no_state=no_state)
 
     config = read()
+    if options["capture_dir"] and not config.api.http:
+        raise click.UsageError("--capture-dir is for --http", ctx)
     groups = {
         nic.socket_group
         for nic in config.nics
@@ -529,6 +561,86 @@ def check_config(path: Path, socket_dir: Path | None) -> None:
     config = _load(path, socket_dir or _default_socket_dir())
     networks, nics = len(config.networks), len(config.nics)
     click.echo(f"{path}: good ({_count(networks, 'network')}, {_count(nics, 'NIC')})")
+
+
+@command.command("trace")
+@click.option(
+    "-c", "--config", "path", type=_PATH, required=True, metavar="FILE", help="A TOML file."
+)
+@_socket_dir_option
+@click.option("--from", "nic", required=True, metavar="NIC", help="Whose guest sends the packet.")
+@click.option("--packet", metavar="HEX", help="A whole Ethernet frame, instead of what follows.")
+@click.option("--src", metavar="IP", help="Its source. By default the NIC's address.")
+@click.option("--dst", metavar="IP", help="Its destination.")
+@click.option(
+    "--proto", type=click.Choice(["udp", "tcp", "icmp"]), default="udp", show_default=True
+)
+@click.option("--sport", type=click.IntRange(0, 65535), default=49152, show_default=True)
+@click.option("--dport", type=click.IntRange(0, 65535), default=9, show_default=True)
+@click.option("--ttl", type=click.IntRange(0, 255), default=64, show_default=True)
+@click.option(
+    "--size", type=click.IntRange(0, 65000), default=0, show_default=True, help="Of its payload."
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_context
+def trace_command(
+    ctx: click.Context,
+    /,
+    path: Path,
+    socket_dir: Path | None,
+    nic: str,
+    packet: str | None,
+    as_json: bool,
+    **fields: Any,
+) -> None:
+    """Say where a packet would go, and why, without a daemon or a guest."""
+    config = _load(path, socket_dir or _default_socket_dir())
+    if (packet is None) == (fields["dst"] is None):
+        raise click.UsageError("exactly one of --packet and --dst is needed", ctx)
+    try:
+        frame = bytes.fromhex(packet) if packet else _frame_from(config, nic, **fields)
+    except ValueError as error:
+        raise click.UsageError(str(error), ctx) from error
+    if not MIN_FRAME <= len(frame) <= MAX_FRAME:
+        raise click.UsageError(f"a frame has {MIN_FRAME} to {MAX_FRAME} bytes", ctx)
+    result = trace.trace(config, nic, frame)
+    if as_json:
+        click.echo(json.dumps(trace.as_dict(result), indent=2))
+    else:
+        for line in trace.explain(result):
+            click.echo(line)
+
+
+def _frame_from(
+    config: DaemonConfig,
+    name: str,
+    *,
+    src: str | None,
+    dst: str,
+    proto: str,
+    sport: int,
+    dport: int,
+    ttl: int,
+    size: int,
+) -> bytes:
+    """The frame that the flags describe. Raises ValueError, NotFoundError."""
+    nic = trace.nic_named(config, name)
+    target = ip_address(dst)
+    own = nic.ipv4_address if target.version == 4 else nic.ipv6_address
+    source = own if src is None else ip_address(src)
+    if source is None:
+        raise ValueError(f"{name} has no IPv{target.version} address; --src is needed")
+    assert nic.mac_address is not None
+    return trace.build_frame(
+        nic.mac_address.packed,
+        source,
+        target,
+        protocol=proto,
+        source_port=sport,
+        target_port=dport,
+        ttl=ttl,
+        size=size,
+    )
 
 
 def _count(number: int, what: str) -> str:
@@ -621,6 +733,7 @@ def _run(
     **options: Any,
 ) -> None:
     """Serve `config` until a signal; what `options` has left is for `runner.RunOptions`."""
+    pcap = _capture_spec(ctx, options, print_attach)
     if quiet and debug:
         raise click.UsageError("--quiet and --debug exclude each other", ctx)
     _check_ready_fd(ctx, ready_fd)
@@ -630,9 +743,29 @@ def _run(
         print_attach = sys.stdout.isatty()
     on_ready = _print_attach_lines if print_attach else _nothing
     run_options = runner.RunOptions(
-        on_ready=on_ready, ready_fd=ready_fd, sandboxed=not no_sandbox, **options
+        on_ready=on_ready, ready_fd=ready_fd, pcap=pcap, sandboxed=not no_sandbox, **options
     )
     runner.run(config, run_options)
+
+
+def _capture_spec(
+    ctx: click.Context, options: dict[str, Any], print_attach: bool | None
+) -> CaptureSpec | None:
+    """Take what the flags say of a capture out of `options`. Raises click.UsageError."""
+    path = options.pop("pcap")
+    given = {field: options.pop(f"pcap_{field}") for field in ("snaplen", "limit")}
+    said = {field: value for field, value in given.items() if value is not None}
+    if path is None:
+        if said:
+            raise click.UsageError(f"--pcap-{next(iter(said))} is for --pcap", ctx)
+        return None
+    if path != Path("-"):
+        return CaptureSpec(path, **said)
+    if print_attach:
+        raise click.UsageError("--pcap - and --print-attach both want standard output", ctx)
+    if sys.stdout.isatty():
+        raise click.UsageError("--pcap -: standard output is a terminal", ctx)
+    return CaptureSpec(os.dup(sys.stdout.fileno()), name="standard output", **said)
 
 
 def _check_ready_fd(ctx: click.Context, fd: int | None) -> None:

@@ -6,9 +6,12 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import attrs
 import trio
 
 from .api import EXTRA
+from .capture import CaptureSpec
+from .capture_control import CaptureControl
 from .control import Control
 from .errors import ExtraMissingError
 from .log import get_logger
@@ -22,6 +25,8 @@ _log = get_logger(__name__)
 async def serve(
     config: DaemonConfig,
     *,
+    capture: CaptureSpec | None = None,
+    capture_dir: Path | None = None,
     open_state: Callable[[Path], Store] = open_store,
     on_control: Callable[[Control], object] = lambda _control: None,
     on_listening: Callable[[], object] = lambda: None,
@@ -32,6 +37,8 @@ async def serve(
 
     Args:
         config: what to run; addresses that are absent are given by the rules of `NicSpec`.
+        capture: what to write all frames to, from the first one on.
+        capture_dir: where clients of the API may have captures written; None: nowhere.
         open_state: opens `DaemonConfig.state`, if there is one.
         on_control: called with the verbs, when all sockets listen, before `on_listening`.
         on_listening: called when all sockets listen and before the first frontend is served: the
@@ -50,16 +57,19 @@ async def serve(
         SocketInUseError: another process listens on a socket path.
         SocketAccessError: there is no permission for a socket path.
         SocketPathError: a socket path cannot be listened on for another reason.
-        StoreError, OSError: the state cannot be opened or read.
+        StoreError, OSError: the state cannot be opened or read, or the file of the capture made.
     """
     admission = trio.Event()
     with open_state(config.state) if config.state else contextlib.nullcontext(NoStore()) as store:
         async with open_switch(admission=admission, polling=config.polling) as switch:
+            captures = CaptureControl(switch, capture_dir)
             control = Control(switch, config.socket_dir, store, config.defaults)
             try:
                 await control.start(config)
                 on_control(control)
-                async with _controlled(config.api, control) as serve_clients:
+                if capture is not None:
+                    await switch.start_capture(**attrs.asdict(capture))
+                async with _controlled(config.api, control, captures, switch) as serve_clients:
                     if on_listening() is not False:
                         admission.set()
                         serve_clients()
@@ -72,7 +82,9 @@ async def serve(
 
 
 @contextlib.asynccontextmanager
-async def _controlled(spec: ApiSpec, control: Control) -> AsyncIterator[Callable[[], object]]:
+async def _controlled(
+    spec: ApiSpec, control: Control, captures: CaptureControl, switch: Switch
+) -> AsyncIterator[Callable[[], object]]:
     """Have the control interfaces listen; what is yielded has them serve, to the block's end."""
     if not spec.is_wanted:
         yield lambda: None
@@ -85,7 +97,8 @@ async def _controlled(spec: ApiSpec, control: Control) -> AsyncIterator[Callable
             f"the control interfaces need a package that is not there ({error.name}):"
             f" pip install '{EXTRA}'"
         ) from error
-    with contextlib.closing(server.open_server(spec, control)) as api:
+    pages = {"/metrics": server.metrics_page(switch)}
+    with contextlib.closing(server.open_server(spec, control, captures, pages)) as api:
         async with trio.open_nursery() as nursery:
 
             def serve_clients() -> None:

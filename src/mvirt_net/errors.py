@@ -50,6 +50,14 @@ class SocketPathError(MvirtNetError):
     """
 
 
+class TooManyCapturesError(MvirtNetError):
+    """One has to end before another can begin."""
+
+
+class CaptureFileError(MvirtNetError):
+    """The file of a capture cannot be made."""
+
+
 class ExtraMissingError(MvirtNetError):
     """What was asked for needs packages that are not installed."""
 

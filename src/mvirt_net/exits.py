@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import sys
 
 import click
 import trio
@@ -11,6 +12,7 @@ import trio
 from .config import ConfigFileError
 from .errors import ConfigError, MvirtNetError, SocketAccessError, SocketInUseError, leaves
 from .log import get_logger
+from .logsetup import is_journal, with_priority
 from .store import StoreDataError, StoreInUseError
 
 log = get_logger(__name__)
@@ -73,7 +75,8 @@ def _report_one(error: BaseException) -> ExitCode:
         log.critical("internal error", exc_info=error)
         return ExitCode.FAILURE
     for line in _message(error).splitlines():
-        click.echo(f"{PROGRAM}: {line}", err=True)
+        text = f"{PROGRAM}: {line}"
+        click.echo(with_priority(text, "error") if is_journal(sys.stderr) else text, err=True)
     return code
 
 

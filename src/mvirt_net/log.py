@@ -8,14 +8,38 @@ is set up by `mvirt_net.cli`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import cast
 
 import structlog
+from structlog.typing import EventDict
 
 logging.getLogger("mvirt_net").addHandler(logging.NullHandler())
 
 
-def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+class Limited:
+    """A processor for lines that others can cause at will: some are left out.
+
+    The next line that is not left out says how many were, as ``left_out``.
+
+    Args:
+        take: whether there may be one more just now.
+    """
+
+    def __init__(self, take: Callable[[], bool]) -> None:
+        self._take = take
+        self._left_out = 0
+
+    def __call__(self, _logger: object, _name: str, event: EventDict) -> EventDict:
+        if not self._take():
+            self._left_out += 1
+            raise structlog.DropEvent
+        if self._left_out:
+            event["left_out"], self._left_out = self._left_out, 0
+        return event
+
+
+def get_logger(name: str, *limits: Limited) -> structlog.stdlib.BoundLogger:
     """A logger for the module `name`; ``log.info("frontend connected", nic="vm1")``."""
     return cast(
         structlog.stdlib.BoundLogger,
@@ -23,6 +47,7 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
             logging.getLogger(name),
             processors=[
                 structlog.stdlib.filter_by_level,
+                *limits,
                 structlog.stdlib.render_to_log_kwargs,
             ],
             wrapper_class=structlog.stdlib.BoundLogger,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import enum
 import logging
+import os
 import sys
 from typing import TextIO
 
+import attrs
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from .stderr import LossyStderr
 
@@ -22,6 +24,25 @@ class LogFormat(enum.StrEnum):
     """``timestamp=… level=info event="…" nic=vm1``."""
     JSON = "json"
     """One JSON object a line."""
+
+
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""syslog(3)'s, by structlog's names of levels."""
+
+
+def is_journal(stream: TextIO) -> bool:
+    """Whether systemd's journal reads what is written there (systemd.exec(5), JOURNAL_STREAM)."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def with_priority(text: str, level: str) -> str:
+    """Lines for the journal, which takes a level from what they begin with (sd-daemon(3))."""
+    prefix = f"<{_PRIORITIES[level]}>"
+    return prefix + text.replace("\n", f"\n{prefix}")
 
 
 class _Handler(logging.StreamHandler[TextIO]):
@@ -52,11 +73,12 @@ def set_up_logging(level: int, log_format: LogFormat | None, stream: TextIO | No
 
     Args:
         level: as in `logging`.
-        log_format: None means `LogFormat.CONSOLE` on a terminal, else `LogFormat.LOGFMT`.
+        log_format: how a line looks; None means `LogFormat.CONSOLE` on a terminal, else
+            `LogFormat.LOGFMT`. Whatever it is, lines for the journal begin with their level.
         stream: standard error when None.
     """
     stream = stream or sys.stderr
-    is_terminal = stream.isatty()
+    is_terminal, for_journal = stream.isatty(), is_journal(stream)
     chosen = log_format or (LogFormat.CONSOLE if is_terminal else LogFormat.LOGFMT)
     handler = _Handler(stream)
     handler.setFormatter(
@@ -69,7 +91,7 @@ def set_up_logging(level: int, log_format: LogFormat | None, stream: TextIO | No
             ],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *_renderers(chosen, colors=is_terminal),
+                *_renderers(chosen, colors=is_terminal, for_journal=for_journal),
             ],
         )
     )
@@ -78,7 +100,23 @@ def set_up_logging(level: int, log_format: LogFormat | None, stream: TextIO | No
     root.setLevel(level)
 
 
-def _renderers(log_format: LogFormat, *, colors: bool) -> list[Processor]:
+def _renderers(log_format: LogFormat, *, colors: bool, for_journal: bool) -> list[Processor]:
+    *before, renderer = _format(log_format, colors=colors)
+    return [*before, _Prioritized(renderer) if for_journal else renderer]
+
+
+@attrs.frozen
+class _Prioritized:
+    """A renderer for the journal."""
+
+    render: Processor
+
+    def __call__(self, logger: object, name: str, event: EventDict) -> str:
+        level = event["level"]
+        return with_priority(str(self.render(logger, name, event)), level)
+
+
+def _format(log_format: LogFormat, *, colors: bool) -> list[Processor]:
     if log_format is LogFormat.CONSOLE:
         plain = structlog.dev.plain_traceback
         return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
@@ -95,9 +133,7 @@ def _renderers(log_format: LogFormat, *, colors: bool) -> list[Processor]:
     ]
 
 
-def _printable(
-    _logger: object, _name: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
+def _printable(_logger: object, _name: str, event: EventDict) -> EventDict:
     """Values as logfmt can hold them: plain ones as they are, others as text on one line."""
     return {
         key: value if isinstance(value, str | int | float) else str(value)

@@ -286,6 +286,10 @@ class NicStats:
     """Those sent away because they are not among those that may connect."""
     takeovers: int = 0
     """How often a worker thread took the TX ring over because it was busy."""
+    leases: int = 0
+    """Answers of the DHCP servers that gave addresses, or let the guest keep them."""
+    connections: int = 0
+    """Frontends that connected and sent a request."""
 
 
 _T = TypeVar("_T")

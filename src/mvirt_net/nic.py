@@ -25,10 +25,18 @@ from functools import partial
 import attrs
 import trio
 
-from .dataplane import VhostNetBackend, Workers, services_for, settle_debt
+from .capture import Capture
+from .dataplane import (
+    RequestTimes,
+    VhostNetBackend,
+    Workers,
+    WorkLimit,
+    services_for,
+    settle_debt,
+)
 from .errors import ConnectionBroken, CoreError, GuestMemoryLost, leaves
-from .ffi import Network, Port
-from .log import get_logger
+from .ffi import Network, Port, RingState
+from .log import Limited, get_logger
 from .model import MacAddress, NetworkSpec, NicSpec, NicStats
 from .peer import PeerCredentials, peer_credentials
 from .unix_listener import UnixListener, open_unix_listener
@@ -44,6 +52,10 @@ ACCEPT_PAUSE = 0.1
 REFUSAL_INTERVAL = 1.0
 """Seconds between two lines in the log, and two events, about processes that may not connect. They
 can try as fast as they like, and must neither fill the disk nor drown other events."""
+
+LINE_RATE, LINE_BURST = 0.5, 100.0
+"""Lines in the log about one NIC: in each second, and at once after a while without. Its frontend
+can come and go as fast as it likes, and its guest break rings."""
 
 _BUGS = frozenset({errno.EBADF, errno.EINVAL, errno.EFAULT})
 """Errors that say that the call was wrong; all others, that the system would not carry it out."""
@@ -93,6 +105,7 @@ class Nic:
         publish: called with each of its events, in their order; must not raise or wait.
         admission: frontends that come to the NIC's socket wait until it is set; None: they do not.
         workers: who may poll its guest's TX ring; None: nobody.
+        times: what requests of its frontends take is added to it.
 
     Raises:
         CoreError: out of memory.
@@ -106,6 +119,7 @@ class Nic:
         publish: Callable[[NicEvent], None] = lambda _event: None,
         admission: trio.Event | None = None,
         workers: Workers | None = None,
+        times: RequestTimes | None = None,
     ) -> None:
         if spec.mac_address is None:
             raise ValueError(f"NIC {spec.name!r} has no MAC address yet")
@@ -115,7 +129,12 @@ class Nic:
         self._publish = publish
         self._admission = admission
         self._workers = workers
-        self._log = get_logger(__name__).bind(nic=spec.name)
+        self._times = times
+        self._leases = 0
+        self._connections = 0
+        lines = WorkLimit(LINE_RATE, LINE_BURST)
+        limit = Limited(lambda: lines.take(1, trio.current_time()))
+        self._log = get_logger(__name__, limit).bind(nic=spec.name)
         self._port = Port(routes, self._mac)
         try:
             self._port.set_routes(spec.routes)
@@ -147,7 +166,7 @@ class Nic:
     @property
     def hot(self) -> bool:
         """Whether worker threads poll TX rings of the guest, because those are busy."""
-        return self._port.hot > 0
+        return bool(self._port.hot_pairs)
 
     async def wait_connected(self) -> None:
         """Wait for a frontend that has sent a request. A checkpoint.
@@ -166,8 +185,23 @@ class Nic:
         """The counters since the NIC was made. Raises trio.ClosedResourceError."""
         self._check_open()
         return attrs.evolve(
-            self._port.stats(), refused_frontends=self._refused, takeovers=self._port.takeovers
+            self._port.stats(),
+            refused_frontends=self._refused,
+            takeovers=self._port.takeovers,
+            leases=self._leases,
+            connections=self._connections,
         )
+
+    @property
+    def backlog(self) -> int:
+        """Frames that wait for the guest to give buffers. Raises trio.ClosedResourceError."""
+        self._check_open()
+        return self._port.backlog
+
+    @property
+    def hot_rings(self) -> int:
+        """How many TX rings of the guest worker threads poll."""
+        return len(self._port.hot_pairs)
 
     def update(self, spec: NicSpec) -> None:
         """Go on with other routed prefixes, from the next packet on, and lists of who may connect.
@@ -183,6 +217,26 @@ class Nic:
         self.spec = spec
         if self._backend is not None:
             self._backend.renew_services()
+
+    def rings(self) -> Iterator[RingState]:
+        """The guest's rings, those that run or are enabled. Raises trio.ClosedResourceError."""
+        self._check_open()
+        return self._port.rings()
+
+    @property
+    def captures(self) -> int:
+        """How many captures have what the guest sends and receives."""
+        return self._port.taps
+
+    def add_to(self, capture: Capture) -> None:
+        """Have a capture record what the guest sends and receives.
+
+        Raises:
+            CoreError: it does already, or `MAX_TAPS` others do.
+            trio.ClosedResourceError: the NIC was closed.
+        """
+        self._check_open()
+        capture.add(self._port, self.spec)
 
     def update_network(self, network: NetworkSpec) -> None:
         """Tell the guest other things about its network, from the next question on.
@@ -481,15 +535,20 @@ class Nic:
             self._port,
             mac=self._mac,
             mtu=self._network.mtu,
-            services=lambda mtu: services_for(self.spec, self._network, mtu),
+            services=lambda mtu: services_for(self.spec, self._network, mtu, self._count_lease),
             workers=self._workers,
             on_connected=partial(self._set_connected, peer),
             on_fault=partial(self._event, NicEventKind.FAULTED),
+            times=self._times,
             log=self._log,
         )
 
+    def _count_lease(self) -> None:
+        self._leases += 1
+
     def _set_connected(self, peer: PeerCredentials) -> None:
         self._connected = True
+        self._connections += 1
         self._notify()
         self._log.info("frontend connected", **_named(peer))
         self._event(NicEventKind.CONNECTED)

@@ -8,6 +8,7 @@ import errno
 from collections.abc import Iterator, Mapping
 
 from .errors import (
+    CaptureFileError,
     ConfigError,
     CoreError,
     DuplicateError,
@@ -17,6 +18,7 @@ from .errors import (
     SocketAccessError,
     SocketInUseError,
     SocketPathError,
+    TooManyCapturesError,
 )
 
 
@@ -50,6 +52,8 @@ class ControlError(MvirtNetError):
 _KINDS: Mapping[type[MvirtNetError], ErrorKind] = {
     DuplicateError: ErrorKind.ALREADY_EXISTS,
     ExhaustedError: ErrorKind.RESOURCE_EXHAUSTED,
+    TooManyCapturesError: ErrorKind.RESOURCE_EXHAUSTED,
+    CaptureFileError: ErrorKind.FAILED_PRECONDITION,
     ConfigError: ErrorKind.INVALID_ARGUMENT,
     NotFoundError: ErrorKind.NOT_FOUND,
     SocketInUseError: ErrorKind.FAILED_PRECONDITION,

@@ -18,6 +18,7 @@ import gc
 import os
 import signal
 import socket
+import stat
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -29,6 +30,7 @@ import trio
 
 from . import privileges, sandbox
 from .accounts import Account, close_database
+from .capture import CaptureSpec, open_capture_file
 from .config import ConfigFileError
 from .control import Control
 from .daemon import serve
@@ -36,7 +38,7 @@ from .errors import ConfigError
 from .ffi.rights import FsAccess
 from .inherited import is_listening
 from .log import get_logger
-from .model import DaemonConfig
+from .model import DaemonConfig, NetworkSpec
 from .nic import Nic, NicEvent, NicEventKind
 from .store import Store, open_store
 from .supervision import ServiceManager, announce_ready, pid_file, raise_fd_limit
@@ -70,6 +72,10 @@ class RunOptions:
     """A listening or connected socket for the only NIC, which has no path; ours to close."""
     runas: Account | None = None
     """Whose rights to go on with when the sockets are there; None: as whoever has started us."""
+    pcap: CaptureSpec | None = None
+    """Where to write all frames; a descriptor is ours to close."""
+    capture_dir: Path | None = None
+    """Where clients of the API may have captures written; it is there."""
     sandboxed: bool = True
     """Whether to call `sandbox.confine`."""
 
@@ -152,6 +158,8 @@ class _Process:
         """Serve until shutdown; the other tasks have no purpose then."""
         await serve(
             self.config,
+            capture=self._open_capture(),
+            capture_dir=self.options.capture_dir,
             open_state=self._open_state,
             on_control=self._take_control,
             on_listening=self._settle,
@@ -159,6 +167,16 @@ class _Process:
             task_status=task_status,
         )
         everything.cancel()
+
+    def _open_capture(self) -> CaptureSpec | None:
+        """Make the file of --pcap before the sandbox is there; it belongs to whoever writes."""
+        pcap, account = self.options.pcap, self.options.runas
+        if pcap is None or isinstance(pcap.target, int):
+            return pcap
+        fd = open_capture_file(Path(pcap.target))
+        if account is not None and stat.S_ISREG(os.fstat(fd).st_mode):
+            os.fchown(fd, account.uid, account.gid)
+        return attrs.evolve(pcap, target=fd, name=str(pcap.target))
 
     def _open_state(self, path: Path) -> Store:
         """Open the state with the rights of whoever will write it."""
@@ -193,6 +211,10 @@ class _Process:
         for path in self._socket_paths():
             yield path.parent, FsAccess.REMOVE_FILE
         yield from self._reach_of_changes()
+        if self.options.capture_dir is not None:
+            # TRUNCATE: half a block is cut off the end of a file that cannot be written any more.
+            write = FsAccess.MAKE_REG | FsAccess.WRITE_FILE | FsAccess.TRUNCATE
+            yield self.options.capture_dir, write | FsAccess.REMOVE_FILE
         if self.config.state:
             # SQLite removes its second file at the end; both are open.
             yield self.config.state.parent, FsAccess.REMOVE_FILE
@@ -237,7 +259,7 @@ class _Process:
                 log.info("stopping", signal=signal.Signals(number).name)
                 self._stop()
             elif number == signal.SIGUSR1:
-                self._dump_state()
+                await self._dump_state()
             elif self.options.reload is None:
                 log.warning("there is no configuration file to reload", signal="SIGHUP")
             else:
@@ -274,19 +296,37 @@ class _Process:
         """Whether the terminal that the log went to has hung up, as when its window is closed."""
         return self._on_terminal and not os.isatty(_STDERR)
 
-    def _dump_state(self) -> None:
-        """A line for each NIC into the log."""
+    async def _dump_state(self) -> None:
+        """All that there is, into the log; others have turns meanwhile."""
         if self._switch is None or self._shutdown.is_set():
             log.info("state", serving=False)
             return
+        switch = self._switch
         log.info(
             "state",
             serving=True,
-            networks=len(self._switch.networks),
-            hot_rings=self._switch.hot_rings,
+            networks=len(switch.networks),
+            nics=len(switch.nics),
+            hot_rings=switch.hot_rings,
+            captures=len(switch.captures),
+            **{f"cpu_{name}": round(seconds, 3) for name, seconds in switch.thread_seconds.items()},
         )
-        for nic in self._switch.nics.values():
-            log.info("nic state", **_state(nic))
+        for network in list(switch.networks.values()):
+            log.info("network state", **_network_state(network, switch))
+            await trio.lowlevel.checkpoint()
+        for nic in list(switch.nics.values()):
+            with contextlib.suppress(trio.ClosedResourceError):
+                log.info("nic state", **_nic_state(nic))
+                for ring in nic.rings():
+                    log.info("ring state", nic=nic.spec.name, **attrs.asdict(ring))
+            await trio.lowlevel.checkpoint()
+        for capture in switch.captures:
+            log.info(
+                "capture state",
+                file=capture.name,
+                bytes=capture.size,
+                **attrs.asdict(capture.captured),
+            )
 
     def _follow_frontends(self, nursery: trio.Nursery, switch: Switch) -> None:
         """Start what --fd and --one-off need."""
@@ -325,12 +365,30 @@ def _problems(error: Exception) -> list[str]:
     return str(error).splitlines()
 
 
-def _state(nic: Nic) -> dict[str, Any]:
-    """What the log shows of a NIC: plain numbers, of the drops those that happened."""
+def _network_state(network: NetworkSpec, switch: Switch) -> dict[str, Any]:
+    return {
+        "network": network.name,
+        "nics": sum(nic.spec.network == network.name for nic in switch.nics.values()),
+        "subnets": ", ".join(str(subnet) for subnet in network.subnets),
+        "mtu": network.mtu,
+    }
+
+
+def _nic_state(nic: Nic) -> dict[str, Any]:
+    """What the log shows of a NIC: plain values, of the drops those that happened."""
     stats = nic.stats()
     counters = attrs.asdict(stats, filter=lambda field, _value: field.name != "drops")
     drops = {f"drop_{reason.name.lower()}": count for reason, count in stats.drops.items()}
-    return {"nic": nic.spec.name, "connected": nic.connected, "hot": nic.hot, **counters, **drops}
+    return {
+        "nic": nic.spec.name,
+        "network": nic.spec.network,
+        "connected": nic.connected,
+        "hot": nic.hot,
+        "backlog": nic.backlog,
+        "captures": nic.captures,
+        **counters,
+        **drops,
+    }
 
 
 def _end_process() -> None:

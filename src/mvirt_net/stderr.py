@@ -55,6 +55,9 @@ class _LossyWriter(io.RawIOBase):
     def isatty(self) -> bool:
         return os.isatty(self._fd)
 
+    def fileno(self) -> int:
+        return self._fd
+
     def close(self) -> None:
         if self._is_own and not self.closed:
             os.close(self._fd)

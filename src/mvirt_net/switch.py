@@ -9,15 +9,19 @@ name, an address or a path.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Container, Iterable, Mapping
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
 from types import MappingProxyType
 
 import trio
 
-from .dataplane import Workers
-from .errors import NotFoundError
-from .ffi import Network, events_never_block
+from .capture import MAX_CAPTURES, Capture, Captured, open_capture_file
+from .dataplane import RequestTimes, Workers
+from .errors import NotFoundError, TooManyCapturesError
+from .ffi import MAX_FRAME, MAX_TAPS, Network, events_never_block
 from .log import get_logger
 from .model import Netmask, NetworkSpec, NicSpec, PollingSpec
 from .nic import Nic, NicEvent
@@ -49,11 +53,17 @@ class Switch:
         self._nursery = nursery
         self._admission = admission
         self._workers = Workers(polling, nursery)
+        self.request_times = RequestTimes()
+        """What requests of frontends have taken."""
         self._registry = Registry()
         self._routes: dict[str, Network] = {}
         """By the name of the network."""
         self._nics: dict[str, Nic] = {}
         self._subscribers: set[trio.MemorySendChannel[NicEvent]] = set()
+        self._captures: dict[Capture, bool] = {}
+        """Those that have not ended, and whether they are of NICs to come, too."""
+        self._captured = Captured()
+        """By those that have."""
         self._closed = False
         self._closing = trio.Lock()
         """Held while all NICs are removed."""
@@ -77,6 +87,24 @@ class Switch:
     def hot_rings(self) -> int:
         """How many TX rings worker threads poll just now."""
         return self._workers.hot_rings
+
+    @property
+    def thread_seconds(self) -> Mapping[str, float]:
+        """Processor time of the threads that drain rings, by their names."""
+        return self._workers.cpu_seconds
+
+    @property
+    def captures(self) -> tuple[Capture, ...]:
+        """Those under way."""
+        return tuple(self._captures)
+
+    @property
+    def captured(self) -> Captured:
+        """Of all captures since the beginning."""
+        total = self._captured
+        for capture in self._captures:
+            total += capture.captured
+        return total
 
     async def add_network(self, spec: NetworkSpec) -> NetworkSpec:
         """Add a network without NICs. A checkpoint.
@@ -181,7 +209,9 @@ class Switch:
                 self._publish,
                 self._admission,
                 self._workers,
+                self.request_times,
             )
+            self._add_to_captures(nic)
             await self._nursery.start(nic.serve)
             self._check_open()
         except BaseException:
@@ -248,6 +278,82 @@ class Switch:
         await self._end(nic)
         await trio.lowlevel.checkpoint()
 
+    async def start_capture(
+        self,
+        target: Path | str | int,
+        *,
+        nics: Iterable[str] | None = None,
+        snaplen: int = MAX_FRAME,
+        limit: int | None = None,
+        name: str | None = None,
+    ) -> Capture:
+        """Write what guests send and receive into a pcapng file, until the capture is closed.
+
+        It also ends with the switch, at its limit, and when the file cannot be written any more,
+        which is one line in the log and nobody else's trouble.
+
+        Args:
+            target: where the file is to be; one that is there is written anew, but a symbolic link
+                is not followed. Or an open descriptor, owned from here on unless this raises.
+            nics: names; None: all, those that are added later too.
+            snaplen: bytes of each frame at most.
+            limit: bytes of packets that the file may have; None: as many as come.
+            name: what the log calls it; None: the target.
+
+        Returns:
+            The capture, to be closed by its `aclose`. A checkpoint.
+
+        Raises:
+            NotFoundError: there is no NIC of one of these names.
+            OSError: the file cannot be made.
+            TooManyCapturesError: a NIC has four already, or there are `MAX_CAPTURES`.
+            CoreError: out of memory.
+            trio.ClosedResourceError: the switch was closed.
+        """
+        await trio.lowlevel.checkpoint()
+        self._check_open()
+        names = list(self._nics) if nics is None else list(dict.fromkeys(nics))
+        for wanted in names:
+            if wanted not in self._nics:
+                raise NotFoundError(f"there is no NIC {wanted!r}")
+        self._check_captures(names, of_all=nics is None)
+        fd = target if isinstance(target, int) else open_capture_file(Path(target))
+        try:
+            capture = Capture(fd, name or str(target), snaplen=snaplen, limit=limit)
+        except BaseException:
+            if not isinstance(target, int):
+                os.close(fd)
+            raise
+        try:
+            for wanted in names:
+                self._nics[wanted].add_to(capture)
+        except BaseException:
+            capture.abandon(close_file=not isinstance(target, int))
+            raise
+        self._captures[capture] = nics is None
+        self._nursery.start_soon(capture.run, partial(self._forget_capture, capture))
+        return capture
+
+    def _check_captures(self, names: Iterable[str], *, of_all: bool) -> None:
+        """Whether one more can have these NICs, and all that come. Raises TooManyCapturesError."""
+        if len(self._captures) == MAX_CAPTURES:
+            raise TooManyCapturesError(f"there are {MAX_CAPTURES} captures already")
+        if of_all and sum(self._captures.values()) == MAX_TAPS:
+            raise TooManyCapturesError(f"there are {MAX_TAPS} captures of all NICs already")
+        for name in names:
+            if self._nics[name].captures == MAX_TAPS:
+                raise TooManyCapturesError(f"NIC {name!r} has {MAX_TAPS} captures already")
+
+    def _forget_capture(self, capture: Capture) -> None:
+        del self._captures[capture]
+        self._captured += capture.captured
+
+    def _add_to_captures(self, nic: Nic) -> None:
+        """Those of all NICs have the new one, too."""
+        for capture, of_all in self._captures.items():
+            if of_all:
+                nic.add_to(capture)
+
     def events(self) -> trio.MemoryReceiveChannel[NicEvent]:
         """Subscribe to what happens to the NICs from now on.
 
@@ -284,6 +390,8 @@ class Switch:
                 finally:
                     self._end_subscriptions()
                     self._workers.close()
+                    for capture in list(self._captures):
+                        await capture.aclose()
                 while self._routes:
                     _network, routes = self._routes.popitem()
                     routes.close()

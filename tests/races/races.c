@@ -4,7 +4,8 @@
  * Six guests in two networks, with two queue pairs each, send each other numbered packets. Three threads drain and flush all
  * ports, each whichever it likes, and two poll those that control gives them; one stops and starts
  * rings, exchanges memory tables and call descriptors, changes routes, takes a guest's memory away under
- * it, makes rings hot and cold, and lets a port come and go; one plays the drivers of all other guests.
+ * it, makes rings hot and cold, has frames captured or not, and lets a port come and go; one takes what
+ * was captured; one plays the drivers of all other guests.
  * The second pairs are not there in the beginning: they are made when control starts their rings. In the
  * end every packet has arrived, once and in its order, or was counted.
  *
@@ -38,6 +39,7 @@ enum {
 	DRAINERS = 3,
 	POLLERS = 2,
 	WATCHER = DRAINERS + POLLERS,	/* its thread, ... */
+	TAKER,				/* ... who takes captured frames, ... */
 	CONTROL,			/* ... that of control, ... */
 	DRIVER,				/* ... and the drivers' */
 	THREADS,
@@ -109,6 +111,11 @@ static atomic_ulong n_drains, n_controls;
 static mv_poller *pollers[POLLERS];
 static mv_watcher *watcher;
 static int watcher_fd;
+static mv_capture *capture;
+static int capture_fd;
+static bool tapped[GUESTS];
+static unsigned int n_interfaces;
+static unsigned long n_captured;
 static unsigned long n_takeovers, n_left, n_given_back;
 
 static void check(bool ok, const char *what)
@@ -352,6 +359,48 @@ static void *watch_rings(void *unused)
 	return NULL;
 }
 
+/* ---- who takes captured frames ---- */
+
+/* The blocks of a piece are whole, and their interfaces are there. */
+static void check_blocks(const uint8_t *piece, size_t length)
+{
+	uint32_t total, last;
+
+	for (size_t at = 0; at < length; at += total, n_captured++) {
+		check(length - at >= 32, "half a block");
+		memcpy(&total, piece + at + 4, sizeof(total));
+		check(total >= 32 && total % 4 == 0 && total <= length - at, "a block's length");
+		memcpy(&last, piece + at + total - 4, sizeof(last));
+		check(last == total, "a block's end");
+	}
+}
+
+static void take_captured(void)
+{
+	static uint8_t piece[MV_PUNT_BYTES];
+	size_t n;
+
+	while ((n = mv_capture_take(capture, piece, sizeof(piece))) > 0)
+		check_blocks(piece, n);
+}
+
+/* Now and then so late that there is no room for what comes. */
+static void *take(void *unused)
+{
+	uint32_t random = 99;
+	uint64_t count;
+
+	(void)unused;
+	while (!atomic_load(&stopping)) {
+		take_captured();
+		if (next_random(&random) % 8 == 0)
+			usleep(300000);
+		else if (read(capture_fd, &count, sizeof(count)) < 0)
+			usleep(1000);
+	}
+	return NULL;
+}
+
 /* ---- control ---- */
 
 /* What the poller has left to do; the drainers flush all ports anyway. */
@@ -480,6 +529,15 @@ static void lose_memory(void)
 	exchange_memory(loser, false);
 }
 
+static void capture_or_not(unsigned int i)
+{
+	if (tapped[i])
+		mv_capture_untap(capture, guests[i].port);
+	else
+		check(mv_capture_tap(capture, guests[i].port) == (int)n_interfaces++, "an interface");
+	tapped[i] = !tapped[i];
+}
+
 static void *control(void *unused)
 {
 	static const struct mv_prefix subnet = { .length = 16, .address = { 192, 168 } };
@@ -490,7 +548,7 @@ static void *control(void *unused)
 		struct guest *guest = &guests[next_random(&random) % GUESTS];
 		unsigned int queue;
 
-		switch (next_random(&random) % 12) {
+		switch (next_random(&random) % 13) {
 		case 0:
 			exchange_memory(guest, true);
 			break;
@@ -532,6 +590,9 @@ static void *control(void *unused)
 		case 11:
 			watch(&guests[next_random(&random) % (GUESTS + 1)], &random);
 			break;
+		case 12:
+			capture_or_not(next_random(&random) % GUESTS);
+			break;
 		}
 		atomic_fetch_add(&n_controls, 1);
 		usleep(next_random(&random) % 200);
@@ -540,6 +601,9 @@ static void *control(void *unused)
 		cool_down(&guests[i]);
 		mv_watch_free(guests[i].watch);
 	}
+	for (unsigned int i = 0; i < GUESTS; i++)
+		if (tapped[i])
+			capture_or_not(i);
 	return NULL;
 }
 
@@ -640,6 +704,25 @@ static void finish(void)
 	drainer_end(&drainer);
 }
 
+/* Each frame that was seen is in a block or counted as lost. */
+static void account_captured(void)
+{
+	uint64_t all = 0, lost = 0;
+
+	take_captured();
+	for (unsigned int i = 0; i < n_interfaces; i++) {
+		uint64_t seen, missing;
+
+		mv_capture_counts(capture, i, &seen, &missing);
+		all += seen;
+		lost += missing;
+	}
+	printf("races: %lu frames captured by %u interfaces, %lu without room\n", n_captured,
+	       n_interfaces, (unsigned long)lost);
+	check(all == n_captured + lost, "captured frames are missing");
+	check(n_captured > 0, "nothing was captured");
+}
+
 static int account(void)
 {
 	uint64_t sent = 0, received = 0, taken = 0, unsent = 0, lost = 0, left = 0;
@@ -682,6 +765,7 @@ static int account(void)
 int main(int argc, char **argv)
 {
 	static const uint64_t idle_ns[POLLERS] = { 0, 20000 };
+	static const struct mv_comments comments;
 	pthread_t threads[THREADS];
 	int r;
 
@@ -691,6 +775,9 @@ int main(int argc, char **argv)
 		networks[i] = mv_network_new(1500);
 	watcher_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	watcher = mv_watcher_new(watcher_fd);
+	capture_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	capture = mv_capture_new(1 << 18, 64, capture_fd, &comments);
+	check(capture, "no capture");
 	check(watcher, "no watcher");
 	loser_fault_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	for (unsigned int i = 0; i < GUESTS; i++)
@@ -705,6 +792,7 @@ int main(int argc, char **argv)
 		      "no thread");
 	}
 	check(pthread_create(&threads[WATCHER], NULL, watch_rings, NULL) == 0, "no thread");
+	check(pthread_create(&threads[TAKER], NULL, take, NULL) == 0, "no thread");
 	check(pthread_create(&threads[CONTROL], NULL, control, NULL) == 0, "no thread");
 	check(pthread_create(&threads[DRIVER], NULL, drive, NULL) == 0, "no thread");
 	sleep((unsigned int)atoi(argv[1]));
@@ -720,6 +808,7 @@ int main(int argc, char **argv)
 		mv_poller_free(pollers[i]);
 	mv_watcher_free(watcher);
 	finish();
+	account_captured();
 	r = account();
 	for (unsigned int i = 0; i <= GUESTS; i++)
 		guest_end(&guests[i]);
@@ -727,5 +816,7 @@ int main(int argc, char **argv)
 		mv_network_free(networks[i]);
 	close(fault_fd);
 	close(watcher_fd);
+	mv_capture_free(capture);
+	close(capture_fd);
 	return r;
 }

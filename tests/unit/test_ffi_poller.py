@@ -293,9 +293,9 @@ class TestClosing:
 
     def test_says_whether_it_is_hot(self) -> None:
         with polled(FOR_EVER) as (rig, ring):
-            assert rig.port.hot
+            assert rig.port.hot_pairs
             ring.close()
-            assert not rig.port.hot
+            assert not rig.port.hot_pairs
             assert rig.port.takeovers == 1
 
     def test_wakes_who_was_left_with_a_backlog(self, network: Network) -> None:
@@ -483,11 +483,11 @@ def test_no_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(OSError, match="Too many"):
             HotRing(Poller(0), rig.port, 0.0)
         monkeypatch.undo()
-        assert not rig.port.hot
+        assert not rig.port.hot_pairs
 
 
 def test_port_is_cold_at_first() -> None:
     with contextlib.closing(Network()) as network:
         port = Port(network, MAC)
-        assert (port.hot, port.takeovers) == (0, 0)
+        assert (port.hot_pairs, port.takeovers) == (set(), 0)
         port.close()

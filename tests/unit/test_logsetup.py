@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
 
 import pytest
 
-from mvirt_net.log import get_logger
+from mvirt_net.log import Limited, get_logger
 from mvirt_net.logsetup import LogFormat, set_up_logging
 
 log = get_logger("mvirt_net.test")
@@ -29,8 +32,17 @@ def logging_left_alone() -> Iterator[None]:
     root.setLevel(level)
 
 
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
+    """A file that passes for the journal's socket."""
+    with (tmp_path / "journal").open("w+") as file:
+        status = os.fstat(file.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        yield file
+
+
 def logged(
-    log_format: LogFormat | None, level: int = logging.INFO, stream: io.StringIO | None = None
+    log_format: LogFormat | None, level: int = logging.INFO, stream: TextIO | None = None
 ) -> str:
     """What becomes of three events."""
     stream = stream or io.StringIO()
@@ -41,7 +53,8 @@ def logged(
         raise ValueError("no")
     except ValueError:
         log.exception("went wrong")
-    return stream.getvalue()
+    stream.seek(0)
+    return stream.read()
 
 
 def test_json() -> None:
@@ -89,3 +102,43 @@ def test_by_default_colours_on_a_terminal() -> None:
 )
 def test_levels(level: int, events: int) -> None:
     assert len(logged(LogFormat.JSON, level).splitlines()) == events
+
+
+@pytest.mark.parametrize("log_format", [LogFormat.LOGFMT, LogFormat.CONSOLE, None])
+def test_each_line_for_the_journal_has_its_level(
+    journal: TextIO, log_format: LogFormat | None
+) -> None:
+    first, *rest = logged(log_format, stream=journal).splitlines()
+    assert first.startswith("<6>")
+    assert {line[:3] for line in rest} == {"<3>"}
+
+
+def test_json_for_the_journal_is_json_behind_the_level(journal: TextIO) -> None:
+    first, second = logged(LogFormat.JSON, stream=journal).splitlines()
+    assert (first[:3], second[:3]) == ("<6>", "<3>")
+    assert json.loads(first[3:])["event"] == "frontend connected"
+
+
+def test_no_level_where_the_journal_does_not_read(
+    monkeypatch: pytest.MonkeyPatch, journal: TextIO, tmp_path: Path
+) -> None:
+    with (tmp_path / "file").open("w+") as other:
+        assert not logged(LogFormat.LOGFMT, stream=other).startswith("<")
+    monkeypatch.delenv("JOURNAL_STREAM")
+    assert not logged(LogFormat.LOGFMT, stream=journal).startswith("<")
+
+
+def test_lines_left_out_are_counted_by_the_next_one() -> None:
+    stream = io.StringIO()
+    set_up_logging(logging.INFO, LogFormat.JSON, stream)
+    room = iter([True, False, False, True, True])
+    limited = get_logger("mvirt_net.test", Limited(lambda: next(room))).bind(nic="vm1")
+    limited.debug("not counted, for it is not logged anyway")
+    for number in range(5):
+        limited.warning("again", number=number)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["number"], line.get("left_out")) for line in lines] == [
+        (0, None),
+        (3, 2),
+        (4, None),
+    ]

@@ -19,6 +19,8 @@ from mvirt_net.ffi import Network, Port
 from mvirt_net.model import GATEWAY_MAC, DropReason, NetworkSpec, NicSpec
 from mvirt_net.nic import (
     ACCEPT_PAUSE,
+    LINE_BURST,
+    LINE_RATE,
     PLACE_INTERVAL,
     REFUSAL_INTERVAL,
     TURN_TIME_LIMIT,
@@ -596,6 +598,25 @@ class TestClose:
 
 def bug(*_args: object) -> None:
     raise RuntimeError("a bug")
+
+
+async def test_comings_and_goings_do_not_flood_the_log(
+    running: Running, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def come_and_go() -> None:
+        with contextlib.closing(await Connection.open(running.path)) as connection:
+            await connection.send_raw(b"\xff" * 12)
+            with contextlib.suppress(BackendHungUpError):
+                await connection.receive()
+
+    with caplog.at_level("INFO"):
+        for _ in range(2 * int(LINE_BURST)):
+            await come_and_go()
+        assert len(caplog.records) == LINE_BURST
+        await trio.sleep(2 / LINE_RATE)
+        await come_and_go()
+    assert vars(caplog.records[-1])["left_out"] == LINE_BURST
+    assert len(caplog.records) <= LINE_BURST + 2
 
 
 STRANGER = PeerCredentials(pid=7, uid=4_000_000, gid=4_000_000)

@@ -216,14 +216,20 @@ class TestSockets:
 
 
 class TestSignals:
-    def test_sigusr1_dumps_state(self, config: tuple[str, ...]) -> None:
-        with started(*config) as daemon:
+    def test_sigusr1_dumps_state(self, config: tuple[str, ...], tmp_path: Path) -> None:
+        with started(*config, "--pcap", str(tmp_path / "pcap")) as daemon:
             daemon.wait_ready()
             daemon.send(signal.SIGUSR1)
-            assert daemon.wait_event("state")["networks"] == 1
+            state = daemon.wait_event("state")
+            assert (state["networks"], state["nics"], state["captures"]) == (1, 2, 1)
+            network = daemon.wait_event("network state")
+            assert (network["nics"], network["mtu"]) == (2, 1500)
             for name in ("vm1", "vm2"):
                 state = daemon.wait_event("nic state")
                 assert (state["nic"], state["connected"], state["tx_frames"]) == (name, False, 0)
+                assert state["captures"] == 1
+            capture = daemon.wait_event("capture state")
+            assert (capture["file"], capture["frames"]) == (str(tmp_path / "pcap"), 0)
             assert daemon.stop() == ExitCode.OK
 
     def test_sighup_without_a_file(self, tmp_path: Path) -> None:
@@ -453,6 +459,13 @@ async def test_a_guest_is_seen_in_the_counters(nursery: trio.Nursery, tmp_path: 
         state = await trio.to_thread.run_sync(daemon.wait_event, "nic state")
         assert state["connected"]
         assert state["tx_frames"] == state["drop_ethertype"] == 1
+        for queue in (0, 1):
+            ring = await trio.to_thread.run_sync(daemon.wait_event, "ring state")
+            assert (ring["nic"], ring["queue"]) == (state["nic"], queue)
+            assert ring["running"]
+            assert ring["enabled"]
+            assert not ring["hot"]
+            assert ring["next"] == queue  # one frame was taken from TX, none put into RX
         await client.aclose()
         daemon.send(signal.SIGTERM)
         assert await trio.to_thread.run_sync(daemon.wait) == ExitCode.OK

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._version import __version__
+from ..ffi import MAX_FRAME
 from .http import MAX_BODY, PROBLEM
 from .rest import JSON, NDJSON, ROUTES, Route
 
@@ -33,6 +34,10 @@ _VALUES: dict[str, Any] = {
     "mac_address": {"examples": ["52:54:00:12:34:99"]},
     "ipv4_address": {"examples": ["10.0.0.99"]},
     "routed_ipv4_prefixes": {"examples": [["10.8.0.0/24"]]},
+    "file": {"pattern": "^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$", "examples": ["vm1.pcapng"]},
+    "nics": {"minItems": 1, "examples": [["vm1"]]},
+    "snaplen": {"minimum": 1, "maximum": MAX_FRAME},
+    "limit": {"minimum": 1},
     "routed_ipv6_prefixes": {"examples": [["fd00:8::/64"]]},
 }
 """More of the values of some keys in requests."""
@@ -91,6 +96,15 @@ SCHEMAS: dict[str, Any] = {
         updated_at=_TIME,
     ),
     "Nics": _object(nics={"type": "array", "items": _ref("Nic")}),
+    "Capture": _object(
+        file=_TEXT,
+        nics={"anyOf": [_TEXTS, {"type": "null"}]},
+        frames=_NUMBER,
+        lost=_NUMBER,
+        bytes=_NUMBER,
+        ended=_TEXT,
+    ),
+    "Captures": _object(captures={"type": "array", "items": _ref("Capture")}),
     "Stats": _object(
         nics={
             "type": "object",

@@ -23,7 +23,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 import attrs
 
+from ..capture_control import CaptureControl
 from ..control import Control, ControlError, ErrorKind, NetworkRecord, NicRecord
+from ..refusals import refusals
 from .exchange import in_turns
 from .http import HttpError, Request, Response, json_body
 
@@ -39,7 +41,7 @@ _HTTP_STATUS = {
     ErrorKind.INTERNAL: 500,
 }
 
-Page = Callable[[], Response]
+Page = Callable[[], Response | Awaitable[Response]]
 """Something to be read by GET that is none of the resources, like metrics."""
 
 
@@ -79,12 +81,15 @@ class Rest:
     """Answers requests; an `http.Handler`.
 
     Args:
-        control: does what is asked for.
+        control, captures: do what is asked for.
         pages: by path.
     """
 
-    def __init__(self, control: Control, pages: Mapping[str, Page]) -> None:
+    def __init__(
+        self, control: Control, captures: CaptureControl, pages: Mapping[str, Page]
+    ) -> None:
         self.control = control
+        self.captures = captures
         self._pages = pages
 
     async def __call__(self, request: Request) -> Response:
@@ -93,7 +98,8 @@ class Rest:
             _check_origin(request)
         if page := self._pages.get(request.path):
             _check_method(request.method, ["GET"])
-            return page()
+            answer = page()
+            return await answer if isinstance(answer, Awaitable) else answer
         route, id_ = _find(request)
         call = Call(id_, _body(route, request), _query(route, request))
         with _refusals():
@@ -141,6 +147,24 @@ class Rest:
     async def delete_nic(self, call: Call) -> Response:
         await self.control.delete_nic(call.id)
         return Response(204)
+
+    # Captures.
+
+    async def list_captures(self, _call: Call) -> Response:
+        return _ok({"captures": [attrs.asdict(record) for record in self.captures.list()]})
+
+    async def start_capture(self, call: Call) -> Response:
+        with refusals():
+            record = await self.captures.start(**call.body)
+        return _created(f"/v1/captures/{record.file}", attrs.asdict(record))
+
+    async def get_capture(self, call: Call) -> Response:
+        with refusals():
+            return _ok(attrs.asdict(self.captures.get(call.id)))
+
+    async def stop_capture(self, call: Call) -> Response:
+        with refusals():
+            return _ok(attrs.asdict(await self.captures.stop(call.id)))
 
     # The rest.
 
@@ -277,6 +301,7 @@ _NIC_KEYS = {
     "routed_ipv4_prefixes": "texts",
     "routed_ipv6_prefixes": "texts",
 }
+_CAPTURE_KEYS = {"file": "text", "nics": "texts", "snaplen": "number", "limit": "number"}
 _SERVERS = {"dns_servers": "texts", "ntp_servers": "texts"}
 _PREFIXES = {"routed_ipv4_prefixes": "texts", "routed_ipv6_prefixes": "texts"}
 
@@ -369,6 +394,40 @@ ROUTES = (
         summary="Delete a NIC; its frontend is disconnected",
         status=204,
         refusals=(404, 409),
+    ),
+    Route(
+        method="GET",
+        path="/v1/captures",
+        handler=Rest.list_captures,
+        summary="All captures under way, and the last ones that ended by themselves",
+        schema="Captures",
+    ),
+    Route(
+        method="POST",
+        path="/v1/captures",
+        handler=Rest.start_capture,
+        summary="Write what NICs send and receive, by default all of them, into a pcapng file",
+        body=_CAPTURE_KEYS,
+        required=("file",),
+        status=201,
+        schema="Capture",
+        refusals=(404, 409, 507),
+    ),
+    Route(
+        method="GET",
+        path="/v1/captures/{id}",
+        handler=Rest.get_capture,
+        summary="A capture, by the name of its file",
+        schema="Capture",
+        refusals=(404,),
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/captures/{id}",
+        handler=Rest.stop_capture,
+        summary="End a capture; its file stays",
+        schema="Capture",
+        refusals=(404,),
     ),
     Route(
         method="GET",

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 import attrs
 import trio
 
+from .. import metrics
 from .._version import __version__
+from ..capture_control import CaptureControl
 from ..control import Control
 from ..endpoints import TcpEndpoint
 from ..log import get_logger
 from ..model import ApiSpec
+from ..switch import Switch
 from . import health, net_service, reflection
 from .connections import Listener, open_listener
 from .descriptors import Schema, load_files
@@ -54,14 +57,17 @@ class ApiServer:
 
 
 def open_server(
-    spec: ApiSpec, control: Control, pages: Mapping[str, Page] | None = None
+    spec: ApiSpec,
+    control: Control,
+    captures: CaptureControl,
+    pages: Mapping[str, Page] | None = None,
 ) -> ApiServer:
     """Listen wherever `spec` says; clients wait until `ApiServer.serve` runs.
 
     Args:
         spec: where.
-        control: does what clients ask for.
-        pages: more that can be read over HTTP, by path: ``{"/metrics": render}``.
+        control, captures: do what clients ask for.
+        pages: more that can be read over HTTP, by path: ``{"/metrics": metrics_page(switch)}``.
 
     Raises:
         SocketInUseError, SocketAccessError, SocketPathError: it is not possible to listen there.
@@ -79,7 +85,18 @@ def open_server(
     for interface, served in (("grpc", grpc), ("http", http)):
         for listener in served:
             _log.info("control interface", interface=interface, address=str(listener.endpoint))
-    return ApiServer(tuple(grpc), tuple(http), _methods(control), Rest(control, every_page))
+    return ApiServer(
+        tuple(grpc), tuple(http), _methods(control), Rest(control, captures, every_page)
+    )
+
+
+def metrics_page(switch: Switch) -> Page:
+    """What Prometheus reads."""
+
+    async def page() -> Response:
+        return Response(200, await metrics.render(switch), metrics.CONTENT_TYPE)
+
+    return page
 
 
 def _methods(control: Control) -> Methods:

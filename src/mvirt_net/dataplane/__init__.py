@@ -6,6 +6,8 @@ from .arp import ArpResponder
 from .backend import VhostNetBackend
 from .dhcpv4 import Dhcpv4Server
 from .icmp import IcmpResponder
+from .latency import RequestTimes
+from .limit import WorkLimit
 from .mapping import settle_debt
 from .services import services_for
 from .workers import Workers
@@ -14,7 +16,9 @@ __all__ = [
     "ArpResponder",
     "Dhcpv4Server",
     "IcmpResponder",
+    "RequestTimes",
     "VhostNetBackend",
+    "WorkLimit",
     "Workers",
     "services_for",
     "settle_debt",

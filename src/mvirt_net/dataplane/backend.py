@@ -43,6 +43,7 @@ from .device import VhostDevice
 from .doorbell import Doorbell
 from .fds import close_fd, close_fds
 from .heat import Heat
+from .latency import RequestTimes
 from .limit import cost_of
 from .mapping import map_prepared
 from .ndp import NdpResponder
@@ -109,6 +110,7 @@ class VhostNetBackend:
         workers: who may poll TX rings while they are hot; None: nobody.
         on_connected: called once, when the frontend has sent its first request.
         on_fault: called with one line when the guest breaks a ring.
+        times: what requests take is added to it.
         log: where events go, bound to what names the NIC.
     """
 
@@ -123,6 +125,7 @@ class VhostNetBackend:
         workers: Workers | None = None,
         on_connected: Callable[[], None] = lambda: None,
         on_fault: Callable[[str], None] = lambda _detail: None,
+        times: RequestTimes | None = None,
         log: structlog.stdlib.BoundLogger | None = None,
     ) -> None:
         self._sock = sock
@@ -134,6 +137,7 @@ class VhostNetBackend:
         self._workers = workers
         self._on_connected = on_connected
         self._on_fault = on_fault
+        self._times = times or RequestTimes()
         self._log = log or get_logger(__name__)
         self._bells: dict[int, Doorbell] = {}
         """Of the rings whose pair has its tasks."""
@@ -240,7 +244,9 @@ class VhostNetBackend:
         session = Session(device, mac=self._mac, mtu=self._mtu)
         try:
             while (message := await channel.receive()) is not None:
+                began = trio.current_time()
                 reply = await self._handle(session, device, message)
+                self._times.observe(trio.current_time() - began)
                 self._hint_at_memory(session)
                 self._on_connected()
                 self._on_connected = _nothing
@@ -470,8 +476,12 @@ class VhostNetBackend:
                 await trio.lowlevel.checkpoint()
                 now, work = trio.current_time(), 0.0
             work += cost_of(punt.kind, len(punt.frame))
-            if (reason := self._slow_path.answer(punt, now)) is not None:
+            reason = self._slow_path.answer(punt, now)
+            if reason is not None:
                 self._port.count_drop(reason)
+            # What an error was about has been recorded with the reason for it.
+            if punt.kind is not PuntKind.ICMP_ERROR:
+                self._port.record_punt(punt.frame, reason)
         self._wake_rx()
 
     def _look_for_break(self, index: int) -> None:

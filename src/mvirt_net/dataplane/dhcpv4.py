@@ -194,6 +194,7 @@ class Dhcpv4Server:
         netmask: what the guest is told; 255.255.255.255 unless the network is in subnet mode.
         dns_servers: IPv6 ones are left out; when the list is empty, `DEFAULT_DNS_SERVERS`.
         ntp_servers: IPv6 ones are left out.
+        on_lease: called with each lease that is given or extended.
     """
 
     def __init__(
@@ -205,8 +206,10 @@ class Dhcpv4Server:
         netmask: IPv4Address = _BROADCAST,
         dns_servers: Iterable[IPv4Address | IPv6Address] = (),
         ntp_servers: Iterable[IPv4Address | IPv6Address] = (),
+        on_lease: Callable[[], object] = lambda: None,
     ) -> None:
         self._mac = mac.packed
+        self._on_lease = on_lease
         self._ipv4 = ipv4
         self._mtu = mtu
         self._settings: dict[Option, bytes] = {
@@ -266,6 +269,7 @@ class Dhcpv4Server:
             return self._nak(request)
         if not named and request.server is None:
             return None
+        self._on_lease()
         return self._with_lease(request, MessageType.ACK)
 
     def _with_lease(self, request: Request, kind: MessageType) -> bytes:

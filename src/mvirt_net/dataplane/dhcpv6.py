@@ -75,6 +75,7 @@ class Dhcpv6Server:
         prefixes: what is routed to the NIC, for delegation.
         dns_servers: IPv4 ones are left out.
         ntp_servers: IPv4 ones are left out.
+        on_lease: called with each reply that gives or extends leases.
     """
 
     def __init__(
@@ -85,8 +86,10 @@ class Dhcpv6Server:
         prefixes: Sequence[IPv6Network] = (),
         dns_servers: Iterable[IPv4Address | IPv6Address] = (),
         ntp_servers: Iterable[IPv4Address | IPv6Address] = (),
+        on_lease: Callable[[], object] = lambda: None,
     ) -> None:
         self._mac = mac.packed
+        self._on_lease = on_lease
         self._ipv6 = ipv6
         self._prefixes = tuple(prefixes[:MAX_DELEGATED])
         self._dns = [server.packed for server in dns_servers if server.version == 6]
@@ -124,12 +127,14 @@ class Dhcpv6Server:
     def _on_solicit(self, message: ClientMessage) -> bytes:
         bindings = self._bindings(message)
         if message.rapid_commit:
+            self._on_lease()
             committed = [option(Option.RAPID_COMMIT, b""), *bindings]
             return self._reply(message, committed)
         preference = option(Option.PREFERENCE, _HIGHEST_PREFERENCE)
         return self._reply(message, [preference, *bindings], MessageType.ADVERTISE)
 
     def _on_request(self, message: ClientMessage) -> bytes:
+        self._on_lease()
         return self._reply(message, self._bindings(message))
 
     def _on_confirm(self, message: ClientMessage) -> bytes | None:

@@ -12,6 +12,7 @@ started, or a ring cannot be watched, tasks wait for kicks themselves.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Collection, Iterator
 
@@ -20,7 +21,7 @@ import trio
 from ..errors import CoreError
 from ..ffi import Port, Watch, Watcher, read_event
 from ..log import get_logger
-from .threads import run_in_thread
+from .threads import ThreadTime, run_in_thread
 
 _log = get_logger(__name__)
 
@@ -33,7 +34,11 @@ class KickWatcher:
         nursery: where its tasks run, which end with `close`.
     """
 
+    name = "mvirt-watcher"
+    """Of its thread."""
+
     def __init__(self, cpus: Collection[int], nursery: trio.Nursery) -> None:
+        self.time = ThreadTime()
         self._cpus = cpus
         self._nursery = nursery
         self._watcher: Watcher | None = None
@@ -92,7 +97,8 @@ class KickWatcher:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen, watcher)
                 limiter = trio.CapacityLimiter(1)
-                await run_in_thread(watcher.run, "mvirt-watcher", self._cpus, limiter)
+                run = functools.partial(self.time.measure, watcher.run)
+                await run_in_thread(run, self.name, self._cpus, limiter)
                 nursery.cancel_scope.cancel()
         finally:
             # Whoever has a ring watched gets it back.

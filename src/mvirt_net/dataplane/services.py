@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from ..model import (
@@ -35,26 +35,36 @@ UNSERVED: Mapping[PuntKind, DropReason | None] = {
 """How a frame is counted for which a NIC has no service; None: it has been counted before."""
 
 
-def services_for(nic: NicSpec, network: NetworkSpec, mtu: int) -> Mapping[PuntKind, Service]:
+def services_for(
+    nic: NicSpec,
+    network: NetworkSpec,
+    mtu: int,
+    on_lease: Callable[[], object] = lambda: None,
+) -> Mapping[PuntKind, Service]:
     """The services of a NIC: those of each family in which it has an address.
 
     Args:
         nic: with its MAC address filled in.
         network: the one that it is in.
         mtu: what the NIC carries, in bytes; at most the network's.
+        on_lease: called when its guest was given addresses, or may keep them.
     """
     if nic.mac_address is None:
         return {}
     services: dict[PuntKind, Service] = {}
     if nic.ipv4_address is not None:
-        services |= _ipv4_services(nic.mac_address, nic.ipv4_address, network, mtu)
+        services |= _ipv4_services(nic.mac_address, nic.ipv4_address, network, mtu, on_lease)
     if nic.ipv6_address is not None:
-        services |= _ipv6_services(nic.mac_address, nic.ipv6_address, nic, network, mtu)
+        services |= _ipv6_services(nic.mac_address, nic.ipv6_address, nic, network, mtu, on_lease)
     return services
 
 
 def _ipv4_services(
-    mac: MacAddress, address: IPv4Address, network: NetworkSpec, mtu: int
+    mac: MacAddress,
+    address: IPv4Address,
+    network: NetworkSpec,
+    mtu: int,
+    on_lease: Callable[[], object],
 ) -> Mapping[PuntKind, Service]:
     subnet = network.ipv4_subnet if network.ipv4_netmask is Netmask.SUBNET else None
     return {
@@ -66,13 +76,19 @@ def _ipv4_services(
             netmask=(subnet or IPv4Network(address)).netmask,
             dns_servers=network.dns_servers,
             ntp_servers=network.ntp_servers,
+            on_lease=on_lease,
         ),
         PuntKind.ICMPV4: IcmpResponder(mac),
     }
 
 
 def _ipv6_services(
-    mac: MacAddress, address: IPv6Address, nic: NicSpec, network: NetworkSpec, mtu: int
+    mac: MacAddress,
+    address: IPv6Address,
+    nic: NicSpec,
+    network: NetworkSpec,
+    mtu: int,
+    on_lease: Callable[[], object],
 ) -> Mapping[PuntKind, Service]:
     dns_servers = network.dns_servers or DEFAULT_DNS_SERVERS
     return {
@@ -85,5 +101,6 @@ def _ipv6_services(
             prefixes=nic.routed_ipv6_prefixes,
             dns_servers=dns_servers,
             ntp_servers=network.ntp_servers,
+            on_lease=on_lease,
         ),
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable, Collection
 
 import trio
@@ -10,6 +12,34 @@ import trio
 from ..log import get_logger
 
 _log = get_logger(__name__)
+
+
+class ThreadTime:
+    """The processor time that calls of `measure` have taken, to be asked for from any thread."""
+
+    def __init__(self) -> None:
+        self._used = 0.0
+        self._running: tuple[int, float] | None = None
+        """A thread's clock, and what it was at the beginning of the call."""
+
+    @property
+    def seconds(self) -> float:
+        """Those of a call under way among them."""
+        if (running := self._running) is None:
+            return self._used
+        clock, began = running
+        return self._used + time.clock_gettime(clock) - began
+
+    def measure(self, run: Callable[[], None]) -> None:
+        """Call `run`; one at a time."""
+        # trio keeps threads for other work, and this one may have done some before.
+        began = time.thread_time()
+        self._running = time.pthread_getcpuclockid(threading.get_ident()), began
+        try:
+            run()
+        finally:
+            self._running = None
+            self._used += time.thread_time() - began
 
 
 async def run_in_thread(

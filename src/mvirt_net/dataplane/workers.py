@@ -14,7 +14,8 @@ stay with their tasks.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
 import attrs
@@ -25,7 +26,7 @@ from ..ffi import HotRing, Poller, Port, Watch
 from ..model import PollingSpec
 from .heat import Heat
 from .kicks import KickWatcher
-from .threads import run_in_thread
+from .threads import ThreadTime, run_in_thread
 
 STAY = 8.0
 """How many times its patience a worker has a ring for at least. Two rings that answer each other
@@ -48,6 +49,7 @@ class _Worker:
     rings: int = 0
     started: bool = False
     ended: bool = False
+    time: ThreadTime = attrs.Factory(ThreadTime)
 
 
 class Workers:
@@ -84,6 +86,14 @@ class Workers:
     def hot_rings(self) -> int:
         """How many rings they have."""
         return sum(worker.rings for worker in self._workers)
+
+    @property
+    def cpu_seconds(self) -> Mapping[str, float]:
+        """Processor time of each thread there is or was, by its name."""
+        times = {worker.name: worker.time.seconds for worker in self._workers}
+        if self._watcher is not None:
+            times[self._watcher.name] = self._watcher.time.seconds
+        return times
 
     def new_heat(self) -> Heat | None:
         """For a ring that these workers may get; None: there are none."""
@@ -140,7 +150,8 @@ class Workers:
     async def _run(self, worker: _Worker) -> None:
         """Started with the first ring of a worker; ends with its thread, which `close` ends."""
         try:
-            await run_in_thread(worker.poller.run, worker.name, worker.cpus, self._limiter)
+            run = functools.partial(worker.time.measure, worker.poller.run)
+            await run_in_thread(run, worker.name, worker.cpus, self._limiter)
         finally:
             # Whoever waits for one of its rings gets it back.
             worker.ended = True

@@ -33,6 +33,8 @@ from ._core import ffi, lib
 __all__ = [
     "MAX_FRAME",
     "MAX_REGIONS",
+    "MAX_TAPS",
+    "CaptureRing",
     "Drained",
     "GuestMemory",
     "HotRing",
@@ -42,6 +44,7 @@ __all__ = [
     "Poller",
     "Port",
     "Punt",
+    "RingState",
     "events_never_block",
     "is_eventfd",
     "read_event",
@@ -52,6 +55,8 @@ __all__ = [
 MAX_REGIONS: int = lib.MV_MAX_REGIONS
 MAX_FRAME: int = lib.MV_MAX_FRAME
 """Bytes of the longest frame, Ethernet header included, virtio_net_hdr not."""
+MAX_TAPS: int = lib.MV_MAX_TAPS
+"""Captures that one port can have at once."""
 
 
 class NextStep(enum.IntEnum):
@@ -286,7 +291,17 @@ class Network:
     def lookup(self, address: IPv4Address | IPv6Address) -> Port | Literal["on-link"] | None:
         """Where a packet to `address` would go: a port, nobody on the link, or nowhere."""
         prefix, _ = _prefixes([ip_network(address)])
-        tag = lib.mv_network_lookup(self._handle, prefix)
+        return self._hop(lib.mv_network_lookup(self._handle, prefix, ffi.NULL))
+
+    def match(
+        self, address: IPv4Address | IPv6Address
+    ) -> tuple[Port | Literal["on-link"] | None, int]:
+        """The same, and the length of the prefix that decides it."""
+        prefix, _ = _prefixes([ip_network(address)])
+        length = ffi.new("unsigned int *")
+        return self._hop(lib.mv_network_lookup(self._handle, prefix, length)), length[0]
+
+    def _hop(self, tag: int) -> Port | Literal["on-link"] | None:
         if tag < 0:
             return "on-link" if tag == -errno.EHOSTUNREACH else None
         return self._ports[tag]
@@ -345,6 +360,27 @@ class Drained:
     """Ports that have frames waiting now, or whose RX ring has broken: to be flushed."""
 
 
+@attrs.frozen(kw_only=True)
+class RingState:
+    """A ring as it is at a moment."""
+
+    queue: int
+    """Of pair i, 2i is RX and 2i + 1 is TX."""
+    running: bool
+    enabled: bool
+    broken: bool
+    """It stands still until its next start because the driver broke its rules."""
+    hot: bool
+    """A worker thread polls it."""
+    wants_kicks: bool
+    """The driver was told to kick."""
+    packed: bool
+    size: int
+    """In entries."""
+    next: int
+    """The place in it that is looked at next."""
+
+
 class Port:
     """The rings, backlog and counters of one NIC; it outlives the NIC's connections.
 
@@ -363,11 +399,12 @@ class Port:
     def __init__(self, network: Network, mac: MacAddress) -> None:
         self.wake: Callable[[], None] = _nobody
         """Called when a drain of another port finds that this one is to be flushed."""
-        self.hot = 0
-        """How many of its TX rings a `Poller` has."""
+        self.hot_pairs: set[int] = set()
+        """Those whose TX ring a `Poller` has."""
         self.takeovers = 0
         """How often one took one."""
         self._network = network
+        self._captures: set[CaptureRing] = set()
         tag = network._add(self)
         self._handle = _allocated("port", lib.mv_port_new(network._handle, mac.packed, tag))
         # What C points to must not be freed under it.
@@ -439,6 +476,24 @@ class Port:
         """Whether the ring stands still until its next start because the driver broke its rules."""
         return bool(lib.mv_ring_broken(self._handle, queue))
 
+    def rings(self) -> Iterator[RingState]:
+        """Those that run or are enabled."""
+        state = ffi.new("struct mv_ring_state *")
+        for queue in range(2 * lib.MV_MAX_PAIRS):
+            lib.mv_ring_look(self._handle, queue, state)
+            if state.running or state.enabled:
+                yield RingState(
+                    queue=queue,
+                    running=state.running,
+                    enabled=state.enabled,
+                    broken=state.broken,
+                    hot=bool(queue % 2) and queue // 2 in self.hot_pairs,
+                    wants_kicks=state.wants_kicks,
+                    packed=state.packed,
+                    size=state.size,
+                    next=state.next,
+                )
+
     def set_call(self, queue: int, fd: int | None) -> None:
         """The eventfd that interrupts the driver; None: it polls. The fd stays the caller's."""
         _check("call", lib.mv_ring_set_call(self._handle, queue, -1 if fd is None else fd))
@@ -505,6 +560,18 @@ class Port:
         """Count a frame that was dropped outside the core."""
         lib.mv_port_count_drop(self._handle, reason)
 
+    @property
+    def taps(self) -> int:
+        """How many captures it has."""
+        return len(self._captures)
+
+    def record_punt(self, frame: bytes, reason: DropReason | None) -> None:
+        """Let captures see a frame of the guest that a service has dealt with, or dropped."""
+        if self._captures:
+            lib.mv_port_record_punt(
+                self._handle, frame, len(frame), -1 if reason is None else reason
+            )
+
     def stats(self) -> NicStats:
         """The counters as they are now."""
         stats = _drain_room.stats
@@ -556,6 +623,8 @@ class Port:
 
     def close(self) -> None:
         """Free the port. Nothing else may be called afterwards, but for `close` itself."""
+        for ring in list(self._captures):
+            ring.untap(self)
         handle, self._handle = self._handle, ffi.NULL
         self._memory = None
         lib.mv_port_free(handle)
@@ -619,7 +688,8 @@ class HotRing:
         except BaseException:
             os.close(self.fd)
             raise
-        port.hot += 1
+        self._pair = pair
+        port.hot_pairs.add(pair)
         port.takeovers += 1
 
     @property
@@ -652,7 +722,94 @@ class HotRing:
         handle, self._handle = self._handle, ffi.NULL
         lib.mv_hot_free(handle)
         os.close(self.fd)
-        self._port.hot -= 1
+        self._port.hot_pairs.remove(self._pair)
+
+
+def _comments() -> Any:
+    """What captures say about frames that were dropped."""
+    comments = ffi.new("struct mv_comments *")
+    for reason in DropReason:
+        comments.text[reason] = f"dropped: {reason.name.lower()}".encode()
+    return comments
+
+
+class CaptureRing:
+    """Frames of some ports on their way into a file; `capture.c` says what is recorded and how.
+
+    Args:
+        room: bytes that may wait to be taken; what finds no room is lost, and counted.
+        snaplen: bytes of each frame at most.
+
+    Raises:
+        OSError: no descriptor is left.
+        CoreError: out of memory.
+    """
+
+    PIECE = 1 << 17
+    """Bytes that are taken at once at most; the largest block is half of it."""
+
+    def __init__(self, room: int, snaplen: int) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        """Readable when there is something to `take` where nothing was."""
+        try:
+            handle = lib.mv_capture_new(room, snaplen, self.fd, _comments())
+            self._handle = _allocated("capture", handle)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self._buffer = ffi.new("uint8_t[]", self.PIECE)
+        self._ports: set[Port] = set()
+
+    def tap(self, port: Port) -> int:
+        """Record what the guest of this port sends and receives from now on.
+
+        Returns:
+            The number of its interface in the file, counted from 0.
+
+        Raises:
+            CoreError: it is recorded already, or has four captures.
+        """
+        number = _check("capture", lib.mv_capture_tap(self._handle, port._handle))
+        self._ports.add(port)
+        port._captures.add(self)
+        return number
+
+    def untap(self, port: Port) -> None:
+        """Record nothing of it any more. A port that closes does this itself."""
+        if port in self._ports:
+            lib.mv_capture_untap(self._handle, port._handle)
+            self._ports.remove(port)
+            port._captures.remove(self)
+
+    def untap_all(self) -> None:
+        """The same for all ports."""
+        for port in list(self._ports):
+            self.untap(port)
+
+    def take(self, most: int = PIECE) -> bytes:
+        """Whole blocks that wait, oldest first, of `most` bytes and `PIECE` at most."""
+        n = lib.mv_capture_take(self._handle, self._buffer, min(most, self.PIECE))
+        return bytes(ffi.buffer(self._buffer, n))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits to be taken."""
+        return bool(lib.mv_capture_is_empty(self._handle))
+
+    def counts(self, interface: int) -> tuple[int, int]:
+        """Frames of an interface so far, and those of them that were lost for want of room."""
+        seen, lost = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        lib.mv_capture_counts(self._handle, interface, seen, lost)
+        return seen[0], lost[0]
+
+    def close(self) -> None:
+        """End it; what waits is lost. May be called again."""
+        if self._handle == ffi.NULL:
+            return
+        self.untap_all()
+        handle, self._handle = self._handle, ffi.NULL
+        lib.mv_capture_free(handle)
+        os.close(self.fd)
 
 
 class Watcher:

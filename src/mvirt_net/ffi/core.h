@@ -799,6 +799,7 @@ struct mv_port {
 	uint64_t features;
 	const mv_memory *memory;
 	uint32_t enabled;		/* a bit for each ring, also of pairs that are not made yet */
+	struct mv_tap *taps[MV_MAX_TAPS];	/* of captures, the free places last; as features */
 	struct mv_pair *pairs[MV_MAX_PAIRS];	/* NULL: not made yet; atomic */
 	/* Of all pairs together. */
 	_Alignas(MV_CACHE_LINE) struct mv_debt debt;
@@ -930,6 +931,9 @@ void mv_pair_publish(struct mv_pair *pair, unsigned int queue);
 
 void mv_backlog_clear(struct mv_pair *pair);
 
+/* The same, each frame counted and recorded as dropped. */
+void mv_backlog_drop(struct mv_pair *pair, enum mv_drop reason);
+
 /* How much of its share one call has used up. */
 struct mv_turn {
 	uint64_t deadline;	/* ns of CLOCK_MONOTONIC */
@@ -1031,6 +1035,33 @@ bool mv_express(struct mv_drain *drain, const struct mv_slot *slot);
  * checksummed as far as the receiver needs it.
  */
 void mv_forward(struct mv_rx *to, struct mv_packet *packet, unsigned int mtu);
+
+/* ---- capture.c ---- */
+
+/* The direction of a frame, as pcapng counts: the guest is the host, the NIC its interface. */
+enum mv_way { MV_INBOUND = 1, MV_OUTBOUND = 2 };
+
+enum { MV_NOT_DROPPED = -1 };
+
+/* Whether captures want the frames of this port, for who has the lock of one of its rings. */
+static inline bool mv_port_is_tapped(const mv_port *port)
+{
+	return port->taps[0];
+}
+
+void mv_record_frame(mv_port *port, enum mv_way way, int reason, const struct mv_frame *frame);
+
+/* Record a frame for each capture of the port, with the reason why it was dropped, if it was. */
+static inline void mv_tap_frame(mv_port *port, enum mv_way way, int reason,
+				const struct mv_frame *frame)
+{
+	if (mv_port_is_tapped(port))
+		mv_record_frame(port, way, reason, frame);
+}
+
+/* False: the port has no place for it. */
+bool mv_port_add_tap(mv_port *port, struct mv_tap *tap);
+void mv_port_remove_tap(mv_port *port, const struct mv_tap *tap);
 
 /* ---- virtio feature bits that the core acts on ---- */
 

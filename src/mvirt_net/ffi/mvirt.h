@@ -45,6 +45,9 @@ enum mv_limit {
 	/* ICMP errors about one port's packets (RFC 1812, 4.3.2.8; RFC 4443, 2.4 (f)). */
 	MV_ERROR_BURST = 50,
 	MV_ERROR_INTERVAL_NS = 5 * 1000 * 1000,	/* 200 a second */
+	MV_MAX_TAPS = 4,		/* captures of one port at once */
+	MV_CAPTURE_ROOM = 1 << 18,	/* bytes of a capture's ring at least */
+	MV_COMMENT = 48,		/* bytes of what a capture says about a frame, at most */
 	MV_DROP_REASONS = 36
 };
 
@@ -173,6 +176,11 @@ struct mv_prefix {
 	uint8_t address[16];	/* in network byte order; IPv4: the first four */
 };
 
+/* What captures say about frames that were dropped, by reason; padded with zero bytes. */
+struct mv_comments {
+	char text[MV_DROP_REASONS][MV_COMMENT];
+};
+
 typedef struct mv_memory mv_memory;
 typedef struct mv_region mv_region;
 typedef struct mv_network mv_network;
@@ -180,6 +188,7 @@ typedef struct mv_port mv_port;
 typedef struct mv_worker mv_worker;
 typedef struct mv_poller mv_poller;
 typedef struct mv_hot mv_hot;
+typedef struct mv_capture mv_capture;
 typedef struct mv_watcher mv_watcher;
 typedef struct mv_watch mv_watch;
 
@@ -258,9 +267,11 @@ int mv_network_set_subnets(mv_network *network, const struct mv_prefix *prefixes
 
 /*
  * Where the address of a prefix of full length is routed: the port's tag; -EHOSTUNREACH: it is the
- * network's, but no port's; -ENETUNREACH: no route.
+ * network's, but no port's; -ENETUNREACH: no route. In *length that of the prefix which decides, in
+ * bits; NULL: nobody asks, and then any thread may. Otherwise control.
  */
-int64_t mv_network_lookup(const mv_network *network, const struct mv_prefix *host);
+int64_t mv_network_lookup(const mv_network *network, const struct mv_prefix *host,
+			  unsigned int *length);
 
 /*
  * The prefixes whose packets go to this port and come from it, in place of those before, all at
@@ -347,6 +358,20 @@ int mv_ring_enable(mv_port *port, unsigned int queue, bool enabled);
 
 /* Whether the ring stands still because the driver broke its rules; a new start clears it. */
 bool mv_ring_broken(mv_port *port, unsigned int queue);
+
+/* A ring as it is at a moment. */
+struct mv_ring_state {
+	bool running;
+	bool enabled;
+	bool broken;
+	bool packed;
+	bool wants_kicks;	/* the driver was told to kick */
+	unsigned int size;
+	unsigned int next;	/* the place in the ring that is looked at next; packed: without its wrap bit */
+};
+
+/* How a ring is; all zero where there is none. */
+void mv_ring_look(mv_port *port, unsigned int queue, struct mv_ring_state *state);
 
 /*
  * The eventfd that interrupts the driver, or -1: it polls. Made non-blocking. A driver that may
@@ -474,6 +499,50 @@ void mv_hot_remove(mv_hot *hot);
 
 /* Free it, removed. NULL is allowed. */
 void mv_hot_free(mv_hot *hot);
+
+/* ---- capture.c: copies of frames, for a file ---- */
+
+/*
+ * A capture of no port yet. All that it records are blocks of a pcapng file (Enhanced Packet Blocks, times
+ * in nanoseconds); an interface is a port's, and its direction the guest's: what it transmits is outbound.
+ * room: bytes that may wait to be taken, rounded up.
+ * snaplen: bytes of each frame at most.
+ * event_fd: 1 is added when something waits where nothing did. Non-blocking, and nobody else's.
+ * NULL when there is no memory.
+ */
+mv_capture *mv_capture_new(size_t room, uint32_t snaplen, int event_fd,
+			   const struct mv_comments *comments);
+
+/* Free it; what still waits is lost. Control. NULL is allowed. */
+void mv_capture_free(mv_capture *capture);
+
+/*
+ * Record the frames of this port from now on: the number of the interface, counted from 0. Control.
+ * -EEXIST: that is done already; -ENOSPC: the port has MV_MAX_TAPS captures; -ENOMEM.
+ */
+int mv_capture_tap(mv_capture *capture, mv_port *port);
+
+/* No longer; nothing is recorded for it when this returns. To be called before the port goes. Control. */
+void mv_capture_untap(mv_capture *capture, mv_port *port);
+
+/*
+ * Copy waiting blocks, whole ones only and as many as there is room for; returns the bytes. One thread
+ * at a time. After 0 with none waiting the event comes when there is one.
+ */
+size_t mv_capture_take(mv_capture *capture, uint8_t *buffer, size_t size);
+
+/* Whether nothing waits; for the thread that takes. */
+bool mv_capture_is_empty(const mv_capture *capture);
+
+/* Frames of an interface, and those of them for which there was no room. */
+void mv_capture_counts(const mv_capture *capture, unsigned int interface, uint64_t *seen,
+		       uint64_t *lost);
+
+/*
+ * A frame that was punted has been dealt with: record it as transmitted, and as dropped for this reason
+ * unless that is negative.
+ */
+void mv_port_record_punt(mv_port *port, const uint8_t *frame, size_t length, int reason);
 
 /* ---- watcher.c: TX rings whose kicks a thread waits for ---- */
 

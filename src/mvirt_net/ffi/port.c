@@ -270,6 +270,46 @@ void mv_port_count_drop(mv_port *port, unsigned int reason)
 		mv_count_shared(&port->first.stats.drops[reason], 1);
 }
 
+/* ---- captures ---- */
+
+bool mv_port_add_tap(mv_port *port, struct mv_tap *tap)
+{
+	unsigned int i = 0;
+
+	lock_all(port);
+	while (i < MV_MAX_TAPS && port->taps[i])
+		i++;
+	if (i < MV_MAX_TAPS)
+		port->taps[i] = tap;
+	unlock_all(port);
+	return i < MV_MAX_TAPS;
+}
+
+void mv_port_remove_tap(mv_port *port, const struct mv_tap *tap)
+{
+	unsigned int kept = 0;
+
+	lock_all(port);
+	for (unsigned int i = 0; i < MV_MAX_TAPS; i++)
+		if (port->taps[i] != tap)
+			port->taps[kept++] = port->taps[i];
+	while (kept < MV_MAX_TAPS)
+		port->taps[kept++] = NULL;
+	unlock_all(port);
+}
+
+void mv_port_record_punt(mv_port *port, const uint8_t *bytes, size_t length, int reason)
+{
+	struct mv_frame frame = { .head = bytes, .head_length = (uint32_t)length };
+
+	if (length > MV_MAX_FRAME)
+		return;
+	frame.length = (uint32_t)length;
+	mv_lock(&port->first, MV_TX);
+	mv_tap_frame(port, MV_OUTBOUND, reason, &frame);
+	mv_unlock(&port->first, MV_TX);
+}
+
 /* ---- rings ---- */
 
 static bool has_packed_rings(const mv_port *port)
@@ -401,10 +441,8 @@ int64_t mv_ring_stop(mv_port *port, unsigned int queue)
 	/* A drain of another port may have moved frames here and not come round to saying so. */
 	if (ring->running)
 		mv_pair_publish(pair, queue % MV_QUEUES);
-	if (is_rx(queue)) {
-		mv_count_shared(&pair->stats.drops[MV_DROP_RX_RING_DOWN], pair->backlog_length);
-		mv_backlog_clear(pair);
-	}
+	if (is_rx(queue))
+		mv_backlog_drop(pair, MV_DROP_RX_RING_DOWN);
 	ring->running = false;
 	free_taken(ring);
 	if (is_rx(queue))
@@ -445,6 +483,28 @@ bool mv_ring_broken(mv_port *port, unsigned int queue)
 	broken = ring->running && ring->broken;
 	mv_unlock(pair, queue % MV_QUEUES);
 	return broken;
+}
+
+void mv_ring_look(mv_port *port, unsigned int queue, struct mv_ring_state *state)
+{
+	struct mv_pair *pair = is_queue(queue) ? find_pair(port, queue, false) : NULL;
+	const struct mv_ring *ring;
+
+	*state = (struct mv_ring_state){ 0 };
+	if (!pair)
+		return;
+	ring = &pair->rings[queue % MV_QUEUES];
+	mv_lock(pair, queue % MV_QUEUES);
+	*state = (struct mv_ring_state){
+		.running = ring->running,
+		.enabled = ring->enabled,
+		.broken = ring->running && ring->broken,
+		.packed = ring->packed,
+		.wants_kicks = ring->running && ring->armed,
+		.size = ring->size,
+		.next = ring->last_avail,
+	};
+	mv_unlock(pair, queue % MV_QUEUES);
 }
 
 static int set_nonblocking(int fd)

@@ -444,12 +444,28 @@ bool mv_network_is_broadcast(const struct mv_network *network, const uint8_t *ad
 	return false;
 }
 
-int64_t mv_network_lookup(const mv_network *network, const struct mv_prefix *host)
+/* The length of the longest prefix that holds an address; 0: none, or one of no length. */
+static unsigned int longest(const struct book *book, mv_address address)
+{
+	unsigned int length = 0;
+
+	/* Of those that hold it, the last one in the book lies within all others. */
+	for (size_t i = 0; i < book->n && book->entries[i].first <= address; i++)
+		if (address <= book->entries[i].last)
+			length = book->entries[i].length;
+	return length;
+}
+
+int64_t mv_network_lookup(const mv_network *network, const struct mv_prefix *host,
+			  unsigned int *length)
 {
 	struct mv_hop hop;
 
 	if (host->family >= MV_FAMILIES)
 		return -EINVAL;
+	if (length)
+		*length = longest(&network->books[host->family],
+				  load_address((enum mv_family)host->family, host->address));
 	hop = mv_route(network, (enum mv_family)host->family, host->address);
 	if (hop.port)
 		return hop.port->tag;

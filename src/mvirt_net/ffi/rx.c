@@ -35,6 +35,37 @@ void mv_backlog_clear(struct mv_pair *pair)
 		backlog_pop(pair);
 }
 
+static struct mv_frame frame_of(const struct mv_backlog_frame *entry)
+{
+	return (struct mv_frame){
+		.hdr = entry->hdr,
+		.head = entry->data,
+		.head_length = entry->length,
+		.length = entry->length,
+	};
+}
+
+/* Count a frame for the guest that was dropped, and let captures see it. */
+static void drop(mv_port *port, const struct mv_frame *frame, unsigned int reason)
+{
+	mv_port_count_drop(port, reason);
+	mv_tap_frame(port, MV_INBOUND, (int)reason, frame);
+}
+
+static void backlog_drop_first(struct mv_pair *pair, enum mv_drop reason)
+{
+	struct mv_frame frame = frame_of(pair->backlog_first);
+
+	drop(pair->port, &frame, reason);
+	backlog_pop(pair);
+}
+
+void mv_backlog_drop(struct mv_pair *pair, enum mv_drop reason)
+{
+	while (pair->backlog_length > 0)
+		backlog_drop_first(pair, reason);
+}
+
 /* Keep a copy of a frame for later: 0, or the negated reason why it was dropped. */
 static int backlog_add(struct mv_pair *pair, const struct mv_frame *frame)
 {
@@ -74,9 +105,9 @@ int mv_port_enqueue(mv_port *port, const uint8_t *data, size_t length)
 	pair = mv_port_choose(port, 0);
 	mv_lock(pair, MV_RX);
 	r = mv_rx_is_up(pair) ? backlog_add(pair, &frame) : -MV_DROP_RX_RING_DOWN;
-	mv_unlock(pair, MV_RX);
 	if (r < 0)
-		mv_port_count_drop(port, (unsigned int)-r);
+		drop(port, &frame, (unsigned int)-r);
+	mv_unlock(pair, MV_RX);
 	return r == 0;
 }
 
@@ -112,10 +143,11 @@ static struct mv_ring *ring_of(const struct mv_rx *rx)
 	return &rx->pair->rings[MV_RX];
 }
 
-/* Whether a frame that comes now may go straight to the ring. */
+/* Whether a frame that comes now may go straight to the ring, unseen by captures. */
 static void note_idle(struct mv_rx *rx)
 {
-	rx->idle = rx->pair->backlog_length == 0 && !ring_of(rx)->starved && mv_rx_is_up(rx->pair);
+	rx->idle = rx->pair->backlog_length == 0 && !ring_of(rx)->starved && mv_rx_is_up(rx->pair) &&
+		   !mv_port_is_tapped(rx->port);
 }
 
 /* Chains to look at when a run begins: it may be short. */
@@ -143,6 +175,12 @@ static void count_delivered(struct mv_rx *rx, uint32_t length)
 {
 	rx->frames++;
 	rx->bytes += length;
+}
+
+static void note_delivered(struct mv_rx *rx, const struct mv_frame *frame)
+{
+	count_delivered(rx, frame->length);
+	mv_tap_frame(rx->port, MV_INBOUND, MV_NOT_DROPPED, frame);
 }
 
 void mv_rx_show(struct mv_rx *rx)
@@ -324,19 +362,13 @@ static enum delivery move_backlog(struct mv_rx *rx)
 	enum delivery delivery = NO_BUFFERS;
 
 	while (pair->backlog_length > 0) {
-		const struct mv_backlog_frame *entry = pair->backlog_first;
-		struct mv_frame frame = {
-			.hdr = entry->hdr,
-			.head = entry->data,
-			.head_length = entry->length,
-			.length = entry->length,
-		};
+		struct mv_frame frame = frame_of(pair->backlog_first);
 
 		delivery = deliver(rx, &frame);
 		if (delivery == DELIVERED)
-			count_delivered(rx, frame.length);
+			note_delivered(rx, &frame);
 		else if (lost(delivery))
-			mv_port_count_drop(rx->port, (unsigned int)-lost(delivery));
+			drop(rx->port, &frame, (unsigned int)-lost(delivery));
 		else
 			return delivery;
 		backlog_pop(pair);
@@ -359,7 +391,7 @@ static int push(struct mv_rx *rx, const struct mv_frame *frame)
 			delivery = deliver(rx, frame);
 	}
 	if (delivery == DELIVERED) {
-		count_delivered(rx, frame->length);
+		note_delivered(rx, frame);
 		return 0;
 	}
 	if (lost(delivery))
@@ -417,6 +449,8 @@ int mv_rx_push(struct mv_rx *rx, const struct mv_frame *frame)
 	if (!rx->turn->overdue && deliver_to_slot(rx, frame))
 		return 0;
 	r = push(rx, frame);
+	if (r < 0)
+		mv_tap_frame(rx->port, MV_INBOUND, -r, frame);
 	note_idle(rx);
 	return r;
 }
@@ -493,8 +527,7 @@ void mv_port_drop_first(mv_port *port, unsigned int index)
 	/* Not if a poller has delivered it meanwhile. */
 	if (pair->rings[MV_RX].starved && pair->backlog_length > 0) {
 		pair->rings[MV_RX].starved = false;
-		mv_port_count_drop(port, MV_DROP_RX_BUFFER_TOO_SMALL);
-		backlog_pop(pair);
+		backlog_drop_first(pair, MV_DROP_RX_BUFFER_TOO_SMALL);
 	}
 	mv_unlock(pair, MV_RX);
 }

@@ -197,19 +197,54 @@ static int open_frame(const mv_port *port, const struct mv_chain *chain, struct 
 	return 0;
 }
 
+/* A chain that is dropped without a look at the frame in it, of which captures see what there is. */
+static void drop_chain(mv_port *port, const struct mv_chain *chain, enum mv_drop reason)
+{
+	uint32_t header = mv_net_hdr_size(port->features);
+	uint64_t length = chain->faulty || chain->length < header ? 0 : chain->length - header;
+	struct mv_frame frame = { .length = length < UINT32_MAX ? (uint32_t)length : UINT32_MAX };
+
+	mv_port_count_drop(port, reason);
+	if (!mv_port_is_tapped(port))
+		return;
+	if (length > 0)
+		frame.rest = mv_reader_at(chain, header);
+	mv_tap_frame(port, MV_OUTBOUND, (int)reason, &frame);
+}
+
+/* Let captures see a frame of so many bytes that was judged; those for services when they are done. */
+static void record_judged(mv_port *port, const struct mv_packet *packet, uint32_t length,
+			  const struct mv_verdict *verdict)
+{
+	struct mv_frame frame = {
+		.head = packet->head,
+		.head_length = packet->head_length,
+		.rest = mv_reader_at(packet->chain, packet->skip + packet->head_length),
+		.length = length,
+	};
+
+	if (verdict->action != MV_PUNT)
+		mv_tap_frame(port, MV_OUTBOUND,
+			     verdict->action == MV_DROP ? (int)verdict->value : MV_NOT_DROPPED, &frame);
+}
+
 static void receive_frame(struct mv_drain *drain, const struct mv_chain *chain)
 {
 	mv_port *port = drain->port;
 	struct mv_packet packet;
 	struct mv_verdict verdict;
+	uint32_t length;
 	int r = open_frame(port, chain, &packet);
 
 	if (r < 0) {
-		mv_port_count_drop(port, (unsigned int)-r);
+		drop_chain(port, chain, (enum mv_drop)-r);
 		return;
 	}
-	drain->bytes += packet.length;
+	length = packet.length;
+	drain->bytes += length;
 	verdict = mv_classify(drain->pair, &packet);
+	if (mv_port_is_tapped(port))
+		record_judged(port, &packet, length, &verdict);
 	switch (verdict.action) {
 	case MV_FORWARD:
 		forward(drain, &packet, &verdict);
@@ -252,7 +287,7 @@ static uint16_t receive_chain(struct mv_drain *drain, const struct mv_slot *slot
 	if (ring->enabled)
 		receive_frame(drain, &chain);
 	else
-		mv_port_count_drop(port, MV_DROP_RING_DISABLED);
+		drop_chain(port, &chain, MV_DROP_RING_DISABLED);
 	drain->turn.work += chain.n_descs;
 	drain->turn.bytes += chain.length;
 	/* The device writes nothing into a transmitted buffer (virtio 1.2, 2.7.8.2). */
@@ -338,7 +373,8 @@ static int drain_port(struct mv_drain *drain)
 		mv_count(&drain->pair->stats.kicks, 1);
 	mv_ring_refuse_kicks(ring, mv_port_ring_features(port));
 	drain->turn = mv_turn_begin();
-	drain->express = ring->enabled && mv_net_hdr_size(port->features) == sizeof(struct mv_net_hdr);
+	drain->express = ring->enabled && !mv_port_is_tapped(port) &&
+			 mv_net_hdr_size(port->features) == sizeof(struct mv_net_hdr);
 	empty = drain_ring(drain);
 	settle_receivers(drain);
 	mv_pair_publish(drain->pair, MV_TX);

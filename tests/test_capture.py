@@ -1,0 +1,295 @@
+"""Captures of running NICs: what stands in the file, and what never comes to harm.
+
+The clock is the real one: a thread writes, and virtual time would not wait for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+
+from mvirt_net import DropReason, NotFoundError, TooManyCapturesError
+from mvirt_net.capture import MAX_CAPTURES, Captured
+from tests.harness import GATEWAY_MAC, TestBackend
+from tests.harness.exchanges import arp_gateway
+from tests.harness.packets import ethernet_frame, udp_frame
+from tests.harness.pcapng import INBOUND, OUTBOUND, PcapngFile
+
+MAC, IP, IPV6 = "52:54:00:12:34:56", "10.0.0.5", "fd00::5"
+MAC_B, IP_B = "52:54:00:00:00:0b", "10.0.0.6"
+
+needs_tshark = pytest.mark.skipif(not shutil.which("tshark"), reason="Debian package: tshark")
+
+
+@pytest.fixture
+async def backend(nursery: trio.Nursery) -> TestBackend:
+    return await TestBackend.start(nursery, MAC, IP)
+
+
+def datagram(number: int, *, src: str = IP, mac: str = MAC) -> bytes:
+    return udp_frame(mac, GATEWAY_MAC, src, IP_B, 1000, 2000, number.to_bytes(4, "big"))
+
+
+UNKNOWN = ethernet_frame(GATEWAY_MAC, MAC, 0x88B5, bytes(50))
+"""A frame that is dropped without a word."""
+
+
+def read(path: Path) -> PcapngFile:
+    return PcapngFile.parse(path.read_bytes())
+
+
+def tshark(path: Path, *arguments: str) -> list[list[str]]:
+    """A row for each packet."""
+    command = ["tshark", "-r", str(path), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [line.split("\t") for line in done.stdout.splitlines()]
+
+
+async def test_file_has_questions_answers_and_what_was_dropped(
+    backend: TestBackend, tmp_path: Path
+) -> None:
+    client = await backend.connect()
+    capture = await backend.switch.start_capture(tmp_path / "all.pcapng")
+    await arp_gateway(client, MAC, IP)
+    await client.send_packet(datagram(1, src="10.0.0.77"))
+    await client.send_packet(UNKNOWN)
+    await capture.aclose()
+    file = read(tmp_path / "all.pcapng")
+    assert file.names() == ["test-nic"]
+    assert [(packet.direction, packet.comment) for packet in file.packets] == [
+        (OUTBOUND, ""),
+        (INBOUND, ""),
+        (OUTBOUND, "dropped: source_address"),
+        (OUTBOUND, "dropped: ethertype"),
+    ]
+    assert file.counts(0) == (4, 0)
+    assert (capture.captured, capture.reason) == (Captured(4), "closed")
+    assert capture.size == (tmp_path / "all.pcapng").stat().st_size
+
+
+@needs_tshark
+async def test_tshark_and_capinfos_read_it(backend: TestBackend, tmp_path: Path) -> None:
+    client = await backend.connect()
+    path = tmp_path / "all.pcapng"
+    capture = await backend.switch.start_capture(path)
+    await arp_gateway(client, MAC, IP)
+    await client.send_packet(datagram(1, src="10.0.0.77"))
+    await capture.aclose()
+    fields = ["frame.interface_name", "frame.packet_flags_direction", "frame.comment", "arp.opcode"]
+    rows = await trio.to_thread.run_sync(
+        lambda: tshark(path, "-T", "fields", *(f"-e{field}" for field in fields))
+    )
+    directions = {row[1] for row in rows}
+    assert [row[0] for row in rows] == ["test-nic"] * 3
+    assert directions == {"0x00000001", "0x00000002"}
+    assert [row[3] for row in rows[:2]] == ["1", "2"]
+    assert rows[2][2] == "dropped: source_address"
+    told = await trio.to_thread.run_sync(
+        lambda: subprocess.run(["capinfos", str(path)], capture_output=True, text=True, check=True)
+    )
+    assert "Number of packets:   3" in told.stdout
+    assert "Name = test-nic" in told.stdout
+    assert "Time precision = nanoseconds" in told.stdout
+    assert "Strict time order:   True" in told.stdout
+
+
+async def test_nics_that_come_later_are_in_a_capture_of_all(
+    backend: TestBackend, tmp_path: Path
+) -> None:
+    client = await backend.connect()
+    every = await backend.switch.start_capture(tmp_path / "all")
+    one = await backend.switch.start_capture(tmp_path / "one", nics=["test-nic"])
+    other = await backend.add_nic("late", MAC_B, IP_B)
+    receiver = await backend.connect(other)
+    await client.send_packet(datagram(1))
+    await receiver.recv_packet()
+    await backend.switch.remove_nic("late")
+    await client.send_packet(datagram(2))
+    for capture in (every, one):
+        await capture.aclose()
+    file = read(tmp_path / "all")
+    assert file.names() == ["test-nic", "late"]
+    # The last one is the ICMP error about the one before.
+    assert [packet.interface for packet in file.packets] == [0, 1, 0, 0]
+    assert file.counts(1) == (1, 0)
+    assert file.packets[2].comment == "dropped: host_unreachable"
+    assert file.packets[3].direction == INBOUND
+    assert [packet.interface for packet in read(tmp_path / "one").packets] == [0, 0, 0]
+
+
+async def test_start_and_stop_while_frames_flow(backend: TestBackend, tmp_path: Path) -> None:
+    client = await backend.connect()
+    receiver = await backend.connect(await backend.add_nic("b", MAC_B, IP_B))
+    number = 0
+    for name in ("first", "second"):
+        before = number
+        capture = await backend.switch.start_capture(tmp_path / name, nics=["test-nic"])
+        for _ in range(20):
+            number += 1
+            await client.send_packet(datagram(number))
+            await receiver.recv_packet()
+        await capture.aclose()
+        await client.send_packet(datagram(0))
+        await receiver.recv_packet()
+        numbers = [
+            int.from_bytes(packet.data[-4:], "big") for packet in read(tmp_path / name).packets
+        ]
+        assert numbers == list(range(before + 1, number + 1))
+    assert not backend.switch.captures
+
+
+async def test_snaplen(backend: TestBackend, tmp_path: Path) -> None:
+    client = await backend.connect()
+    capture = await backend.switch.start_capture(tmp_path / "cut", snaplen=20)
+    await client.send_packet(UNKNOWN)
+    await capture.aclose()
+    [packet] = read(tmp_path / "cut").packets
+    assert packet.data == UNKNOWN[:20]
+    assert packet.length == len(UNKNOWN)
+    assert read(tmp_path / "cut").snaplens == [20]
+
+
+async def test_limit_ends_it_with_a_whole_file(backend: TestBackend, tmp_path: Path) -> None:
+    client = await backend.connect()
+    capture = await backend.switch.start_capture(tmp_path / "short", limit=1000)
+    while not capture.ended:
+        await client.send_packet(datagram(1))
+    assert capture.reason == "it has reached its limit"
+    file = read(tmp_path / "short")
+    assert 0 < len(file.packets) < 12
+    assert not backend.switch.captures
+
+
+class FullDisk:
+    """os.write() that has room for so many bytes."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.write = os.write
+
+    def __call__(self, fd: int, data: memoryview) -> int:
+        if self.room == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = self.write(fd, data[: self.room])
+        self.room -= written
+        return written
+
+
+async def test_full_disk_ends_the_capture_and_nothing_else(
+    backend: TestBackend,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client = await backend.connect()
+    monkeypatch.setattr("mvirt_net.capture.os.write", FullDisk(600))
+    capture = await backend.switch.start_capture(tmp_path / "full")
+    while not capture.ended:
+        await client.send_packet(UNKNOWN)
+    assert capture.reason == "No space left on device"
+    lines = [record for record in caplog.records if record.message == "capture ended"]
+    assert [record.levelname for record in lines] == ["WARNING"]
+    await arp_gateway(client, MAC, IP)
+    file = read(tmp_path / "full")
+    assert file.names() == ["test-nic"]
+    assert len(file.packets) > 0
+
+
+async def test_reader_that_goes_away_ends_the_capture(backend: TestBackend) -> None:
+    client = await backend.connect()
+    reader, writer = os.pipe()
+    capture = await backend.switch.start_capture(writer)
+    os.close(reader)
+    while not capture.ended:
+        await client.send_packet(datagram(1))
+    assert capture.reason == "nobody reads any more"
+
+
+async def test_reader_that_does_not_read_holds_up_nobody(backend: TestBackend) -> None:
+    client = await backend.connect()
+    reader, writer = os.pipe()
+    capture = await backend.switch.start_capture(writer)
+    while not capture.captured.lost:
+        for _ in range(200):
+            await client.send_packet(ethernet_frame(GATEWAY_MAC, MAC, 0x88B5, bytes(1400)))
+    await capture.aclose()
+    assert capture.reason == "the file could not be written in time"
+    # The thread comes back when somebody reads, and closes the file.
+    while await trio.to_thread.run_sync(os.read, reader, 1 << 16):
+        pass
+    os.close(reader)
+    assert backend.nic.stats().drops[DropReason.ETHERTYPE] >= capture.captured.lost
+
+
+async def test_descriptor_of_a_pipe_is_read_while_it_runs(backend: TestBackend) -> None:
+    client = await backend.connect()
+    reader, writer = os.pipe()
+    capture = await backend.switch.start_capture(writer, nics=["test-nic"])
+    await client.send_packet(datagram(7))
+    data = b""
+    while len(data) < 100 or not PcapngFile.parse(data).packets:
+        data += await trio.to_thread.run_sync(os.read, reader, 4096)
+    await capture.aclose()
+    os.close(reader)
+
+
+async def test_file_is_the_owners_alone_and_links_are_not_followed(
+    backend: TestBackend, tmp_path: Path
+) -> None:
+    capture = await backend.switch.start_capture(tmp_path / "new")
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
+    await capture.aclose()
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    with pytest.raises(OSError, match="symbolic link"):
+        await backend.switch.start_capture(tmp_path / "link")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="No such device"):
+        await backend.switch.start_capture(tmp_path / "fifo")
+
+
+async def test_nothing_is_made_for_a_nic_that_is_not_there(
+    backend: TestBackend, tmp_path: Path
+) -> None:
+    with pytest.raises(NotFoundError):
+        await backend.switch.start_capture(tmp_path / "none", nics=["test-nic", "nobody"])
+    assert not (tmp_path / "none").exists()
+
+
+async def test_switch_that_closes_ends_its_captures(nursery: trio.Nursery, tmp_path: Path) -> None:
+    backend = await TestBackend.start(nursery, MAC, IP)
+    capture = await backend.switch.start_capture(tmp_path / "file")
+    await backend.aclose()
+    assert capture.ended
+    assert read(tmp_path / "file").counts(0) == (0, 0)
+
+
+async def test_captures_are_bounded_and_say_so(backend: TestBackend, tmp_path: Path) -> None:
+    start = backend.switch.start_capture
+    for number in range(4):
+        await start(tmp_path / str(number))
+    for nics in (None, ["test-nic"]):
+        with pytest.raises(TooManyCapturesError, match="4 captures"):
+            await start(tmp_path / "fifth", nics=nics)
+    # One more NIC is none too many.
+    await backend.add_nic("late", MAC_B, IP_B)
+    for number in range(4, MAX_CAPTURES):
+        await start(tmp_path / str(number), nics=[])
+    with pytest.raises(TooManyCapturesError, match="16 captures"):
+        await start(tmp_path / "fifth", nics=[])
+    assert not (tmp_path / "fifth").exists()
+
+
+async def test_what_was_captured_is_counted_for_good(backend: TestBackend, tmp_path: Path) -> None:
+    client = await backend.connect()
+    for number in (1, 2):
+        capture = await backend.switch.start_capture(tmp_path / "file")
+        await client.send_packet(UNKNOWN)
+        assert backend.switch.captured == Captured(number)
+        await capture.aclose()
+        assert backend.switch.captured == Captured(number)
