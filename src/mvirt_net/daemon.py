@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import trio
 
+from .activity import Activity
 from .api import EXTRA
 from .control import Control
 from .errors import ExtraMissingError
@@ -76,16 +77,21 @@ async def _controlled(
     # Here, because it needs packages that are not always there.
     try:
         from .api import server
+        from .api.page import status_pages
     except ImportError as error:
         raise ExtraMissingError(
             f"the control interfaces need the package {error.name}: pip install '{EXTRA}'"
         ) from error
     control = Control(switch, config.socket_dir)
-    with contextlib.closing(server.open_server(config.api, control)) as api:
+    activity = Activity(control, switch)
+    pages = status_pages(activity)
+    with contextlib.closing(server.open_server(config.api, control, pages)) as api:
         async with trio.open_nursery() as nursery:
 
             def serve_clients() -> None:
                 nursery.start_soon(control.run)
+                if config.api.http:
+                    nursery.start_soon(activity.run)
                 nursery.start_soon(api.serve)
 
             yield serve_clients
