@@ -1,13 +1,14 @@
 """What a person looks at: what has happened lately, and how fast packets flow.
 
 **Theory of operation.** An `Activity` follows the changes of a `Control`, as any watcher does, and
-the events of the NICs. Of both it keeps the last `EVENTS`. That costs nothing while nothing happens.
+the events of the NICs. Of both it keeps the last `EVENTS`. While nothing happens, that costs
+nothing.
 
 Rates need samples, and a sample of 512 NICs takes milliseconds, so that one every two seconds would
 take more of a processor than everything else that an idle daemon does (0.1 % is the aim), and two
-minutes of them more memory than a NIC that waits. So samples are taken while somebody looks:
-`look` starts that, and `LINGER` seconds after the last look all of them are thrown away. A sample is
-taken in slices, between which guests are served.
+minutes of them would take memory for each NIC. So samples are taken while somebody looks: `look`
+starts that, and `LINGER` seconds after the last look all of them are thrown away. A sample is taken
+in slices, between which guests are served.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The status page: what there is and what it does, for a person with a browser.
 
 ``/`` is one page of HTML that says everything by itself. Where scripts run, ``/status.js`` fetches
-``/status.json`` every two seconds and writes what has changed into the tables; where they do not, the
-page is loaded again every five. The JSON is the page's own, and changes as it does: programs use the
-resources under ``/v1``.
+``/status.json`` every two seconds and writes what has changed into the tables; where they do not,
+the page is loaded again every five. The JSON is the page's own, and changes as it does: programs
+use the resources under ``/v1``.
 
 The page may load nothing but its own script, style and icon, and send nothing anywhere
 (`_POLICY`); no other page may have it in a frame. Who may read it at all, `rest` decides.
@@ -16,7 +16,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Iterator
 from datetime import datetime
 from functools import partial
 from html import escape
@@ -29,7 +29,7 @@ from ..activity import INTERVAL, SAMPLES, Activity, Curves, Event, Rates, Traffi
 from ..control import NetworkRecord, NicRecord, NicState
 from .http1 import Response
 from .rest import JSON, Page
-from .tables import Column, Number, Row, State, Table, curve, svg, table_html, table_json
+from .tables import Column, Curve, Number, Row, State, Table, curve, svg, table_html, table_json
 
 RELOAD_SECONDS = 5
 """Between two loads of the page where no scripts run."""
@@ -91,7 +91,7 @@ async def _sliced(
         yield pieces
 
 
-async def _encoded(pieces: Iterator[str]) -> AsyncIterator[bytes]:
+async def _encoded(pieces: Iterator[str]) -> AsyncGenerator[bytes, None]:
     for piece in pieces:
         await trio.lowlevel.checkpoint()
         yield piece.encode(errors="replace")
@@ -161,13 +161,14 @@ def _facts(activity: Activity) -> dict[str, str]:
     nics, rates = activity.nics.values(), activity.total.now
     tx, rx = _rates(rates)
     traffic = activity.traffic.values()
+    up = _duration(now, activity.started_at)
     return {
-        "about": f"{__version__}, up {_duration(now, activity.started_at)}, as of {_moment(now)} UTC",
+        "about": f"{__version__}, up {up}, as of {_moment(now)} UTC",
         "NICs": f"{_active(nics)} of {len(nics)}\nactive",
         "Networks": str(len(activity.networks)),
         "TX": tx.text,
         "RX": rx.text,
-        "Dropped": f"{sum(map(_dropped, traffic)):,}\n{_frequency(rates.drops) if rates else '–'}",
+        "Dropped": f"{sum(map(_dropped, traffic)):,}\n{_frequency(rates.drops) if rates else _UNKNOWN.text}",
     }
 
 
@@ -208,15 +209,15 @@ def _tables(activity: Activity) -> Iterator[Table]:
 _NIC_COLUMNS = (
     Column("NIC"),
     Column("State", "state"),
-    Column("Network"),
-    Column("Addresses"),
-    Column("MAC address", minor=True),
     Column("TX", "number"),
     Column("RX", "number"),
     Column("2 minutes", "curve"),
+    Column("Dropped", "number"),
+    Column("Network"),
+    Column("Addresses"),
+    Column("MAC address", minor=True),
     Column("TX in all", "number", minor=True),
     Column("RX in all", "number", minor=True),
-    Column("Dropped", "number"),
 )
 _NETWORK_COLUMNS = (
     Column("Network"),
@@ -246,14 +247,14 @@ def _nic_row(nic: NicRecord, traffic: Traffic | None) -> Row:
         (
             spec.name,
             State(nic.state.value),
+            *_rates(rates),
+            _curve(traffic.curves),
+            Number(f"{_dropped(traffic):,}", _dropped(traffic)),
             spec.network,
             "\n".join(map(str, addresses)),
             "" if spec.mac_address is None else str(spec.mac_address),
-            *_rates(rates),
-            _curve(traffic.curves),
             Number(_amount(stats.tx_bytes, stats.tx_frames), stats.tx_bytes),
             Number(_amount(stats.rx_bytes, stats.rx_frames), stats.rx_bytes),
-            Number(f"{_dropped(traffic):,}", _dropped(traffic)),
         ),
     )
 
@@ -315,7 +316,7 @@ def _rates(rates: Rates | None) -> tuple[Number, Number]:
     )
 
 
-_UNKNOWN = Number("–", -1)
+_UNKNOWN = Number("\N{EN DASH}", -1)
 
 
 def _active(nics: Collection[NicRecord]) -> int:

@@ -17,7 +17,7 @@ import attrs
 ROWS_A_PIECE = 16
 
 WIDTH, HEIGHT = 118, 24
-"""Of the curves of a table, in the units of their viewBox: two for each interval between 60 samples."""
+"""Of the curves, in the units of their viewBox: two for each interval between 60 samples."""
 _STEP = 2
 _POINTS = [[f"{x},{y}" for y in range(HEIGHT + 1)] for x in range(0, WIDTH + 1, _STEP)]
 """All points that there can be: with 512 NICs some 60,000 are on a page."""
