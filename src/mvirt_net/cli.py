@@ -446,7 +446,7 @@ def _nic_name(socket_path: Path | None) -> str:
     is_flag=False,
     flag_value=DEFAULT_GRPC,
     metavar="ADDRESS",
-    help="Be controlled by gRPC there: [::1]:50054 (also without ADDRESS) or unix:PATH; repeatable.",
+    help="Be controlled by gRPC there: [::1]:50054 (if no ADDRESS) or unix:PATH; repeatable.",
 )
 @click.option(
     "--http",

@@ -67,10 +67,8 @@ async def serve(
 
 
 @contextlib.asynccontextmanager
-async def _controlled(
-    config: DaemonConfig, switch: Switch
-) -> AsyncIterator[Callable[[], object]]:
-    """Have the control interfaces listen; what is yielded has them serve, to the end of the block."""
+async def _controlled(config: DaemonConfig, switch: Switch) -> AsyncIterator[Callable[[], object]]:
+    """Have the control interfaces listen; what is yielded has them serve, to the block's end."""
     if not config.api.is_wanted:
         yield lambda: None
         return

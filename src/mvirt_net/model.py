@@ -588,9 +588,9 @@ class PollingSpec:
 class ApiSpec(SocketAccess):
     """Where the daemon can be controlled while it runs, and by whom.
 
-    The access is that to the unix sockets, and has nothing to do with that to the NICs': whoever may
-    be a guest must not for that be able to make others. A wrong value raises ConfigError with the
-    field's name as its key.
+    The access is that to the unix sockets, and has nothing to do with that to the NICs': whoever
+    may be a guest must not for that be able to make others. A wrong value raises ConfigError with
+    the field's name as its key.
     """
 
     grpc: tuple[Endpoint, ...] = attrs.field(default=(), converter=parse_endpoints)

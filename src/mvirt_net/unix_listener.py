@@ -81,6 +81,11 @@ class UnixListener:
                 return trio.socket.from_stdlib_socket(sock)
 
     @property
+    def sock(self) -> socket.socket:
+        """What listens, for those who accept by other means; still to be closed by `close`."""
+        return self._sock
+
+    @property
     def is_in_place(self) -> bool:
         """Whether the path still leads here."""
         return _identity(self.path) == self._identity

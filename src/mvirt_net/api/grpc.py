@@ -3,6 +3,9 @@
 A method takes messages and gives messages; what is around them is here: paths, the five-byte prefix
 of each message, compression, deadlines, status codes in trailers. A call ends in exactly one way: a
 status. A client that resets its stream cancels the method, which needs to do nothing about it.
+
+HTTP/2 is below ASGI, whose extension for trailers this needs. A call that fails before its first
+message is answered with headers and trailers, the latter all the same.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import re
 import struct
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,9 +23,18 @@ import attrs
 import trio
 from google.protobuf.message import DecodeError, Message
 
+from ..errors import leaves
 from ..log import get_logger
-from .http2 import Headers, Stream, StreamLost
-from .transport import Budget, ConnectionLost
+from .exchange import (
+    AsgiReceive,
+    AsgiSend,
+    Budget,
+    Exchange,
+    Headers,
+    Overloaded,
+    Stalled,
+    TooLarge,
+)
 
 MAX_MESSAGE = 4 << 20
 """Bytes of a request's message, compressed or not: what gRPC libraries allow by default."""
@@ -98,114 +111,102 @@ Methods = Mapping[str, Method]
 """By path: ``/package.Service/Method``."""
 
 
-class GrpcHandler:
-    """Calls the methods of services; `http2.Handler` of a connection.
+@attrs.frozen
+class GrpcApp:
+    """The ASGI application: calls the methods of services."""
 
-    Args:
-        methods: all of them.
-        budget: of bytes of requests in memory.
-    """
+    methods: Methods
+    budget: Budget
 
-    def __init__(self, methods: Methods, budget: Budget) -> None:
-        self._methods = methods
-        self._budget = budget
+    async def __call__(self, scope: Any, receive: AsgiReceive, send: AsgiSend) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        else:
+            limit = MAX_MESSAGE + _PREFIX.size
+            await Exchange(scope, send, self.budget, limit).run(receive, self._answer)
 
-    async def __call__(self, stream: Stream) -> None:
-        """Answer one request."""
-        if refusal := _refusal(stream):
-            await stream.send_headers(refusal, end=True)
+    async def _answer(self, exchange: Exchange) -> None:
+        if refusal := _refusal(exchange):
+            status, headers = refusal
+            await exchange.drain()
+            await exchange.begin(status, headers)
+            await exchange.send(b"", more=False)
             return
+        end = await self._outcome(exchange)
+        await exchange.drain()
+        await _send_end(exchange, end)
+
+    async def _outcome(self, exchange: Exchange) -> CallError:
+        """Call the method. Returns how that ended. Raises Stalled."""
+        end = CallError(Status.OK, "")
         try:
-            with _deadline(stream):
-                await self._call(stream)
-            end = CallError(Status.OK, "")
+            with _deadline(exchange):
+                await self._call(exchange)
         except* CallError as group:
-            end = _first(group)
+            end = _call_error(group)
         except* trio.TooSlowError:
             end = CallError(Status.DEADLINE_EXCEEDED, "deadline exceeded")
-        except* (StreamLost, ConnectionLost) as group:
-            raise _first(group) from None
+        except* TooLarge:
+            end = _too_large()
+        except* Overloaded:
+            end = CallError(Status.RESOURCE_EXHAUSTED, "too much is asked for at a time")
+        except* Stalled:
+            raise
         except* Exception as group:
-            _log.error("call failed", path=_text(stream, b":path"), exc_info=group)
+            _log.error("call failed", path=exchange.scope["path"], exc_info=group)
             end = CallError(Status.INTERNAL, "internal error, see the daemon's log")
-        await _send_end(stream, end)
+        return end
 
-    async def _call(self, stream: Stream) -> None:
-        path = _text(stream, b":path")
-        method = self._methods.get(path)
+    async def _call(self, exchange: Exchange) -> None:
+        path = exchange.scope["path"]
+        method = self.methods.get(path)
         if method is None:
             raise CallError(Status.UNIMPLEMENTED, f"there is no method {path}")
-        reader = MessageReader(stream, self._budget, _encoding(stream))
-        try:
-            if method.unary is not None:
-                request = _decode(method.request_type, await _only(reader))
-                await _send_message(stream, await method.unary(request))
-            elif method.stream is not None:
-                # Who is told nothing yet shall know that the call has begun.
-                await stream.send_headers(_begin())
-                await method.stream(
-                    partial(_receive, reader, method.request_type), partial(_send_message, stream)
-                )
-        finally:
-            reader.close()
+        reader = MessageReader(exchange, _encoding(exchange))
+        if method.unary is not None:
+            request = _decode(method.request_type, await _only(reader))
+            await _send_message(exchange, await method.unary(request))
+        elif method.stream is not None:
+            # Who is told nothing yet shall know that the call has begun.
+            await _begin(exchange)
+            await method.stream(
+                partial(_receive, reader, method.request_type), partial(_send_message, exchange)
+            )
 
 
+@attrs.frozen
 class MessageReader:
-    """Takes the bodies of messages out of a request.
+    """Takes the bodies of messages out of a request."""
 
-    Args:
-        stream: where they come from.
-        budget: what is held here is taken from it.
-        encoding: of messages that are marked as compressed.
-    """
-
-    def __init__(self, stream: Stream, budget: Budget, encoding: str) -> None:
-        self._stream = stream
-        self._budget = budget
-        self._encoding = encoding
-        self._buffer = bytearray()
-        self._held = 0
+    exchange: Exchange
+    encoding: str
+    """Of messages that are marked as compressed."""
 
     async def receive(self) -> bytes | None:
         """The next message, None at the end.
 
-        The wait for its first byte has no end but the call's. Raises CallError.
+        The wait for its first byte has no end but the call's. Raises CallError, TooLarge,
+        Overloaded.
         """
-        if not self._buffer and not await self._more():
+        if not await self.exchange.wait():
             return None
         with trio.move_on_after(REQUEST_TIMEOUT):
             compressed, size = _PREFIX.unpack(await self._take(_PREFIX.size))
             if size > MAX_MESSAGE:
-                raise _too_large(size)
-            return self._decompress(await self._take(size)) if compressed else await self._take(size)
+                raise _too_large()
+            return (
+                self._decompress(await self._take(size)) if compressed else await self._take(size)
+            )
         raise CallError(Status.DEADLINE_EXCEEDED, f"no complete request in {REQUEST_TIMEOUT:g} s")
 
-    def close(self) -> None:
-        """Forget what is held."""
-        self._buffer.clear()
-        self._budget.give(self._held)
-        self._held = 0
-
     async def _take(self, size: int) -> bytes:
-        while len(self._buffer) < size:
-            if not await self._more():
-                raise CallError(Status.INTERNAL, "the request ends inside a message")
-        data = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        self._budget.give(size)
-        self._held -= size
+        data = await self.exchange.take(size)
+        if len(data) < size:
+            raise CallError(Status.INTERNAL, "the request ends inside a message")
         return data
 
-    async def _more(self) -> bool:
-        data = await self._stream.receive()
-        if not self._budget.take(len(data)):
-            raise CallError(Status.RESOURCE_EXHAUSTED, "too many large requests at a time")
-        self._held += len(data)
-        self._buffer += data
-        return bool(data)
-
     def _decompress(self, data: bytes) -> bytes:
-        if self._encoding == "identity":
+        if self.encoding == "identity":
             raise CallError(Status.INTERNAL, "a message is compressed, and nobody says how")
         inflater = zlib.decompressobj(wbits=_GZIP_WBITS)
         try:
@@ -214,14 +215,14 @@ class MessageReader:
         except zlib.error as error:
             raise CallError(Status.INTERNAL, f"a message is not gzip: {error}") from error
         if len(message) > MAX_MESSAGE:
-            raise _too_large(len(message))
+            raise _too_large()
         if not inflater.eof:
             raise CallError(Status.INTERNAL, "a message ends inside its compressed data")
         return message
 
 
-def _too_large(size: int) -> CallError:
-    return CallError(Status.RESOURCE_EXHAUSTED, f"message of {size} bytes, more than {MAX_MESSAGE}")
+def _too_large() -> CallError:
+    return CallError(Status.RESOURCE_EXHAUSTED, f"a message has more than {MAX_MESSAGE} bytes")
 
 
 async def _only(reader: MessageReader) -> bytes:
@@ -249,31 +250,37 @@ def _decode(request_type: type[Message], data: bytes) -> Message:
     return request
 
 
-def _text(stream: Stream, name: bytes) -> str:
-    return stream.headers.get(name, b"").decode("latin-1")
-
-
-def _refusal(stream: Stream) -> Headers | None:
+def _refusal(exchange: Exchange) -> tuple[int, Headers] | None:
     """What to answer to a request that is not of gRPC at all; HTTP's codes speak then."""
-    if stream.headers.get(b":method") != b"POST":
-        return [(b":status", b"405"), (b"allow", b"POST")]
-    if not stream.headers.get(b"content-type", b"").startswith(_CONTENT_TYPE):
-        return [(b":status", b"415"), (b"accept", _CONTENT_TYPE)]
+    scope, headers = exchange.scope, exchange.headers
+    if scope["http_version"] != "2":
+        return 505, []
+    if scope["method"] != "POST":
+        return 405, [(b"allow", b"POST")]
+    if not headers.get(b"content-type", b"").startswith(_CONTENT_TYPE):
+        return 415, [(b"accept", _CONTENT_TYPE)]
+    if headers.get(b"te") != b"trailers":
+        # Its status would not come through.
+        return 400, []
     return None
 
 
-def _encoding(stream: Stream) -> str:
-    encoding = _text(stream, b"grpc-encoding") or "identity"
+def _text(exchange: Exchange, name: bytes) -> str:
+    return exchange.headers.get(name, b"").decode("latin-1")
+
+
+def _encoding(exchange: Exchange) -> str:
+    encoding = _text(exchange, b"grpc-encoding") or "identity"
     if encoding not in ("identity", "gzip"):
         raise CallError(Status.UNIMPLEMENTED, f"no compression {encoding!r}, only gzip")
     return encoding
 
 
-def _deadline(stream: Stream) -> Any:
+def _deadline(exchange: Exchange) -> AbstractContextManager[object]:
     """A scope that ends with TooSlowError when the client does not wait any longer."""
-    text = _text(stream, b"grpc-timeout")
+    text = _text(exchange, b"grpc-timeout")
     if not text:
-        return trio.fail_at(float("inf"))
+        return nullcontext()
     match = _TIMEOUT.fullmatch(text)
     if match is None:
         # Whoever says nonsense does not wait for an answer.
@@ -281,28 +288,27 @@ def _deadline(stream: Stream) -> Any:
     return trio.fail_after(int(match[1]) * _UNITS[match[2]])
 
 
-def _begin() -> Headers:
-    return [
-        (b":status", b"200"),
-        (b"content-type", _CONTENT_TYPE),
-        (b"grpc-accept-encoding", _ENCODINGS),
-    ]
+async def _begin(exchange: Exchange) -> None:
+    headers = [(b"content-type", _CONTENT_TYPE), (b"grpc-accept-encoding", _ENCODINGS)]
+    await exchange.begin(200, headers, trailers=True)
 
 
-async def _send_message(stream: Stream, message: Message) -> None:
+async def _send_message(exchange: Exchange, message: Message) -> None:
     data = message.SerializeToString()
-    if not stream.is_response_begun:
-        await stream.send_headers(_begin())
-    await stream.send_data(_PREFIX.pack(0, len(data)) + data)
+    with exchange.room_for(data):
+        if not exchange.is_begun:
+            await _begin(exchange)
+        await exchange.send(_PREFIX.pack(0, len(data)) + data)
 
 
-async def _send_end(stream: Stream, end: CallError) -> None:
-    """The status, in trailers or, when nothing was sent, in the only headers."""
-    headers = [] if stream.is_response_begun else _begin()
-    headers.append((b"grpc-status", b"%d" % end.status))
+async def _send_end(exchange: Exchange, end: CallError) -> None:
+    """The status."""
+    if not exchange.is_begun:
+        await _begin(exchange)
+    trailers = [(b"grpc-status", b"%d" % end.status)]
     if end.message:
-        headers.append((b"grpc-message", _percent_encode(end.message)))
-    await stream.send_headers(headers, end=True)
+        trailers.append((b"grpc-message", _percent_encode(end.message)))
+    await exchange.end(trailers)
 
 
 def _percent_encode(text: str) -> bytes:
@@ -313,8 +319,5 @@ def _percent_encode(text: str) -> bytes:
     )
 
 
-def _first(error: BaseException) -> Any:
-    """The first leaf of a group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _call_error(group: BaseException) -> CallError:
+    return next(leaf for leaf in leaves(group) if isinstance(leaf, CallError))

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from .._version import __version__
-from ..control import Change, Control, ControlError, NetworkRecord, NicRecord, NicState
+from ..control import Control, ControlError, NetworkRecord, NicRecord, NicState
 from .descriptors import Schema
 from .grpc import CallError, Method, Methods, Receive, Send, Status
 
@@ -187,7 +187,9 @@ class NetService:
     # Watching.
 
     async def _watch_networks(self, receive: Receive, send: Send) -> None:
-        await self._watch("network", self._network_event, self._control.list_networks, receive, send)
+        await self._watch(
+            "network", self._network_event, self._control.list_networks, receive, send
+        )
 
     async def _watch_nics(self, receive: Receive, send: Send) -> None:
         await self._watch("nic", self._nic_event, self._control.list_nics, receive, send)

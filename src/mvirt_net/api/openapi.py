@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._version import __version__
-from .http1 import MAX_BODY, PROBLEM
+from .http import MAX_BODY, PROBLEM
 from .rest import JSON, NDJSON, ROUTES, Route
 
 _TEXT = {"type": "string"}

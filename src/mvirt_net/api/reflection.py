@@ -1,4 +1,4 @@
-"""grpc.reflection: tells clients like grpcurl what can be called, in both versions of the protocol."""
+"""grpc.reflection: tells clients like grpcurl what can be called, in both of its versions."""
 
 from __future__ import annotations
 

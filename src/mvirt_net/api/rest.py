@@ -7,8 +7,8 @@ problem details (RFC 9457).
 
 Over TCP any program of this host may ask, and browsers ask for any page that they show. Such a page
 can send us what a form can, or give its own name our address; so a request must name a loopback
-address as its host (DNS rebinding), come from no other origin, and have a body that says it is JSON,
-which no form can.
+address as its host (DNS rebinding), come from no other origin, and have a body that says it is
+JSON, which no form can.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 import attrs
 
-from ..control import Change, Control, ControlError, ErrorKind, NetworkRecord, NicRecord
-from .http1 import HttpError, Request, Response, json_body
+from ..control import Control, ControlError, ErrorKind, NetworkRecord, NicRecord
+from .http import HttpError, Request, Response, json_body
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -75,7 +75,7 @@ class Route:
 
 
 class Rest:
-    """Answers requests; an `http1.Handler`.
+    """Answers requests; an `http.Handler`.
 
     Args:
         control: does what is asked for.
@@ -430,9 +430,11 @@ def _is_loopback(host: str) -> bool:
 def _query(route: Route, request: Request) -> dict[str, str]:
     """Raises HttpError for a parameter that is not known, or is there twice."""
     try:
-        pairs = parse_qsl(
-            request.query, keep_blank_values=True, strict_parsing=True, max_num_fields=16
-        ) if request.query else []
+        pairs = (
+            parse_qsl(request.query, keep_blank_values=True, strict_parsing=True, max_num_fields=16)
+            if request.query
+            else []
+        )
     except ValueError as error:
         raise HttpError(400, f"query: {error}") from error
     for name, _value in pairs:

@@ -9,16 +9,21 @@ import trio
 
 from .._version import __version__
 from ..control import Control
+from ..endpoints import TcpEndpoint
 from ..log import get_logger
 from ..model import ApiSpec
 from . import health, net_service, reflection
+from .connections import Listener, open_listener
 from .descriptors import Schema, load_files
-from .grpc import GrpcHandler, Methods
-from .http1 import Http1Connection, Response, json_body
-from .http2 import Http2Connection
+from .exchange import Budget
+from .grpc import GrpcApp, Methods
+from .http import HttpApp, Response, json_body
 from .openapi import document
 from .rest import JSON, Page, Rest
-from .transport import Budget, Connection, Listener, open_listener
+
+GRPC_IDLE = 300.0
+"""Seconds without a call after which a client of gRPC must connect anew, as such clients do."""
+HTTP_IDLE = 60.0
 
 _log = get_logger(__name__)
 
@@ -29,22 +34,18 @@ class ApiServer:
 
     grpc: tuple[Listener, ...]
     http: tuple[Listener, ...]
-    _call: GrpcHandler
+    _methods: Methods
     _rest: Rest
 
     async def serve(self) -> None:
         """Serve clients until cancelled."""
+        budget = Budget()
         async with trio.open_nursery() as nursery:
             for listener in self.grpc:
-                nursery.start_soon(listener.serve, self._serve_grpc)
+                nursery.start_soon(listener.serve, GrpcApp(self._methods, budget), GRPC_IDLE)
             for listener in self.http:
-                nursery.start_soon(listener.serve, self._serve_http)
-
-    async def _serve_grpc(self, connection: Connection) -> None:
-        await Http2Connection(connection, self._call).serve()
-
-    async def _serve_http(self, connection: Connection) -> None:
-        await Http1Connection(connection, self._rest).serve()
+                is_tcp = isinstance(listener.endpoint, TcpEndpoint)
+                nursery.start_soon(listener.serve, HttpApp(self._rest, is_tcp, budget), HTTP_IDLE)
 
     def close(self) -> None:
         """Stop listening and remove the socket files. May be called again."""
@@ -78,12 +79,7 @@ def open_server(
     for interface, served in (("grpc", grpc), ("http", http)):
         for listener in served:
             _log.info("control interface", interface=interface, address=str(listener.endpoint))
-    return ApiServer(
-        tuple(grpc),
-        tuple(http),
-        GrpcHandler(_methods(control), Budget()),
-        Rest(control, every_page),
-    )
+    return ApiServer(tuple(grpc), tuple(http), _methods(control), Rest(control, every_page))
 
 
 def _methods(control: Control) -> Methods:

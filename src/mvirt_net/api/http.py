@@ -1,0 +1,202 @@
+"""HTTP for those who answer one request at a time: an ASGI application around a handler.
+
+The whole request is read, within bounds of size and time, then the handler is called, then the
+response goes out, which may be a stream of any length.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import attrs
+import trio
+
+from ..log import get_logger
+from .exchange import AsgiReceive, AsgiSend, Budget, Exchange, Headers, Overloaded, TooLarge
+
+MAX_BODY = 256 << 10
+REQUEST_TIMEOUT = 10.0
+"""Seconds in which a client must have sent a request that it has begun."""
+
+PROBLEM = "application/problem+json"
+"""What errors are told in (RFC 9457)."""
+
+_ONCE = (b"content-type", b"host", b"origin")
+"""Headers that decide something, and so may not be there twice."""
+
+_log = get_logger(__name__)
+
+Chunks = AbstractAsyncContextManager[AsyncIterator[bytes]]
+
+
+@attrs.frozen
+class Request:
+    """A request, complete."""
+
+    method: str
+    path: str
+    """Decoded, without the query."""
+    query: str
+    """Not decoded."""
+    headers: Mapping[str, str]
+    """By their names in lower case."""
+    body: bytes
+    is_tcp: bool
+    """Whether any program of this host may have sent it, a browser among them."""
+
+
+@attrs.frozen
+class Response:
+    """What to answer."""
+
+    status: int = 200
+    body: bytes | Chunks = b""
+    """Either all of it or, opened when it is wanted, an iterator; each item is sent at once."""
+    content_type: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class HttpError(Exception):
+    """A request is answered with a problem (RFC 9457).
+
+    Args:
+        status: HTTP's.
+        detail: for a person.
+        headers: of the response.
+        more: members of the problem, beyond those of the RFC.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        headers: tuple[tuple[str, str], ...] = (),
+        more: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers
+        self.more = more or {}
+
+    def response(self) -> Response:
+        problem = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            **self.more,
+        }
+        return Response(self.status, json_body(problem), PROBLEM, self.headers)
+
+
+def json_body(value: Any) -> bytes:
+    """JSON in UTF-8 with a line feed at its end, for those who look at it in a terminal."""
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+
+
+@attrs.frozen
+class HttpApp:
+    """The ASGI application."""
+
+    handler: Handler
+    """What it raises, HttpError apart, is answered with 500 and logged."""
+    is_tcp: bool
+    """Of each `Request`."""
+    budget: Budget
+
+    async def __call__(self, scope: Any, receive: AsgiReceive, send: AsgiSend) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        else:
+            await Exchange(scope, send, self.budget, MAX_BODY).run(receive, self._answer)
+
+    async def _answer(self, exchange: Exchange) -> None:
+        response = await self._response(exchange)
+        await exchange.drain()
+        if not isinstance(response.body, bytes):
+            await _send_chunks(exchange, response, response.body)
+            return
+        try:
+            with exchange.room_for(response.body):
+                await _send(exchange, response, response.body)
+        except Overloaded:
+            response = _overloaded().response()
+            await _send(exchange, response, response.body)
+
+    async def _response(self, exchange: Exchange) -> Response:
+        try:
+            return await self.handler(await self._request(exchange))
+        except HttpError as error:
+            return error.response()
+        except TooLarge:
+            return HttpError(413, f"the body has more than {MAX_BODY} bytes").response()
+        except Overloaded:
+            return _overloaded().response()
+        except Exception as error:
+            _log.error("request failed", path=exchange.scope["path"], exc_info=error)
+            return HttpError(500, "internal error, see the daemon's log").response()
+
+    async def _request(self, exchange: Exchange) -> Request:
+        """Raises HttpError, TooLarge, Overloaded."""
+        scope = exchange.scope
+        names = [name for name, _value in scope["headers"]]
+        for name in _ONCE:
+            if names.count(name) > 1:
+                raise HttpError(400, f"two headers {name.decode()}")
+        headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in exchange.headers.items()}
+        query = scope["query_string"].decode("latin-1")
+        body = await _body(exchange)
+        return Request(scope["method"], _path(scope), query, headers, body, self.is_tcp)
+
+
+async def _body(exchange: Exchange) -> bytes:
+    with trio.move_on_after(REQUEST_TIMEOUT):
+        return await exchange.take(MAX_BODY + 1)
+    raise HttpError(408, f"no complete request in {REQUEST_TIMEOUT:g} s")
+
+
+def _path(scope: Mapping[str, Any]) -> str:
+    """Of the request's target, which may be a whole URL (RFC 9112, 3.2.2). Raises HttpError."""
+    target = scope["raw_path"].decode("latin-1")
+    try:
+        path = target if target.startswith("/") else urlsplit(target).path
+        return unquote(path, errors="strict")
+    except ValueError as error:
+        raise HttpError(400, "the target is no path") from error
+
+
+def _overloaded() -> HttpError:
+    return HttpError(503, "too much is asked for at a time", headers=(("retry-after", "1"),))
+
+
+async def _send(exchange: Exchange, response: Response, body: Any) -> None:
+    more = [] if response.status == HTTPStatus.NO_CONTENT else [("content-length", str(len(body)))]
+    await exchange.begin(response.status, _headers(response, *more))
+    await exchange.send(body, more=False)
+
+
+async def _send_chunks(exchange: Exchange, response: Response, body: Chunks) -> None:
+    await exchange.begin(response.status, _headers(response))
+    if exchange.scope["method"] != "HEAD":
+        async with body as chunks:
+            async for chunk in chunks:
+                with exchange.room_for(chunk):
+                    await exchange.send(chunk)
+    await exchange.send(b"", more=False)
+
+
+def _headers(response: Response, *more: tuple[str, str]) -> Headers:
+    headers = [*response.headers, *more]
+    if response.content_type is not None:
+        headers.append(("content-type", response.content_type))
+    return [(name.encode(), value.encode("latin-1")) for name, value in headers]
