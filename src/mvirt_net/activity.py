@@ -24,7 +24,6 @@ import attrs
 import trio
 
 from .control import Change, Control, NetworkRecord, NicRecord
-from .log import get_logger
 from .model import NicStats
 from .nic import NicEvent
 from .switch import Switch
@@ -39,8 +38,6 @@ LINGER = 60.0
 """Seconds for which samples are taken after the last look: a tab comes to the front again."""
 SLICE = 16
 """NICs that are looked at before others have their turn: 0.2 ms."""
-
-_log = get_logger(__name__)
 
 
 class EventKind(enum.StrEnum):
@@ -214,7 +211,7 @@ class Activity:
                 self.nics = {r.id: r for r in self._control.list_nics()}
                 async for change in changes:
                     self._note(change)
-            self._miss()
+            await self._miss()
 
     async def _follow_frontends(self) -> None:
         """Started by `run`."""
@@ -222,13 +219,15 @@ class Activity:
             async with self._switch.events() as events:
                 async for event in events:
                     self._note_frontend(event)
-            self._miss()
-            # A switch that was closed has no more events, and is no reason to spin.
-            await trio.sleep(INTERVAL)
+            await self._miss()
 
-    def _miss(self) -> None:
-        _log.debug("events missed")
+    async def _miss(self) -> None:
+        """What is followed has ended, because too much happened at once, or for good.
+
+        The next attempt comes a moment later: of the latter there is no end.
+        """
         self.events.add(EventKind.MISSED)
+        await trio.sleep(INTERVAL)
 
     def _note(self, change: Change) -> None:
         records: dict[str, NetworkRecord | NicRecord]
@@ -278,7 +277,7 @@ class Activity:
 def _kind(
     before: NetworkRecord | NicRecord | None, after: NetworkRecord | NicRecord | None
 ) -> EventKind | None:
-    """What a change is for somebody who reads of it; frontends are told of elsewhere."""
+    """What a change is for somebody who reads of it; what frontends do is told of elsewhere."""
     if before is None:
         return EventKind.CREATED
     if after is None:

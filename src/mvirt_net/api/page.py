@@ -27,7 +27,7 @@ import trio
 from .._version import __version__
 from ..activity import INTERVAL, SAMPLES, Activity, Curves, Event, Rates, Traffic
 from ..control import NetworkRecord, NicRecord, NicState
-from .http1 import Response
+from .http import Response
 from .rest import JSON, Page
 from .tables import Column, Curve, Number, Row, State, Table, curve, svg, table_html, table_json
 
