@@ -117,8 +117,8 @@ class Curves:
     def add(self, rates: Rates) -> None:
         self.now = rates
         for curve, value in ((self.tx, rates.tx_bytes), (self.rx, rates.rx_bytes)):
-            del curve[: len(curve) - SAMPLES + 1]
             curve.append(value)
+            del curve[:-SAMPLES]
 
 
 _NOTHING = NicStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {})

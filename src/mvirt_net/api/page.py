@@ -34,6 +34,9 @@ from .tables import Column, Curve, Number, Row, State, Table, curve, svg, table_
 RELOAD_SECONDS = 5
 """Between two loads of the page where no scripts run."""
 
+CHUNK = 32 << 10
+"""Bytes that are sent at a time; sending small pieces takes as long as making them."""
+
 _POLICY = "; ".join(
     [
         "default-src 'none'",
@@ -92,9 +95,14 @@ async def _sliced(
 
 
 async def _encoded(pieces: Iterator[str]) -> AsyncGenerator[bytes, None]:
+    chunk = bytearray()
     for piece in pieces:
         await trio.lowlevel.checkpoint()
-        yield piece.encode(errors="replace")
+        chunk += piece.encode(errors="replace")
+        if len(chunk) >= CHUNK:
+            yield bytes(chunk)
+            chunk.clear()
+    yield bytes(chunk)
 
 
 # The page and its JSON.
@@ -160,7 +168,7 @@ def _facts(activity: Activity) -> dict[str, str]:
     now = activity.now()
     nics, rates = activity.nics.values(), activity.total.now
     tx, rx = _rates(rates)
-    traffic = activity.traffic.values()
+    drops = _UNKNOWN.text if rates is None else _frequency(rates.drops)
     up = _duration(now, activity.started_at)
     return {
         "about": f"{__version__}, up {up}, as of {_moment(now)} UTC",
@@ -168,7 +176,7 @@ def _facts(activity: Activity) -> dict[str, str]:
         "Networks": str(len(activity.networks)),
         "TX": tx.text,
         "RX": rx.text,
-        "Dropped": f"{sum(map(_dropped, traffic)):,}\n{_frequency(rates.drops) if rates else _UNKNOWN.text}",
+        "Dropped": f"{sum(map(_dropped, activity.traffic.values())):,}\n{drops}",
     }
 
 
