@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("hypercorn")
-
 from mvirt_net.activity import SAMPLES
 from mvirt_net.api.tables import (
     FLOOR,
