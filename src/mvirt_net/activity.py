@@ -237,7 +237,8 @@ class Activity:
         if change.record is not None:
             records[change.id] = change.record
         if known is not None and (kind := _kind(before, change.record)) is not None:
-            self.events.add(kind, change.resource, known.spec.name)
+            detail = "" if change.record is None else change.record.error
+            self.events.add(kind, change.resource, known.spec.name, detail)
 
     def _note_frontend(self, event: NicEvent) -> None:
         self.events.add(EventKind(event.kind.value), "nic", event.nic, event.detail)
@@ -282,4 +283,6 @@ def _kind(
         return EventKind.CREATED
     if after is None:
         return EventKind.DELETED
-    return EventKind.UPDATED if before.spec != after.spec else None
+    if after.error and after.error != before.error:
+        return EventKind.FAULTED
+    return EventKind.UPDATED if (before.spec, before.error) != (after.spec, after.error) else None

@@ -20,9 +20,11 @@ import trio
 import mvirt_net
 from mvirt_net import cli, runner
 from mvirt_net.cli import main
+from mvirt_net.endpoints import DEFAULT_GRPC
 from mvirt_net.errors import MvirtNetError, SocketAccessError, SocketInUseError, SocketPathError
 from mvirt_net.exits import ExitCode
 from mvirt_net.model import (
+    ApiSpec,
     DaemonConfig,
     MacAddress,
     Netmask,
@@ -346,11 +348,37 @@ class TestServe:
         assert main(["serve", "-c", str(config), "--busy-poll", "20"]) == 0
         assert runs.config.polling == PollingSpec(workers=2, busy_poll=20)
 
+    def test_flags_of_the_api_come_before_the_file(self, runs: Runs, tmp_path: Path) -> None:
+        config, sockets = tmp_path / "x.toml", tmp_path / "s"
+        config.write_text('[api]\ngrpc = "[::1]:1"\nhttp = ["unix:/run/a.sock"]\n')
+        serve = ["serve", "-c", str(config), "--socket-dir", str(sockets)]
+        assert main([*serve, "--grpc", "--http", "127.0.0.1:8080,unix:/run/b.sock"]) == 0
+        assert runs.config.api == ApiSpec(
+            grpc=DEFAULT_GRPC, http=["127.0.0.1:8080", "unix:/run/b.sock"]
+        )
+        assert main([*serve, "--grpc", "[::1]:2", "--grpc", "unix:/run/c.sock"]) == 0
+        assert runs.config.api == ApiSpec(
+            grpc=["[::1]:2", "unix:/run/c.sock"], http="unix:/run/a.sock"
+        )
+        # NICs may come, and will need it.
+        assert sockets.is_dir()
+
+    def test_the_api_is_for_this_host(
+        self, runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = tmp_path / "x.toml"
+        config.write_text("")
+        assert main(["serve", "-c", str(config), "--http", "0.0.0.0:80"]) == ExitCode.USAGE
+        assert capsys.readouterr().err.startswith(
+            "mvirt-net: --http: 0.0.0.0:80: not a loopback address"
+        )
+        assert not runs.calls
+
     def test_socket_dir_is_not_made_for_nothing(self, runs: Runs, tmp_path: Path) -> None:
         config = tmp_path / "x.toml"
         config.write_text("")
         assert main(["serve", "-c", str(config), "--socket-dir", str(tmp_path / "s")]) == 0
-        assert runs.config == DaemonConfig()
+        assert runs.config == DaemonConfig(socket_dir=tmp_path / "s")
         assert not (tmp_path / "s").exists()
 
     def test_socket_dir_cannot_be_made(
