@@ -82,7 +82,7 @@ def test_the_page_says_what_there_is(address: str) -> None:
     first = [row[:2] for row in rows if row]
     assert first.index(["vm1", "created"]) < first.index(["vm2", "active"])
     [network] = [row for row in rows if row and row[0] == "blue"]
-    assert network[1] == "10.0.0.0/24"
+    assert network[1:3] == ["served", "10.0.0.0/24"]
     assert "1 of 2\nactive" in network
     [event] = [row for row in rows if "connected" in row]
     assert "nic vm2" in event

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 import attrs
 import trio
 
-from .control import Change, Control, NetworkRecord, NicRecord
+from .control import Change, Control, NetworkRecord, NicRecord, NicState
 from .model import NicStats
 from .nic import NicEvent
 from .switch import Switch
@@ -200,6 +200,10 @@ class Activity:
             nursery.start_soon(self._follow_changes)
             nursery.start_soon(self._follow_frontends)
             nursery.start_soon(self._sample_for_those_who_look)
+
+    def traffic_of(self, nic: NicRecord) -> Traffic | None:
+        """None when nothing is known of it; one that is not served may have another's name."""
+        return None if nic.state is NicState.ERROR else self.traffic.get(nic.spec.name)
 
     # What happens.
 

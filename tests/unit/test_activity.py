@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ from mvirt_net.activity import (
     Traffic,
 )
 from mvirt_net.control import Control
+from mvirt_net.model import DaemonConfig, NetworkSpec, NicSpec
 from mvirt_net.nic import NicEvent, NicEventKind
 from mvirt_net.switch import EVENT_BACKLOG
 from tests.harness.backend import IN_TRIO
@@ -267,3 +269,25 @@ async def test_many_who_look_cost_no_more_than_one(folder: Path, looks: int) -> 
                 nursery.start_soon(scene.activity.look)
         await trio.sleep(3 * INTERVAL + INTERVAL / 2)
         assert len(scene.activity.total.tx) == 3
+
+
+async def test_what_cannot_be_served_says_why(folder: Path) -> None:
+    taken = folder / "taken.sock"
+    async with watching(folder) as scene:
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(taken))
+            other.listen()
+            red = NetworkSpec(name="red", ipv4_subnet="10.1.0.0/24")
+            vm2 = NicSpec(name="vm2", network="red", socket_path=taken)
+            await scene.control.reload(DaemonConfig(networks=(red,), nics=(vm2,)))
+        await scene.activity.look()
+        [nic] = [nic for nic in scene.activity.nics.values() if nic.spec.name == "vm2"]
+        assert nic.state.value == "error"
+        assert scene.activity.traffic_of(nic) is None
+        event = scene.activity.events.latest()[0]
+        assert (event.kind, event.name, event.detail) == (EventKind.CREATED, "vm2", nic.error)
+        # Now that the place is free, another attempt.
+        await scene.control.reload(DaemonConfig(networks=(red,), nics=(vm2,)))
+        await wait_all_tasks_blocked()
+        event = scene.activity.events.latest()[0]
+        assert (event.kind, event.name, event.detail) == (EventKind.UPDATED, "vm2", "")

@@ -190,7 +190,7 @@ def _tables(activity: Activity) -> Iterator[Table]:
         "nics",
         "NICs",
         _NIC_COLUMNS,
-        (_nic_row(nic, activity.traffic.get(nic.spec.name)) for nic in nics),
+        (_nic_row(nic, activity.traffic_of(nic)) for nic in nics),
         "There are no NICs.",
         filterable=True,
     )
@@ -229,6 +229,7 @@ _NIC_COLUMNS = (
 )
 _NETWORK_COLUMNS = (
     Column("Network"),
+    Column("State", "state"),
     Column("IPv4 subnet"),
     Column("IPv6 prefix"),
     Column("MTU", "number"),
@@ -246,7 +247,7 @@ _EVENT_COLUMNS = (Column("Time (UTC)"), Column("Event", "state"), Column("Of"), 
 
 def _nic_row(nic: NicRecord, traffic: Traffic | None) -> Row:
     spec = nic.spec
-    traffic = traffic or Traffic()  # it may be new
+    traffic = traffic or Traffic()  # it may be new, or not be served
     stats, rates = traffic.stats, traffic.curves.now
     prefixes = [*spec.routed_ipv4_prefixes, *spec.routed_ipv6_prefixes]
     addresses = [a for a in (spec.ipv4_address, spec.ipv6_address, *prefixes) if a is not None]
@@ -254,7 +255,7 @@ def _nic_row(nic: NicRecord, traffic: Traffic | None) -> Row:
         nic.id,
         (
             spec.name,
-            State(nic.state.value),
+            State(nic.state.value, nic.error),
             *_rates(rates),
             _curve(traffic.curves),
             Number(f"{_dropped(traffic):,}", _dropped(traffic)),
@@ -273,6 +274,7 @@ def _network_row(network: NetworkRecord, nics: list[NicRecord], activity: Activi
         network.id,
         (
             spec.name,
+            State("error" if network.error else "served", network.error),
             "" if spec.ipv4_subnet is None else str(spec.ipv4_subnet),
             "" if spec.ipv6_prefix is None else str(spec.ipv6_prefix),
             Number(str(spec.mtu), spec.mtu),
@@ -307,10 +309,8 @@ def _curve(curves: Curves) -> Curve:
 
 def _sum(activity: Activity, nics: Iterable[NicRecord]) -> Rates | None:
     """None when nothing is known yet of any of them."""
-    known = [
-        activity.traffic[n.spec.name].curves.now for n in nics if n.spec.name in activity.traffic
-    ]
-    rates = [now for now in known if now is not None]
+    traffic = [t for nic in nics if (t := activity.traffic_of(nic)) is not None]
+    rates = [t.curves.now for t in traffic if t.curves.now is not None]
     return sum(rates, Rates()) if rates else None
 
 

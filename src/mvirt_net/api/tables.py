@@ -35,9 +35,10 @@ class Number:
 
 @attrs.frozen
 class State:
-    """A cell with one of a few words, which has a colour."""
+    """A cell with one of a few words, which has a colour, and what there is to say about it."""
 
     word: str
+    detail: str = ""
 
 
 @attrs.frozen
@@ -165,8 +166,9 @@ def _content(cell: Cell) -> str:
             return f">{escape(cell)}"
         case Number(text, value):
             return f' data-value="{value:g}">{escape(text)}'
-        case State(word):
-            return f"><span data-state={_quoted(word)}>{escape(word)}</span>"
+        case State(word, detail):
+            badge = f"<span data-state={_quoted(word)}>{escape(word)}</span>"
+            return f">{badge}<small>{escape(detail)}</small>"
         case _:
             return f">{svg(cell)}"
 
@@ -198,8 +200,8 @@ def _cell_json(cell: Cell) -> str | list[str | float]:
             return cell
         case Number(text, value):
             return [text, value]
-        case State(word):
-            return word
+        case State(word, detail):
+            return [word, detail]
         case _:
             return [cell.tx, cell.rx]
 

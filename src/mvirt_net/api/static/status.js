@@ -90,8 +90,9 @@ function fill(element, cell) {
   const kind = element.classList;
   if (kind.contains("curve")) return draw(element, cell);
   if (kind.contains("state")) {
-    element.firstElementChild.dataset.state = cell;
-    return write(element.firstElementChild, cell);
+    element.firstElementChild.dataset.state = cell[0];
+    write(element.lastElementChild, cell[1]);
+    return write(element.firstElementChild, cell[0]);
   }
   if (!kind.contains("number")) return write(element, cell);
   element.dataset.value = cell[1];
