@@ -24,6 +24,9 @@ import trio
 TIMEOUT = 40.0
 """Seconds for anything that a browser is to do, on a busy machine."""
 
+LOG = "stderr"
+"""Beside the files of the profile."""
+
 _FLAGS = (
     "--headless",
     "--no-sandbox",  # which it refuses to make for root
@@ -50,12 +53,15 @@ class Browser:
 
     _commands: trio.lowlevel.FdStream
     _messages: trio.lowlevel.FdStream
+    _log: Path
+    """Where it complains; most of that is about what a container has not got."""
     _ids: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1))
     _results: dict[int, dict[str, Any] | None] = attrs.field(factory=dict)
     _tabs: dict[str, Tab] = attrs.field(factory=dict)
     """By session."""
     _arrived: trio.Event = attrs.field(factory=trio.Event)
     """Set, and replaced, with each message."""
+    _ended: bool = False
 
     async def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
         """Call a method of the protocol; returns its result."""
@@ -64,10 +70,11 @@ class Browser:
         if session is not None:
             command["sessionId"] = session
         self._results[id_] = None
-        await self._commands.send_all(json.dumps(command).encode() + b"\0")
+        with contextlib.suppress(trio.BrokenResourceError):  # then it has ended
+            await self._commands.send_all(json.dumps(command).encode() + b"\0")
         with trio.fail_after(TIMEOUT):
             while (answer := self._results[id_]) is None:
-                await self._arrived.wait()
+                await self.wait_message()
         del self._results[id_]
         if "error" in answer:
             raise BrowserError(f"{method}: {answer['error']}")
@@ -95,8 +102,13 @@ class Browser:
             buffer = rest
             for message in whole:
                 self._take(json.loads(message))
-            self._arrived.set()
-            self._arrived = trio.Event()
+            self._notify()
+        self._ended = True
+        self._notify()
+
+    def _notify(self) -> None:
+        self._arrived.set()
+        self._arrived = trio.Event()
 
     def _take(self, message: dict[str, Any]) -> None:
         if "id" in message:
@@ -105,7 +117,11 @@ class Browser:
             tab.take(message["method"], message["params"])
 
     async def wait_message(self) -> None:
-        await self._arrived.wait()
+        """Wait until it says anything. Raises BrowserError when it has ended."""
+        if not self._ended:
+            await self._arrived.wait()
+        if self._ended:
+            raise BrowserError(f"the browser has ended: {self._log.read_text()}")
 
 
 @attrs.define(eq=False)
@@ -191,6 +207,12 @@ class Tab:
         """Run no scripts of the pages to come."""
         await self.call("Emulation.setScriptExecutionDisabled", value=True)
 
+    async def go_offline(self) -> None:
+        """Reach nobody any more."""
+        await self.call("Network.enable")
+        unlimited = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        await self.call("Network.emulateNetworkConditions", offline=True, **unlimited)
+
     async def screenshot(self, path: Path) -> None:
         """Write what can be seen, as PNG."""
         image = await self.call("Page.captureScreenshot", format="png")
@@ -200,38 +222,38 @@ class Tab:
 @contextlib.asynccontextmanager
 async def open_browser() -> AsyncIterator[Browser]:
     """A browser that nobody has used before, for the length of the block."""
-    with contextlib.ExitStack() as stack:
-        profile = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        commands, own_commands = os.pipe()
-        own_messages, messages = os.pipe()
-        try:
-            shell = _EXEC.format(commands=commands, messages=messages)
-            process = await trio.lowlevel.open_process(
-                ["bash", "-c", shell, "bash", *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
-                pass_fds=(commands, messages),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        finally:
-            os.close(commands)
-            os.close(messages)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process, commands, messages = _start(Path(profile))
         async with (
-            trio.lowlevel.FdStream(own_commands) as sender,
-            trio.lowlevel.FdStream(own_messages) as receiver,
+            trio.lowlevel.FdStream(commands) as sender,
+            trio.lowlevel.FdStream(messages) as receiver,
             trio.open_nursery() as nursery,
         ):
-            browser = Browser(sender, receiver)
+            browser = Browser(sender, receiver, Path(profile, LOG))
             nursery.start_soon(browser.read)
             try:
                 yield browser
             finally:
                 nursery.cancel_scope.cancel()
-                with trio.CancelScope(shield=True):
-                    await _end(process, browser)
+                process.kill()
+                process.wait()  # it does not take long
 
 
-async def _end(process: trio.Process, browser: Browser) -> None:
-    """Closing the pipe would end it, too, but not so soon."""
-    process.kill()
-    await process.wait()
+def _start(profile: Path) -> tuple[subprocess.Popen[bytes], int, int]:
+    """The process, where it takes commands, and where its messages come from."""
+    commands, own_commands = os.pipe()
+    own_messages, messages = os.pipe()
+    try:
+        with (profile / LOG).open("wb") as log:
+            shell = _EXEC.format(commands=commands, messages=messages)
+            process = subprocess.Popen(
+                ["bash", "-c", shell, "bash", *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
+                pass_fds=(commands, messages),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
+    finally:
+        os.close(commands)
+        os.close(messages)
+    return process, own_commands, own_messages
