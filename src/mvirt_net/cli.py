@@ -15,8 +15,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +36,7 @@ from .logsetup import LogFormat, set_up_logging
 from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec, PollingSpec, SocketAccess
 from .registry import plan
 from .stderr import use_lossy_stderr
+from .switch import Switch
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -207,8 +207,8 @@ _socket_dir_option = click.option(
 @click.group(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 stopped by a signal, 1 failure, 2 usage, 69 socket in use, 77 no"
-    " permission, 78 bad configuration.",
+    epilog="Exit codes: 0 stopped by a signal, 1 failure, 2 usage, 65 bad state, 69 socket or"
+    " state in use, 77 no permission, 78 bad configuration.",
 )
 @click.option(
     "-s", "--socket-path", type=_PATH, metavar="PATH", help="Where the frontend connects."
@@ -306,6 +306,7 @@ def _serve_single(
         sock = None if fd is None else take_socket(fd)
     except ValueError as error:
         raise click.UsageError(f"--fd: {fd}: {error}", ctx) from error
+    config = _with_polling(ctx, config, _polling_flags(options))
     _run(ctx, config, one_off=one_off, sock=sock, **options)
 
 
@@ -350,14 +351,18 @@ def _socket_access(ctx: click.Context, options: dict[str, Any]) -> SocketAccess:
         raise _usage_error(ctx, error) from error
 
 
-def _with_polling(
-    ctx: click.Context, config: DaemonConfig, options: dict[str, Any]
-) -> DaemonConfig:
-    """Take what the flags say of polling out of `options`: it counts. Raises click.UsageError."""
+def _polling_flags(options: dict[str, Any]) -> dict[str, Any]:
+    """Take what the flags say of polling out of `options`."""
     given = {field.name: options.pop(field.name) for field in attrs.fields(PollingSpec)}
-    said = {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _with_polling(
+    ctx: click.Context, config: DaemonConfig, flags: Mapping[str, Any]
+) -> DaemonConfig:
+    """What the flags say of polling counts. Raises click.UsageError."""
     try:
-        return attrs.evolve(config, polling=attrs.evolve(config.polling, **said))
+        return attrs.evolve(config, polling=attrs.evolve(config.polling, **flags))
     except ConfigError as error:
         raise _usage_error(ctx, error) from error
 
@@ -454,6 +459,13 @@ def _nic_name(socket_path: Path | None) -> str:
     metavar="ADDRESS",
     help="Be controlled by JSON over HTTP there: unix:PATH or 127.0.0.1:8080; repeatable.",
 )
+@click.option(
+    "--state",
+    type=_PATH,
+    metavar="FILE",
+    help="Keep what is created while the daemon runs here, and serve it again.",
+)
+@click.option("--no-state", is_flag=True, help="Forget it at the end, whatever the file says.")
 @_run_options
 @click.pass_context
 def serve(
@@ -463,19 +475,33 @@ def serve(
     socket_dir: Path | None,
     grpc: Sequence[str],
     http: Sequence[str],
+    state: Path | None,
+    no_state: bool,
     **options: Any,
 ) -> None:
     """Serve the networks and NICs of a configuration file."""
+    if state is not None and no_state:
+        raise click.UsageError("--state and --no-state exclude each other", ctx)
     socket_dir = socket_dir or _default_socket_dir()
     access, account = _socket_access(ctx, options), options["runas"]
-    config = _load(path, socket_dir, access, _owned_by(account))
-    config = _with_api(ctx, config, grpc=grpc, http=http)
+
+    polling = _polling_flags(options)
+
+    def read() -> DaemonConfig:
+        """Called again for each reload."""
+        config = _load(path, socket_dir, access, _owned_by(account))
+        if no_state or state is not None:
+            config = attrs.evolve(config, state=False if state is None else state.absolute())
+        config = _with_api(ctx, config, grpc=grpc, http=http)
+        return _with_polling(ctx, config, polling)
+
+    config = read()
     inside = [
         nic for nic in config.nics if nic.socket_path and nic.socket_path.parent == socket_dir
     ]
     if inside or config.api.is_wanted:
         _make_dir(socket_dir, account, {nic.socket_group for nic in inside})
-    _run(ctx, config, **options)
+    _run(ctx, config, reload=read, config_path=path, **options)
 
 
 @command.command()
@@ -557,7 +583,6 @@ def _run(
     **options: Any,
 ) -> None:
     """Serve `config` until a signal; what `options` has left is for `runner.RunOptions`."""
-    config = _with_polling(ctx, config, options)
     if quiet and debug:
         raise click.UsageError("--quiet and --debug exclude each other", ctx)
     _check_ready_fd(ctx, ready_fd)
@@ -565,7 +590,7 @@ def _run(
     set_up_logging(level, LogFormat(log_format) if log_format else None)
     if print_attach is None:
         print_attach = sys.stdout.isatty()
-    on_ready = partial(_print_attach_lines, config) if print_attach else _nothing
+    on_ready = _print_attach_lines if print_attach else _nothing
     run_options = runner.RunOptions(
         on_ready=on_ready, ready_fd=ready_fd, sandboxed=not no_sandbox, **options
     )
@@ -581,11 +606,13 @@ def _check_ready_fd(ctx: click.Context, fd: int | None) -> None:
         raise click.UsageError(f"--ready-fd: {fd} is not open", ctx) from error
 
 
-def _nothing() -> None:
+def _nothing(_switch: Switch) -> None:
     pass
 
 
-def _print_attach_lines(config: DaemonConfig) -> None:
+def _print_attach_lines(switch: Switch) -> None:
+    nics = tuple(nic.spec for nic in switch.nics.values())
+    config = DaemonConfig(tuple(switch.networks.values()), nics)
     # Nobody has to read them to the end.
     with contextlib.suppress(BrokenPipeError):
         for line in attach_lines(config):

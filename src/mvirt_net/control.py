@@ -145,14 +145,14 @@ class Change:
 
 
 class Control:
-    """The verbs of one switch, which nobody else changes.
+    """The verbs of one switch. What others put into it they leave alone, and know nothing of.
 
     Whatever takes a `ref` takes an id or a name. Of two of the same name, the one that is served is
     meant. All verbs raise ControlError and nothing else, but for trio.ClosedResourceError after
     `aclose`.
 
     Args:
-        switch: what they change; empty at first.
+        switch: what they change.
         socket_dir: where NICs get their sockets that name none, and what relative paths start from.
         store: what keeps what they make; by default nothing does.
         defaults: who may connect to NICs that do not say.
@@ -656,8 +656,9 @@ class Control:
         before = self._records()
         networks = [entry for entry in self._networks.values() if not entry.in_file]
         nics = [entry for entry in self._nics.values() if not entry.in_file]
-        served = {name: nic.spec for name, nic in self._switch.nics.items()}
-        target = reconcile(config, networks, nics, served)
+        names = {entry.spec.name for entry in self._nics.values() if entry.in_file}
+        kept = {name: spec for name, spec in self._served_nics().items() if name in names}
+        target = reconcile(config, networks, nics, kept)
         for problem in target.plan.problems:
             raise problem
         failed = await self._serve(target, strict=strict)
@@ -672,8 +673,7 @@ class Control:
             What could not be done, by kind and name.
         """
         switch = self._switch
-        nics = {name: nic.spec for name, nic in switch.nics.items()}
-        todo = steps(dict(switch.networks), nics, target)
+        todo = steps(self._served_networks(), self._served_nics(), target)
         for name in todo.removed_nics:
             await switch.remove_nic(name)
         for name in todo.removed_networks:
@@ -699,6 +699,16 @@ class Control:
                     raise
                 failed[kind, spec.name] = str(error)
         return failed
+
+    def _served_networks(self) -> dict[str, NetworkSpec]:
+        """By name; networks that somebody else put into the switch are none of our business."""
+        names = {e.spec.name for e in self._networks.values() if not e.error}
+        return {name: spec for name, spec in self._switch.networks.items() if name in names}
+
+    def _served_nics(self) -> dict[str, NicSpec]:
+        """As `_served_networks`."""
+        names = {e.spec.name for e in self._nics.values() if not e.error}
+        return {name: nic.spec for name, nic in self._switch.nics.items() if name in names}
 
     def _take_stock(
         self,

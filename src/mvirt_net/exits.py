@@ -11,6 +11,7 @@ import trio
 from .config import ConfigFileError
 from .errors import ConfigError, MvirtNetError, SocketAccessError, SocketInUseError, leaves
 from .log import get_logger
+from .store import StoreDataError, StoreInUseError
 
 log = get_logger(__name__)
 
@@ -23,14 +24,17 @@ class ExitCode(enum.IntEnum):
     OK = 0
     FAILURE = 1
     USAGE = 2
-    SOCKET_IN_USE = 69
+    BAD_STATE = 65
+    IN_USE = 69
     NO_PERMISSION = 77
     BAD_CONFIG = 78
 
 
 _EXIT_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (click.ClickException, ExitCode.USAGE),
-    (SocketInUseError, ExitCode.SOCKET_IN_USE),
+    (SocketInUseError, ExitCode.IN_USE),
+    (StoreInUseError, ExitCode.IN_USE),
+    (StoreDataError, ExitCode.BAD_STATE),
     (SocketAccessError, ExitCode.NO_PERMISSION),
     (ConfigFileError, ExitCode.BAD_CONFIG),
     (ConfigError, ExitCode.BAD_CONFIG),

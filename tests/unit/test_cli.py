@@ -7,10 +7,11 @@ import json
 import logging
 import os
 import socket
+import types
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import click
@@ -20,12 +21,14 @@ import trio
 import mvirt_net
 from mvirt_net import cli, runner
 from mvirt_net.cli import main
+from mvirt_net.config import ConfigFileError
 from mvirt_net.endpoints import DEFAULT_GRPC
 from mvirt_net.errors import MvirtNetError, SocketAccessError, SocketInUseError, SocketPathError
 from mvirt_net.exits import ExitCode
 from mvirt_net.model import (
     ApiSpec,
     DaemonConfig,
+    FileMode,
     MacAddress,
     Netmask,
     NetworkSpec,
@@ -33,7 +36,9 @@ from mvirt_net.model import (
     PollingSpec,
     SocketAccess,
 )
+from mvirt_net.registry import plan
 from mvirt_net.runner import RunOptions
+from mvirt_net.switch import Switch
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "mvirt-net.toml"
@@ -68,6 +73,12 @@ class Runs:
     def config(self) -> DaemonConfig:
         [(config, _)] = self.calls
         return config
+
+    def tell_ready(self) -> None:
+        """Call what is called when frontends can connect, with NICs that have all addresses."""
+        nics = {nic.name: types.SimpleNamespace(spec=nic) for nic in plan(self.config).config.nics}
+        networks = {network.name: network for network in self.config.networks}
+        self.options.on_ready(cast(Switch, types.SimpleNamespace(networks=networks, nics=nics)))
 
     @property
     def options(self) -> RunOptions:
@@ -268,7 +279,7 @@ class TestSingleNic:
 
     def test_attach_lines_when_asked(self, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*ONE_NIC, "--print-attach"]) == ExitCode.OK
-        runs.options.on_ready()
+        runs.tell_ready()
         assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
             "#",
             "#",
@@ -280,7 +291,7 @@ class TestSingleNic:
         self, runs: Runs, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert main(ONE_NIC) == ExitCode.OK
-        runs.options.on_ready()
+        runs.tell_ready()
         assert capsys.readouterr().out == ""
 
 
@@ -339,7 +350,7 @@ class TestServe:
             sockets / f"vm{i}.sock" for i in (1, 2, 3)
         ]
         assert sockets.stat().st_mode & 0o777 == 0o750
-        runs.options.on_ready()
+        runs.tell_ready()
         assert len(capsys.readouterr().out.splitlines()) == 10
 
     def test_flags_of_polling_come_before_the_file(self, runs: Runs, tmp_path: Path) -> None:
@@ -356,6 +367,7 @@ class TestServe:
         assert runs.config.api == ApiSpec(
             grpc=DEFAULT_GRPC, http=["127.0.0.1:8080", "unix:/run/b.sock"]
         )
+        runs.calls.clear()
         assert main([*serve, "--grpc", "[::1]:2", "--grpc", "unix:/run/c.sock"]) == 0
         assert runs.config.api == ApiSpec(
             grpc=["[::1]:2", "unix:/run/c.sock"], http="unix:/run/a.sock"
@@ -373,6 +385,46 @@ class TestServe:
             "mvirt-net: --http: 0.0.0.0:80: not a loopback address"
         )
         assert not runs.calls
+
+    @pytest.mark.parametrize(
+        ("line", "flags", "expected"),
+        [
+            ("", [], None),
+            ("state = '/x/state.db'", [], Path("/x/state.db")),
+            ("state = '/x/state.db'", ["--no-state"], False),
+            ("state = '/x/state.db'", ["--state", "/y/state.db"], Path("/y/state.db")),
+            ("state = false", [], False),
+            ("state = false", ["--state", "/y/state.db"], Path("/y/state.db")),
+            ("", ["--state", "state.db"], Path.cwd() / "state.db"),
+        ],
+    )
+    def test_state(
+        self, runs: Runs, tmp_path: Path, line: str, flags: list[str], expected: Path | None
+    ) -> None:
+        config = tmp_path / "x.toml"
+        config.write_text(line)
+        assert main(["serve", "-c", str(config), *flags]) == ExitCode.OK
+        assert runs.config.state == expected
+
+    def test_reload_reads_the_file_again_and_keeps_the_flags(
+        self, runs: Runs, tmp_path: Path
+    ) -> None:
+        config = tmp_path / "x.toml"
+        config.write_text("")
+        flags = ["--workers", "3", "--state", "/x/state.db", "--socket-mode", "0600"]
+        assert main(["serve", "-c", str(config), *flags, "--socket-dir", str(tmp_path)]) == 0
+        reload = runs.options.reload
+        assert reload is not None
+        assert reload() == runs.config
+        config.write_text("[[network]]\nname = 'blue'\n[[nic]]\nname = 'vm1'\nnetwork = 'blue'\n")
+        read = reload()
+        assert (read.polling.workers, read.state) == (3, Path("/x/state.db"))
+        [nic] = read.nics
+        assert nic.socket_mode == read.defaults.socket_mode == FileMode(0o600)
+        assert nic.socket_path == tmp_path / "vm1.sock"
+        config.write_text("[[nic]]")
+        with pytest.raises(ConfigFileError):
+            reload()
 
     def test_socket_dir_is_not_made_for_nothing(self, runs: Runs, tmp_path: Path) -> None:
         config = tmp_path / "x.toml"
