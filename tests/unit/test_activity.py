@@ -281,6 +281,7 @@ async def test_what_cannot_be_served_says_why(folder: Path) -> None:
             vm2 = NicSpec(name="vm2", network="red", socket_path=taken)
             await scene.control.reload(DaemonConfig(networks=(red,), nics=(vm2,)))
         await scene.activity.look()
+        await wait_all_tasks_blocked()
         [nic] = [nic for nic in scene.activity.nics.values() if nic.spec.name == "vm2"]
         assert nic.state.value == "error"
         assert scene.activity.traffic_of(nic) is None
