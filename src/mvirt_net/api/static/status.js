@@ -117,7 +117,9 @@ function say(text, isLive) {
 async function refresh() {
   const response = await fetch("status.json", { cache: "no-store", signal: AbortSignal.timeout(10000) });
   if (!response.ok) throw new Error(response.statusText);
-  const { facts, total, tables: rows } = await response.json();
+  const { version, facts, total, tables: rows } = await response.json();
+  // Another daemon may have other tables.
+  if (version !== document.documentElement.dataset.version) return location.reload();
   for (const [key, text] of Object.entries(facts)) write(document.querySelector(`[data-fact="${key}"]`), text);
   draw(document.querySelector("[data-total]"), total);
   for (const [key, table] of tables) table.update(rows[key]);
