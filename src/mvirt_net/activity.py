@@ -37,7 +37,7 @@ INTERVAL = 2.0
 LINGER = 60.0
 """Seconds for which samples are taken after the last look: a tab comes to the front again."""
 SLICE = 16
-"""NICs that are looked at before others have their turn: 0.2 ms."""
+"""NICs that are looked at before others have their turn: less than a millisecond."""
 
 
 class EventKind(enum.StrEnum):

@@ -13,7 +13,8 @@ START = datetime(2026, 11, 29, tzinfo=UTC)
 
 def test_names_with_numbers_are_in_the_order_of_the_numbers() -> None:
     names = ["9", "10", "db", "vm", "vm1", "vm1a", "vm2", "vm9.x", "vm10", "vm10.1"]
-    assert sorted(names[::-1], key=natural) == names
+    shuffled = [*names[5:], *names[:5]]
+    assert sorted(shuffled, key=natural) == names
 
 
 @pytest.mark.parametrize(
