@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import uuid
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv6Address
@@ -12,8 +13,11 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mvirt_net import (
+    ConfigError,
     DaemonConfig,
     DuplicateError,
     MacAddress,
@@ -885,3 +889,113 @@ async def _nic_change(changes: trio.MemoryReceiveChannel[Change]) -> NicRecord:
     record = (await changes.receive()).record
     assert isinstance(record, NicRecord)
     return record
+
+
+NAMES = st.sampled_from(["a", "b", "c"])
+SUBNETS = st.sampled_from(["10.0.0.0/30", "10.0.1.0/24", "10.0.1.128/25"])
+MACS = st.sampled_from([None, MAC, OTHER_MAC])
+FILES = st.lists(
+    st.tuples(NAMES, SUBNETS, st.booleans(), st.booleans()), max_size=2, unique_by=lambda t: t[0]
+)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("create_network"), NAMES, SUBNETS, st.booleans()),
+        st.tuples(st.just("delete_network"), NAMES, st.booleans()),
+        st.tuples(st.just("create_nic"), NAMES, NAMES, MACS),
+        st.tuples(st.just("delete_nic"), NAMES),
+        st.tuples(st.just("reload"), FILES, MACS),
+        st.tuples(st.just("restart")),
+    ),
+    max_size=12,
+)
+
+
+class TestAnySequence:
+    """Of verbs, reloads and restarts: what was answered stays true, and nothing is served twice."""
+
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(STEPS)
+    def test_of_steps(self, steps: list[Any]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            trio.run(self.run, Path(folder), steps)
+
+    async def run(self, folder: Path, steps: list[Any]) -> None:
+        store, config, todo = FakeStore(), DaemonConfig(), list(steps)
+        ids: set[str] = set()
+        while True:
+            async with (
+                trio.open_nursery() as nursery,
+                controlled(folder, nursery, store, config) as rig,
+            ):
+                self.assert_true(rig, ids)
+                while todo and todo[0] != ("restart",):
+                    config = await self.step(rig, ids, config, *todo.pop(0))
+                    self.assert_true(rig, ids)
+            if not todo:
+                return
+            todo.pop(0)
+
+    async def step(
+        self, rig: Rig, ids: set[str], config: DaemonConfig, verb: str, *args: Any
+    ) -> DaemonConfig:
+        control = rig.control
+        with contextlib.suppress(ControlError):
+            if verb == "create_network":
+                fields = dict(zip(("name", "ipv4_subnet", "is_public"), args, strict=True))
+                ids.add((await control.create_network(fields)).id)
+            elif verb == "create_nic":
+                fields = dict(zip(("name", "network", "mac_address"), args, strict=True))
+                ids.add((await control.create_nic(fields)).id)
+            elif verb == "delete_nic":
+                nic = control.get_nic(*args)
+                await control.delete_nic(nic.id)
+                ids.remove(nic.id)
+            elif verb == "delete_network":
+                network = control.get_network(args[0])
+                nics = {nic.id for nic in control.list_nics(network.id)}
+                assert await control.delete_network(network.id, force=args[1]) == len(nics)
+                ids -= nics | {network.id}
+            else:
+                return await self.reload(rig, config, *args)
+        return config
+
+    async def reload(
+        self, rig: Rig, config: DaemonConfig, tables: Any, mac: str | None
+    ) -> DaemonConfig:
+        new = DaemonConfig(
+            tuple(
+                NetworkSpec(name=name, ipv4_subnet=subnet, is_public=public)
+                for name, subnet, public, _has_nic in tables
+            ),
+            tuple(
+                NicSpec(
+                    name=name,
+                    network=name,
+                    mac_address=mac,
+                    socket_path=rig.folder / f"{name}.sock",
+                )
+                for name, _subnet, _public, has_nic in tables
+                if has_nic
+            ),
+        )
+        try:
+            await rig.control.reload(new)
+        except ConfigError:
+            return config
+        return new
+
+    @staticmethod
+    def assert_true(rig: Rig, ids: set[str]) -> None:
+        networks, nics = rig.control.list_networks(), rig.control.list_nics()
+        records: list[NetworkRecord | NicRecord] = [*networks, *nics]
+        made = {record.id for record in records if not record.in_file}
+        assert made == ids == {*rig.store.networks, *rig.store.nics}
+        assert all(not record.error for record in records if record.in_file)
+        served = {record.spec.name: record.spec for record in nics if not record.error}
+        assert served == {name: nic.spec for name, nic in rig.switch.nics.items()}
+        assert len(served) == sum(not record.error for record in nics)
+        assert {n.spec.name: n.spec for n in networks if not n.error} == rig.switch.networks
+        stored = {entry.id: entry.spec for entry in rig.store.nics.values()}
+        assert {nic.id: nic.spec for nic in nics if not nic.in_file} == stored
+        sockets = {spec.socket_path for spec in served.values()}
+        assert sockets == set(rig.folder.glob("*.sock"))

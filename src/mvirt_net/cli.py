@@ -376,6 +376,18 @@ def _with_api(ctx: click.Context, config: DaemonConfig, **given: Sequence[str]) 
         raise _usage_error(ctx, error) from error
 
 
+def _with_state(config: DaemonConfig, path: Path | None, *, no_state: bool) -> DaemonConfig:
+    """What the flags say counts, then the file; a daemon that nobody controls needs no state."""
+    state = config.state
+    if no_state:
+        state = False
+    elif path is not None:
+        state = path.absolute()
+    elif state is None and config.api.is_wanted:
+        state = _default_state()
+    return attrs.evolve(config, state=state)
+
+
 def _owned_by(account: Account | None) -> SocketAccess:
     """Sockets of the account that we will run as, as if we had made them when we did."""
     if account is None:
@@ -463,7 +475,8 @@ def _nic_name(socket_path: Path | None) -> str:
     "--state",
     type=_PATH,
     metavar="FILE",
-    help="Keep what is created while the daemon runs here, and serve it again.",
+    help="Where to keep what is created by --grpc or --http. By default state.db in"
+    " $STATE_DIRECTORY, /var/lib/mvirt-net for root, $XDG_STATE_HOME/mvirt-net for others.",
 )
 @click.option("--no-state", is_flag=True, help="Forget it at the end, whatever the file says.")
 @_run_options
@@ -490,17 +503,21 @@ def serve(
     def read() -> DaemonConfig:
         """Called again for each reload."""
         config = _load(path, socket_dir, access, _owned_by(account))
-        if no_state or state is not None:
-            config = attrs.evolve(config, state=False if state is None else state.absolute())
         config = _with_api(ctx, config, grpc=grpc, http=http)
-        return _with_polling(ctx, config, polling)
+        return _with_state(_with_polling(ctx, config, polling), state, no_state=no_state)
 
     config = read()
-    inside = [
-        nic for nic in config.nics if nic.socket_path and nic.socket_path.parent == socket_dir
-    ]
-    if inside or config.api.is_wanted:
-        _make_dir(socket_dir, account, {nic.socket_group for nic in inside})
+    groups = {
+        nic.socket_group
+        for nic in config.nics
+        if nic.socket_path and nic.socket_path.parent == socket_dir
+    }
+    if config.api.is_wanted:
+        groups.add(config.defaults.socket_group)
+    if groups:
+        _make_dir(socket_dir, account, groups)
+    if config.state == _default_state():
+        _make_state_dir(_default_state().parent, account)
     _run(ctx, config, reload=read, config_path=path, **options)
 
 
@@ -537,12 +554,33 @@ def _default_socket_dir() -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}", PROGRAM)
 
 
-def _make_dir(path: Path, account: Account | None, groups: Collection[int | None]) -> None:
+def _default_state() -> Path:
+    """Likewise (StateDirectory=), else the usual place."""
+    if given := os.environ.get("STATE_DIRECTORY"):
+        folder = Path(given.partition(":")[0])
+    elif os.geteuid() == 0:
+        folder = Path("/var/lib", PROGRAM)
+    else:
+        # As the XDG Base Directory Specification has it.
+        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        folder = Path(home, PROGRAM)
+    return folder / "state.db"
+
+
+def _make_state_dir(path: Path, account: Account | None) -> None:
+    """Make the usual folder for the state, if there is none. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_dir(path, account, (), mode=0o700)
+
+
+def _make_dir(
+    path: Path, account: Account | None, groups: Collection[int | None], mode: int = 0o750
+) -> None:
     """Make the folder for the sockets, if there is none.
 
     Args:
-        path: of the folder; its mode is 0750.
-        account: whom we will run as, and who must be able to remove sockets then.
+        path: of the folder.
+        account: whom we will run as, and who must be able to remove files then.
         groups: of the sockets in it. The folder gets it, too, if it is one, so that whoever may
             use a socket gets there.
 
@@ -550,7 +588,7 @@ def _make_dir(path: Path, account: Account | None, groups: Collection[int | None
         OSError: it cannot be made, or not be given to them.
     """
     try:
-        path.mkdir(mode=0o750)
+        path.mkdir(mode=mode)
     except FileExistsError:
         if not path.is_dir():
             raise

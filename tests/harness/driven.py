@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .process import Daemon, started
@@ -102,26 +102,27 @@ class RefusedError(Exception):
 
 @contextlib.contextmanager
 def driven(
-    *args: str, as_nobody: bool = False, environ: dict[str, str] | None = None
+    *args: str, as_nobody: bool = False, wrapper: Sequence[str] = ()
 ) -> Iterator[tuple[Daemon, Verbs]]:
-    """A daemon that is ready, and its verbs; killed at the end of the block if it is still there.
+    """A daemon that serves, and its verbs; killed at the end of the block if it is still there.
 
     Args:
         args: its arguments.
         as_nobody: without rights, whoever starts it.
-        environ: its environment, by default ours.
+        wrapper: a program, with its arguments, that runs it.
     """
     ours, theirs = socket.socketpair()
     program = _PROGRAM.replace("DROP_RIGHTS", _DROP_RIGHTS if as_nobody else "")
     with ours, theirs:
-        variables = {
-            **(os.environ if environ is None else environ),
-            "VERBS_FD": str(theirs.fileno()),
-        }
-        fd = theirs.fileno()
-        with started(*args, command=("-c", program), fd=fd, env=variables) as daemon:
+        environ = {**os.environ, "VERBS_FD": str(theirs.fileno())}
+        how: dict[str, Any] = {"wrapper": wrapper, "fd": theirs.fileno(), "env": environ}
+        with started(*args, command=("-c", program), **how) as daemon:
             theirs.close()
-            daemon.wait_ready()
+            if wrapper:
+                # It may keep the descriptor of the ready line open.
+                daemon.wait_event("serving")
+            else:
+                daemon.wait_ready()
             verbs = Verbs(ours)
             try:
                 yield daemon, verbs

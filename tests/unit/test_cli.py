@@ -396,6 +396,8 @@ class TestServe:
             ("state = false", [], False),
             ("state = false", ["--state", "/y/state.db"], Path("/y/state.db")),
             ("", ["--state", "state.db"], Path.cwd() / "state.db"),
+            ("[api]\nhttp = 'unix:/x'", ["--no-state"], False),
+            ("state = false\n[api]\nhttp = 'unix:/x'", [], False),
         ],
     )
     def test_state(
@@ -405,6 +407,37 @@ class TestServe:
         config.write_text(line)
         assert main(["serve", "-c", str(config), *flags]) == ExitCode.OK
         assert runs.config.state == expected
+
+    @pytest.mark.parametrize(
+        ("environ", "uid", "expected"),
+        [
+            ({"STATE_DIRECTORY": "{0}/a/b:/c", "XDG_STATE_HOME": "/x"}, 0, "{0}/a/b"),
+            ({"XDG_STATE_HOME": "{0}/a"}, 7, "{0}/a/mvirt-net"),
+            ({"HOME": "{0}"}, 7, "{0}/.local/state/mvirt-net"),
+        ],
+    )
+    def test_state_by_default(
+        self,
+        runs: Runs,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        environ: dict[str, str],
+        uid: int,
+        expected: str,
+    ) -> None:
+        """Where it can be controlled; the folder is made, for the daemon alone."""
+        for name in ("STATE_DIRECTORY", "XDG_STATE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value.format(tmp_path))
+        monkeypatch.setattr(os, "geteuid", lambda: uid)
+        config = tmp_path / "x.toml"
+        config.write_text("")
+        sockets = ("--socket-dir", str(tmp_path / "s"))
+        assert main(["serve", "-c", str(config), *sockets, "--http", "unix:/x"]) == ExitCode.OK
+        folder = Path(expected.format(tmp_path))
+        assert runs.config.state == folder / "state.db"
+        assert folder.stat().st_mode & 0o777 == 0o700
 
     def test_reload_reads_the_file_again_and_keeps_the_flags(
         self, runs: Runs, tmp_path: Path

@@ -147,7 +147,7 @@ class TestGood:
         assert problem.startswith(f"polling.{expected}")
 
     def test_empty(self, tmp_path: Path) -> None:
-        assert load_text(tmp_path, "") == DaemonConfig()
+        assert load_text(tmp_path, "") == DaemonConfig(socket_dir=SOCKETS)
 
     def test_what_is_absent_is_given(self, tmp_path: Path) -> None:
         config = load_text(tmp_path, BLUE + '[[nic]]\nname = "vm1"\nnetwork = "blue"\n')

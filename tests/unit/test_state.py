@@ -9,12 +9,20 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 
 from mvirt_net.exits import ExitCode
 from tests.harness.driven import RefusedError, Verbs, driven
-from tests.harness.process import MAC, WITHOUT_RIGHTS, Daemon, run_failing, serves_a_guest
+from tests.harness.process import (
+    MAC,
+    WITHOUT_RIGHTS,
+    Daemon,
+    run_failing,
+    serves_a_guest,
+    started,
+)
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start it as another user")
 
@@ -64,6 +72,31 @@ async def test_all_is_there_again(number: int, folder: Path, nursery: trio.Nurse
         assert daemon.stop() == ExitCode.OK
     assert sorted(path.name for path in folder.iterdir()) == ["state.db", "x.toml"]
     assert (folder / "state.db").stat().st_mode & 0o777 == 0o600
+
+
+@as_root
+def test_by_default_and_by_the_api(folder: Path) -> None:
+    """Of a daemon that can be controlled; its folder belongs to whom it runs as."""
+    (folder / "x.toml").write_text("")
+    http = folder / "http.sock"
+    args = ("serve", "-c", f"{folder}/x.toml", "--socket-dir", str(folder), "--runas", "nobody")
+    red = {"name": "red", "ipv4_subnet": "10.1.0.0/24"}
+    transport = httpx.HTTPTransport(uds=str(http))
+    with started(*args, "--http", f"unix:{http}") as daemon:
+        daemon.wait_ready()
+        with httpx.Client(transport=transport, base_url="http://x") as client:
+            answer = client.post("/v1/networks", json=red)
+            assert answer.status_code == 201
+        daemon.stop(signal.SIGKILL)
+    state = Path(os.environ["STATE_DIRECTORY"])
+    assert (state.owner(), state.stat().st_mode & 0o777) == ("nobody", 0o700)
+    assert (state / "state.db").owner() == "nobody"
+    transport = httpx.HTTPTransport(uds=str(http))
+    with started(*args, "--http", f"unix:{http}") as daemon:
+        daemon.wait_ready()
+        with httpx.Client(transport=transport, base_url="http://x") as client:
+            assert client.get("/v1/networks").json()["networks"] == [answer.json()]
+        assert daemon.stop() == ExitCode.OK
 
 
 def test_without_a_state_nothing_lasts(folder: Path) -> None:
