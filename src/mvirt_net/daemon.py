@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from .activity import Activity
 from .api import EXTRA
 from .capture import CaptureSpec
 from .capture_control import CaptureControl
@@ -92,17 +93,21 @@ async def _controlled(
     # Here, because it needs packages that are not always there.
     try:
         from .api import server
+        from .api.page import status_pages
     except ImportError as error:
         raise ExtraMissingError(
             f"the control interfaces need a package that is not there ({error.name}):"
             f" pip install '{EXTRA}'"
         ) from error
-    pages = {"/metrics": server.metrics_page(switch)}
+    activity = Activity(control, switch)
+    pages = {"/metrics": server.metrics_page(switch), **status_pages(activity)}
     with contextlib.closing(server.open_server(spec, control, captures, pages)) as api:
         async with trio.open_nursery() as nursery:
 
             def serve_clients() -> None:
                 nursery.start_soon(control.run)
+                if spec.http:
+                    nursery.start_soon(activity.run)
                 nursery.start_soon(api.serve)
 
             yield serve_clients

@@ -576,7 +576,9 @@ class Port:
         """The counters as they are now."""
         stats = _drain_room.stats
         lib.mv_port_stats(self._handle, stats)
-        drops = {reason: stats.drops[reason] for reason in DropReason if stats.drops[reason]}
+        # At once, for who asks 512 ports would wait for 20,000 items.
+        counts = ffi.unpack(stats.drops, len(DropReason))
+        drops = {DropReason(number): count for number, count in enumerate(counts) if count}
         return NicStats(
             tx_frames=stats.tx_frames,
             tx_bytes=stats.tx_bytes,
