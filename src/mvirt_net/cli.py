@@ -29,12 +29,14 @@ from ._version import __version__
 from .accounts import Account
 from .attach import attach_lines
 from .config import ConfigFileError, load
+from .ctl import ctl
 from .endpoints import DEFAULT_GRPC
 from .errors import ConfigError
 from .exits import PROGRAM, ExitCode, report
 from .inherited import take_socket
 from .logsetup import LogFormat, set_up_logging
 from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec, PollingSpec, SocketAccess
+from .places import CONTROL_SOCKET, daemon_socket_dir
 from .registry import plan
 from .stderr import use_lossy_stderr
 
@@ -451,8 +453,11 @@ def _nic_name(socket_path: Path | None) -> str:
 @click.option(
     "--http",
     multiple=True,
+    is_flag=False,
+    flag_value=CONTROL_SOCKET,
     metavar="ADDRESS",
-    help="Be controlled by JSON over HTTP there: unix:PATH or 127.0.0.1:8080; repeatable.",
+    help="Be controlled by JSON over HTTP there: unix:PATH or 127.0.0.1:8080; repeatable. Without"
+    " ADDRESS at control.sock in the folder of --socket-dir, where 'mvirt-net ctl' looks for it.",
 )
 @_run_options
 @click.pass_context
@@ -466,9 +471,11 @@ def serve(
     **options: Any,
 ) -> None:
     """Serve the networks and NICs of a configuration file."""
-    socket_dir = socket_dir or _default_socket_dir()
+    socket_dir = socket_dir or daemon_socket_dir()
     access, account = _socket_access(ctx, options), options["runas"]
     config = _load(path, socket_dir, access, _owned_by(account))
+    alone = f"unix:{socket_dir.absolute() / CONTROL_SOCKET}"
+    http = [alone if address == CONTROL_SOCKET else address for address in http]
     config = _with_api(ctx, config, grpc=grpc, http=http)
     inside = [
         nic for nic in config.nics if nic.socket_path and nic.socket_path.parent == socket_dir
@@ -483,7 +490,7 @@ def serve(
 @_socket_dir_option
 def check_config(path: Path, socket_dir: Path | None) -> None:
     """Check a configuration file and say all that is wrong with it."""
-    config = _load(path, socket_dir or _default_socket_dir())
+    config = _load(path, socket_dir or daemon_socket_dir())
     networks, nics = len(config.networks), len(config.nics)
     click.echo(f"{path}: good ({_count(networks, 'network')}, {_count(nics, 'NIC')})")
 
@@ -500,15 +507,6 @@ def _load(path: Path, socket_dir: Path, *access: SocketAccess) -> DaemonConfig:
         raise
     except OSError as error:
         raise ConfigFileError(path, [ConfigError("", error.strerror or str(error))]) from error
-
-
-def _default_socket_dir() -> Path:
-    """What systemd gives us (systemd.exec(5), RuntimeDirectory=), else the usual place."""
-    if given := os.environ.get("RUNTIME_DIRECTORY"):
-        return Path(given.partition(":")[0])
-    if os.geteuid() == 0:
-        return Path("/run", PROGRAM)
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}", PROGRAM)
 
 
 def _make_dir(path: Path, account: Account | None, groups: Collection[int | None]) -> None:
@@ -539,6 +537,9 @@ def _make_dir(path: Path, account: Account | None, groups: Collection[int | None
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(fd)
+
+
+command.add_command(ctl)
 
 
 # Running.

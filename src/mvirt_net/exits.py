@@ -9,7 +9,14 @@ import click
 import trio
 
 from .config import ConfigFileError
-from .errors import ConfigError, MvirtNetError, SocketAccessError, SocketInUseError, leaves
+from .errors import (
+    ConfigError,
+    MvirtNetError,
+    NoDaemonError,
+    SocketAccessError,
+    SocketInUseError,
+    leaves,
+)
 from .log import get_logger
 
 log = get_logger(__name__)
@@ -24,6 +31,8 @@ class ExitCode(enum.IntEnum):
     FAILURE = 1
     USAGE = 2
     SOCKET_IN_USE = 69
+    NO_DAEMON = 69
+    """The client's EX_UNAVAILABLE, as the other is the daemon's."""
     NO_PERMISSION = 77
     BAD_CONFIG = 78
 
@@ -31,6 +40,7 @@ class ExitCode(enum.IntEnum):
 _EXIT_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (click.ClickException, ExitCode.USAGE),
     (SocketInUseError, ExitCode.SOCKET_IN_USE),
+    (NoDaemonError, ExitCode.NO_DAEMON),
     (SocketAccessError, ExitCode.NO_PERMISSION),
     (ConfigFileError, ExitCode.BAD_CONFIG),
     (ConfigError, ExitCode.BAD_CONFIG),

@@ -31,6 +31,7 @@ from mvirt_net.model import (
     PollingSpec,
     SocketAccess,
 )
+from mvirt_net.places import daemon_socket_dir
 from mvirt_net.runner import RunOptions
 
 ROOT = Path(__file__).parents[2]
@@ -378,7 +379,7 @@ class TestServe:
         for name, value in environ.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(os, "geteuid", lambda: uid)
-        assert cli._default_socket_dir() == Path(expected)
+        assert daemon_socket_dir() == Path(expected)
 
 
 class TestConfigFile:
