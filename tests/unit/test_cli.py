@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import socket
-from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -39,14 +37,7 @@ EXAMPLE = ROOT / "examples" / "mvirt-net.toml"
 ONE_NIC = ("--socket-path", "/run/vm1.sock", "--address", "10.0.0.5")
 
 
-@pytest.fixture(autouse=True)
-def logging_left_alone() -> Iterator[None]:
-    """`main` sets up logging for its process, which is that of all tests here."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+pytestmark = pytest.mark.usefixtures("logging_left_alone")
 
 
 @attrs.define

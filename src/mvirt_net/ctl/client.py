@@ -134,7 +134,7 @@ class Client:
                 " allow_gid do not have you, or this is the socket of a NIC"
             ) from error
         except http.client.HTTPException as error:
-            raise self._strange("does not speak HTTP, or stopped in the middle") from error
+            raise self._strange("does not speak HTTP") from error
         finally:
             connection.close()
 
