@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,16 +69,13 @@ def test_over_a_unix_socket_without_leaving_descriptors(tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
     with serving(tmp_path, f"unix:{path}") as (daemon, address):
         assert path.stat().st_mode & 0o777 == 0o660
-        with client("every_verb", address):
-            pass
         before = descriptors(daemon)
         for case in ("every_verb", "watching"):
             with client(case, address):
                 pass
-        # A connection is closed when the daemon has read its end.
-        with client("healthy", address):
-            pass
-        assert descriptors(daemon) <= before
+        # The daemon closes a connection some time after its client.
+        while descriptors(daemon) > before:
+            time.sleep(0.01)
         assert daemon.stop() == 0
     assert not path.exists()
 

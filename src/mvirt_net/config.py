@@ -71,7 +71,9 @@ def load(
         defaults = access.with_defaults(file.defaults).with_defaults(fallback)
         nics = tuple(_with_socket(nic, socket_dir).with_defaults(defaults) for nic in file.nic)
         api = file.api.with_defaults(fallback)
-        planned = plan(DaemonConfig(file.network, nics, file.polling, api, socket_dir))
+        planned = plan(
+            DaemonConfig(file.network, nics, file.polling, defaults, socket_dir=socket_dir, api=api)
+        )
         if not planned.problems:
             return planned.config
         problems = planned.problems

@@ -11,8 +11,7 @@ from .api import EXTRA
 from .control import Control
 from .errors import ExtraMissingError
 from .log import get_logger
-from .model import DaemonConfig
-from .registry import plan
+from .model import ApiSpec, DaemonConfig
 from .switch import Switch, open_switch
 
 _log = get_logger(__name__)
@@ -46,29 +45,27 @@ async def serve(
         SocketAccessError: there is no permission for a socket path.
         SocketPathError: a socket path cannot be listened on for another reason.
     """
-    planned = plan(config)
-    if planned.problems:
-        raise planned.problems[0]
     admission = trio.Event()
     async with open_switch(admission=admission, polling=config.polling) as switch:
-        for network in planned.config.networks:
-            await switch.add_network(network)
-        for nic in planned.config.nics:
-            await switch.add_nic(nic)
-        async with _controlled(config, switch) as serve_clients:
-            if on_listening() is not False:
-                admission.set()
-                serve_clients()
-            _log.info("serving", networks=len(config.networks), nics=len(config.nics))
-            task_status.started(switch)
-            await (shutdown_trigger or trio.sleep_forever)()
-            _log.info("shutting down")
+        control = Control(switch, config.socket_dir, defaults=config.defaults)
+        try:
+            await control.start(config)
+            async with _controlled(config.api, control) as serve_clients:
+                if on_listening() is not False:
+                    admission.set()
+                    serve_clients()
+                _log.info("serving", networks=len(switch.networks), nics=len(switch.nics))
+                task_status.started(switch)
+                await (shutdown_trigger or trio.sleep_forever)()
+                _log.info("shutting down")
+        finally:
+            await control.aclose()
 
 
 @contextlib.asynccontextmanager
-async def _controlled(config: DaemonConfig, switch: Switch) -> AsyncIterator[Callable[[], object]]:
+async def _controlled(spec: ApiSpec, control: Control) -> AsyncIterator[Callable[[], object]]:
     """Have the control interfaces listen; what is yielded has them serve, to the block's end."""
-    if not config.api.is_wanted:
+    if not spec.is_wanted:
         yield lambda: None
         return
     # Here, because it needs packages that are not always there.
@@ -78,8 +75,7 @@ async def _controlled(config: DaemonConfig, switch: Switch) -> AsyncIterator[Cal
         raise ExtraMissingError(
             f"the control interfaces need the package {error.name}: pip install '{EXTRA}'"
         ) from error
-    control = Control(switch, config.socket_dir)
-    with contextlib.closing(server.open_server(config.api, control)) as api:
+    with contextlib.closing(server.open_server(spec, control)) as api:
         async with trio.open_nursery() as nursery:
 
             def serve_clients() -> None:

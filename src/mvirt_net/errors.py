@@ -28,6 +28,10 @@ class DuplicateError(ConfigError):
     """A name, MAC address, IP address or socket path is taken already in this switch."""
 
 
+class ExhaustedError(ConfigError):
+    """There is no address left to give; a larger subnet or fewer NICs would help."""
+
+
 class NotFoundError(MvirtNetError):
     """No network or NIC of that name."""
 

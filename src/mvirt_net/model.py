@@ -426,6 +426,12 @@ def _cpus(values: Iterable[Any]) -> tuple[int, ...]:
     return _each(lambda value: _whole(value, MAX_CPU, "the number of a processor"), values)
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is neither true nor false")
+    return value
+
+
 def _netmask(value: Any) -> Netmask:
     try:
         return Netmask(value)
@@ -471,6 +477,8 @@ class NetworkSpec:
         converter=_ips,
     )
     mtu: int = attrs.field(default=1500, converter=_mtu)
+    is_public: bool = attrs.field(default=False, converter=_flag)
+    """Whether its addresses mean the same outside: those of public networks may not overlap."""
 
     @property
     def subnets(self) -> tuple[IPv4Network | IPv6Network, ...]:
@@ -614,6 +622,10 @@ class DaemonConfig:
     networks: tuple[NetworkSpec, ...] = ()
     nics: tuple[NicSpec, ...] = ()
     polling: PollingSpec = attrs.field(factory=PollingSpec)
-    api: ApiSpec = attrs.field(factory=ApiSpec)
+    defaults: SocketAccess = attrs.field(factory=SocketAccess)
+    """Of NICs that are created while the daemon runs; those in `nics` have theirs."""
     socket_dir: Path = Path()
-    """Where NICs get their sockets that are created by `api`."""
+    """Where such NICs get their sockets."""
+    state: Path | None = None
+    """The file that keeps such networks and NICs; None: they last as long as the daemon."""
+    api: ApiSpec = attrs.field(factory=ApiSpec)

@@ -170,7 +170,7 @@ class Nic:
         )
 
     def update(self, spec: NicSpec) -> None:
-        """Go on with other routed prefixes, from the next packet on.
+        """Go on with other routed prefixes, from the next packet on, and lists of who may connect.
 
         Args:
             spec: what the registry has made of `spec`.
@@ -183,6 +183,20 @@ class Nic:
         self.spec = spec
         if self._backend is not None:
             self._backend.renew_services()
+
+    def update_network(self, network: NetworkSpec) -> None:
+        """Tell the guest other things about its network, from the next question on.
+
+        Args:
+            network: the one that it is in, with the same addresses and MTU as before.
+
+        Raises:
+            trio.ClosedResourceError: the NIC was closed.
+        """
+        self._check_open()
+        self._network = network
+        if self._backend is not None:
+            self._backend.renew_services(advertise=True)
 
     def inject(self, frame: bytes) -> bool:
         """Put a whole Ethernet frame, without FCS, on its way to the guest.

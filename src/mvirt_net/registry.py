@@ -16,7 +16,7 @@ import bisect
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
@@ -25,11 +25,21 @@ from typing import Any, Final, Generic, TypeVar
 
 import attrs
 
-from .errors import ConfigError, DuplicateError, NotFoundError
+from .errors import ConfigError, DuplicateError, ExhaustedError, NotFoundError
 from .model import GATEWAY_MAC, MIN_IPV6_MTU, DaemonConfig, MacAddress, NetworkSpec, NicSpec
 
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a unix socket path: ``sun_path`` has 108, one for the closing zero (unix(7))."""
+
+LIVE_NETWORK_FIELDS: Final = frozenset({"dns_servers", "ntp_servers", "ipv4_netmask", "is_public"})
+"""Of a network: what may change under its NICs."""
+LIVE_NIC_FIELDS: Final = frozenset(
+    {"routed_ipv4_prefixes", "routed_ipv6_prefixes", "allow_uid", "allow_gid"}
+)
+"""Of a NIC: what may change under its frontend."""
+
+Avoided = Container[IPv4Address | IPv6Address]
+"""Addresses that are not to be given to anybody."""
 
 _UNROUTABLE: Final = tuple(
     ip_network(text)
@@ -44,6 +54,9 @@ _UNROUTABLE: Final = tuple(
         "ff00::/8",  # multicast
     )
 )
+
+
+_Spec = TypeVar("_Spec", NetworkSpec, NicSpec)
 
 
 class Registry:
@@ -78,7 +91,8 @@ class Registry:
 
         Raises:
             DuplicateError: the name is taken.
-            ConfigError: its subnet, prefix or MTU cannot be used.
+            ConfigError: its subnet, prefix or MTU cannot be used, or it is public and overlaps
+                another public one.
         """
         if spec.name in self._networks:
             raise DuplicateError("name", f"there is a network {spec.name!r} already")
@@ -86,6 +100,7 @@ class Registry:
         _check_routable("ipv6_prefix", spec.ipv6_prefix)
         if spec.ipv6_prefix is not None and spec.mtu < MIN_IPV6_MTU:
             raise ConfigError("mtu", f"{spec.mtu} is too small for IPv6, which needs 1280")
+        self._check_public(spec)
         self._networks[spec.name] = spec
         self._spaces[spec.name] = (
             _Space(
@@ -95,6 +110,27 @@ class Registry:
                 IPv6Address, spec.ipv6_prefix, "ipv6_prefix", "ipv6_address", "routed_ipv6_prefixes"
             ),
         )
+        return spec
+
+    def update_network(self, name: str, **changes: Any) -> NetworkSpec:
+        """Change what may change while NICs are in a network.
+
+        Args:
+            name: of the network.
+            changes: fields of `LIVE_NETWORK_FIELDS`; None leaves one as it is.
+
+        Returns:
+            The network as it is kept now.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            ConfigError: a value is wrong, or it becomes public and overlaps another public one.
+        """
+        if name not in self._networks:
+            raise NotFoundError(f"there is no network {name!r}")
+        spec = _evolved(self._networks[name], LIVE_NETWORK_FIELDS, changes)
+        self._check_public(spec)
+        self._networks[name] = spec
         return spec
 
     def remove_network(self, name: str) -> None:
@@ -111,8 +147,12 @@ class Registry:
                 raise ConfigError("name", f"network {name!r} still has the NIC {nic.name!r}")
         del self._networks[name], self._spaces[name]
 
-    def add_nic(self, spec: NicSpec) -> NicSpec:
+    def add_nic(self, spec: NicSpec, avoid: Avoided = frozenset()) -> NicSpec:
         """Take in a NIC and give it what it does not bring along.
+
+        Args:
+            spec: of the NIC.
+            avoid: addresses that it is not given, though they are free.
 
         Returns:
             The NIC as it is kept: its MAC address always set, its IP addresses set where its
@@ -124,7 +164,7 @@ class Registry:
         """
         self.claim_nic(spec)
         try:
-            return self.fill_nic(spec.name)
+            return self.fill_nic(spec.name, avoid)
         except ConfigError:
             self.remove_nic(spec.name)
             raise
@@ -155,17 +195,37 @@ class Registry:
             self._sockets[socket] = spec.name
         self._nics[spec.name] = spec
 
-    def fill_nic(self, name: str) -> NicSpec:
-        """Give a claimed NIC the addresses it lacks.
+    def adopt(self, name: str, earlier: NicSpec) -> None:
+        """Let a claimed NIC keep what it was given earlier, as far as that is still free."""
+        spec = self._nics[name]
+        if earlier.network != spec.network:
+            return
+        ipv4, ipv6 = self._spaces[spec.network]
+        kept: dict[str, Any] = {}
+        if spec.mac_address is None and earlier.mac_address not in self._macs:
+            kept["mac_address"] = earlier.mac_address
+        if spec.ipv4_address is None and ipv4.may_keep(earlier.ipv4_address):
+            kept["ipv4_address"] = earlier.ipv4_address
+        if spec.ipv6_address is None and ipv6.may_keep(earlier.ipv6_address):
+            kept["ipv6_address"] = earlier.ipv6_address
+
+        if mac := kept.get("mac_address"):
+            self._macs[mac] = name
+        ipv4.take(name, kept.get("ipv4_address"))
+        ipv6.take(name, kept.get("ipv6_address"))
+        self._nics[name] = attrs.evolve(spec, **kept)
+
+    def fill_nic(self, name: str, avoid: Avoided = frozenset()) -> NicSpec:
+        """Give a claimed NIC the addresses it lacks, but for those in `avoid`.
 
         Raises:
-            ConfigError: its network has no free address; the claim stays, `remove_nic` undoes it.
+            ExhaustedError: its network has none left; the claim stays, `remove_nic` undoes it.
         """
         spec = self._nics[name]
         ipv4, ipv6 = self._spaces[spec.network]
         mac = spec.mac_address or self._free_mac(spec)
-        ipv4_address = spec.ipv4_address or ipv4.lowest_free()
-        ipv6_address = spec.ipv6_address or ipv6.lowest_free()
+        ipv4_address = spec.ipv4_address or ipv4.lowest_free(avoid)
+        ipv6_address = spec.ipv6_address or ipv6.lowest_free(avoid)
 
         self._macs[mac] = name
         ipv4.take(name, ipv4_address)
@@ -175,14 +235,12 @@ class Registry:
         )
         return self._nics[name]
 
-    def update_nic(
-        self,
-        name: str,
-        *,
-        routed_ipv4_prefixes: Iterable[IPv4Network | str] | None = None,
-        routed_ipv6_prefixes: Iterable[IPv6Network | str] | None = None,
-    ) -> NicSpec:
-        """Replace a NIC's routed prefixes; None leaves those of that family as they are.
+    def update_nic(self, name: str, **changes: Any) -> NicSpec:
+        """Change what may change while a frontend is connected.
+
+        Args:
+            name: of the NIC.
+            changes: fields of `LIVE_NIC_FIELDS`; None leaves one as it is.
 
         Returns:
             The NIC as it is kept now.
@@ -193,13 +251,7 @@ class Registry:
         """
         if name not in self._nics:
             raise NotFoundError(f"there is no NIC {name!r}")
-        changes: dict[str, Any] = {
-            "routed_ipv4_prefixes": routed_ipv4_prefixes,
-            "routed_ipv6_prefixes": routed_ipv6_prefixes,
-        }
-        spec = attrs.evolve(
-            self._nics[name], **{key: value for key, value in changes.items() if value is not None}
-        )
+        spec = _evolved(self._nics[name], LIVE_NIC_FIELDS, changes)
         ipv4, ipv6 = self._spaces[spec.network]
         ipv4.check_prefixes(spec.routed_ipv4_prefixes, owner=name)
         ipv6.check_prefixes(spec.routed_ipv6_prefixes, owner=name)
@@ -218,10 +270,32 @@ class Registry:
         self._macs = _without(self._macs, name)
         self._sockets = _without(self._sockets, name)
 
+    def _check_public(self, spec: NetworkSpec) -> None:
+        """Raise ConfigError when `spec` is public and overlaps another public network."""
+        for other in self._networks.values():
+            if other.name != spec.name:
+                check_public_overlap(spec, other)
+
     def _free_mac(self, spec: NicSpec) -> MacAddress:
         """The first of `generated_macs` that nobody has."""
         macs = generated_macs(spec.network, spec.name)
         return next(mac for mac in macs if mac != GATEWAY_MAC and mac not in self._macs)
+
+
+def check_public_overlap(spec: NetworkSpec, other: NetworkSpec) -> None:
+    """Raise ConfigError when both networks are public and have addresses in common."""
+    if not (spec.is_public and other.is_public):
+        return
+    for key in ("ipv4_subnet", "ipv6_prefix"):
+        ours, theirs = getattr(spec, key), getattr(other, key)
+        if ours is not None and theirs is not None and ours.overlaps(theirs):
+            raise ConfigError(key, f"{ours} overlaps {theirs} of the public network {other.name!r}")
+
+
+def _evolved(spec: _Spec, live: frozenset[str], changes: Mapping[str, Any]) -> _Spec:
+    """`spec` with those of `changes` that are not None; all of them must be in `live`."""
+    assert live.issuperset(changes), changes
+    return attrs.evolve(spec, **{key: value for key, value in changes.items() if value is not None})
 
 
 def generated_macs(network: str, nic: str) -> Iterator[MacAddress]:
@@ -245,11 +319,24 @@ class Plan:
     """Their keys are whole paths, ``nic[1].mac_address``, counted from 0 in the order given."""
 
 
-def plan(config: DaemonConfig) -> Plan:
+def _nothing_more(_registry: Registry) -> Mapping[str, Avoided]:
+    return {}
+
+
+def plan(
+    config: DaemonConfig,
+    claim_more: Callable[[Registry], Mapping[str, Avoided]] = _nothing_more,
+) -> Plan:
     """Check a whole configuration and give each NIC what it lacks, in the order given.
 
     Planning the result once more changes nothing, and adding its parts to a `Registry` one by one
     cannot fail.
+
+    Args:
+        config: what is asked for.
+        claim_more: called when all that `config` asks for by name is claimed, and before anything
+            is given to those that did not ask; may claim more in the registry that it is called
+            with, and returns for networks the addresses that are not to be given there.
     """
     registry = Registry()
     problems: list[ConfigError] = []
@@ -275,10 +362,14 @@ def plan(config: DaemonConfig) -> Plan:
         if spec.network not in refused
         and succeeds(f"nic[{index}]", partial(registry.claim_nic, spec))
     ]
+    avoid = claim_more(registry)
     nics = [
         registry.nics[name]
         for index, name in claimed
-        if succeeds(f"nic[{index}]", partial(registry.fill_nic, name))
+        if succeeds(
+            f"nic[{index}]",
+            partial(registry.fill_nic, name, avoid.get(registry.nics[name].network, ())),
+        )
     ]
     planned = attrs.evolve(config, networks=tuple(networks), nics=tuple(nics))
     return Plan(planned, tuple(problems))
@@ -377,26 +468,40 @@ class _Space(Generic[_Address]):
         self._routes = [route for route in self._routes if route.owner != nic]
         self._lowest = 0
 
-    def lowest_free(self) -> _Address | None:
+    def may_keep(self, address: _Address | None) -> bool:
+        """Whether somebody who had `address` may go on having it, if it is one at all."""
+        try:
+            self.check(address, ())
+        except ConfigError:
+            return False
+        return address is not None
+
+    def lowest_free(self, avoid: Avoided) -> _Address | None:
         """The lowest address that a NIC may be given; None where there is no subnet.
 
         Raises:
-            ConfigError: none is left.
+            ExhaustedError: none is left.
         """
         if self._subnet is None:
             return None
         first, last = _bounds(self._subnet)
-        # Each turn passes an address somebody has, a whole prefix, or one of a few in 256.
+        # Each turn passes an address somebody has or is to have, a whole prefix, or one of a few in
+        # 256.
         candidate = max(first, self._lowest)
+        avoided = 0
         while candidate <= last:
             if (route := self._route_at_or_before(candidate)) and route.last >= candidate:
                 candidate = route.last + 1
             elif candidate in self._owners or not _is_assignable(self._subnet, candidate):
                 candidate += 1
+            elif (address := self._family(candidate)) in avoid:
+                # Free all the same, so it must be found again by others.
+                avoided = avoided or candidate
+                candidate += 1
             else:
-                self._lowest = candidate
-                return self._family(candidate)
-        raise ConfigError(self._address_key, f"no address of {self._subnet} is free")
+                self._lowest = avoided or candidate
+                return address
+        raise ExhaustedError(self._address_key, f"no address of {self._subnet} is free")
 
     def _check_address(self, address: _Address) -> None:
         key, subnet = self._address_key, self._subnet

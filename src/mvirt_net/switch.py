@@ -9,8 +9,8 @@ name, an address or a path.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping
-from ipaddress import IPv4Network, IPv6Network
+from collections.abc import AsyncIterator, Container, Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import MappingProxyType
 
 import trio
@@ -19,7 +19,7 @@ from .dataplane import Workers
 from .errors import NotFoundError
 from .ffi import Network, events_never_block
 from .log import get_logger
-from .model import NetworkSpec, NicSpec, PollingSpec
+from .model import Netmask, NetworkSpec, NicSpec, PollingSpec
 from .nic import Nic, NicEvent
 from .registry import Registry
 
@@ -69,6 +69,11 @@ class Switch:
         return MappingProxyType(self._nics)
 
     @property
+    def closed(self) -> bool:
+        """Whether it was closed, or is being closed."""
+        return self._closed
+
+    @property
     def hot_rings(self) -> int:
         """How many TX rings worker threads poll just now."""
         return self._workers.hot_rings
@@ -92,6 +97,44 @@ class Switch:
             raise
         return kept
 
+    async def update_network(
+        self,
+        name: str,
+        *,
+        dns_servers: Iterable[IPv4Address | IPv6Address | str] | None = None,
+        ntp_servers: Iterable[IPv4Address | IPv6Address | str] | None = None,
+        ipv4_netmask: Netmask | str | None = None,
+        is_public: bool | None = None,
+    ) -> NetworkSpec:
+        """Change what a network tells its guests, while they run. A checkpoint.
+
+        They hear of it when they ask next: by DHCP, when they renew their lease; of DNS servers
+        also by router advertisements, which begin anew.
+
+        Args:
+            name: of the network.
+            dns_servers, ntp_servers, ipv4_netmask, is_public: as of `NetworkSpec`; None: as it is.
+
+        Returns:
+            The network's specification from now on.
+
+        Raises:
+            NotFoundError: there is no network of that name.
+            ConfigError: a value is wrong; the key names the field. Nothing has changed.
+        """
+        await trio.lowlevel.checkpoint()
+        spec = self._registry.update_network(
+            name,
+            dns_servers=dns_servers,
+            ntp_servers=ntp_servers,
+            ipv4_netmask=ipv4_netmask,
+            is_public=is_public,
+        )
+        for nic in self._nics.values():
+            if nic.spec.network == name:
+                nic.update_network(spec)
+        return spec
+
     async def remove_network(self, name: str) -> None:
         """Remove a network. A checkpoint.
 
@@ -104,14 +147,21 @@ class Switch:
         if name in self._routes:
             self._routes.pop(name).close()
 
-    async def add_nic(self, spec: NicSpec) -> Nic:
+    async def add_nic(
+        self, spec: NicSpec, avoid: Container[IPv4Address | IPv6Address] = frozenset()
+    ) -> Nic:
         """Add a NIC and let frontends connect to it.
+
+        Args:
+            spec: of the NIC.
+            avoid: addresses that it is not given, though they are free.
 
         Returns:
             The NIC, its socket listening; `Nic.spec` has all addresses.
 
         Raises:
             DuplicateError: its name, MAC address, IP address or socket path is taken.
+            ExhaustedError: there is no address left for it.
             ConfigError: anything else about the specification; the key names the field.
             SocketInUseError: another process listens on the socket path.
             SocketAccessError: there is no permission for the socket path.
@@ -120,7 +170,7 @@ class Switch:
             trio.ClosedResourceError: the switch was closed.
         """
         self._check_open()
-        complete = self._registry.add_nic(spec)
+        complete = self._registry.add_nic(spec, avoid)
         nic = None
         try:
             network = complete.network
@@ -149,14 +199,18 @@ class Switch:
         *,
         routed_ipv4_prefixes: Iterable[IPv4Network | str] | None = None,
         routed_ipv6_prefixes: Iterable[IPv6Network | str] | None = None,
+        allow_uid: Iterable[int | str] | None = None,
+        allow_gid: Iterable[int | str] | None = None,
     ) -> NicSpec:
         """Replace the prefixes that are routed to a NIC, while packets flow. A checkpoint.
 
         Each packet meets either all of the old prefixes or all of the new ones.
 
         Args:
+            name: of the NIC.
             routed_ipv4_prefixes, routed_ipv6_prefixes: all that it is to have of either family;
                 None: as they are.
+            allow_uid, allow_gid: who may connect from now on; whoever is connected stays.
 
         Returns:
             The NIC's specification from now on, which is also `Nic.spec`.
@@ -173,6 +227,8 @@ class Switch:
             name,
             routed_ipv4_prefixes=routed_ipv4_prefixes,
             routed_ipv6_prefixes=routed_ipv6_prefixes,
+            allow_uid=allow_uid,
+            allow_gid=allow_gid,
         )
         self._nics[name].update(spec)
         return spec

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ net, net_grpc = grpc.protos_and_services("net.proto")
 
 SECONDS = 30
 CODE = grpc.StatusCode
+
+
+RED = "11111111-0000-4000-8000-000000000001"
+NIC_9 = "11111111-0000-4000-8000-000000000009"
 
 
 def refused(call: Callable[[], Any], code: Any, words: str) -> None:
@@ -51,7 +56,7 @@ def every_verb(channel: Any) -> None:
     red = stub.CreateNetwork(
         net.CreateNetworkRequest(
             name="red",
-            id="red-id",
+            id=RED,
             ipv4_enabled=True,
             ipv4_subnet="10.1.0.0/24",
             ipv6_enabled=True,
@@ -59,34 +64,34 @@ def every_verb(channel: Any) -> None:
             dns_servers=["9.9.9.9"],
         )
     )
-    assert (red.id, red.ipv4_subnet, red.ipv6_prefix) == ("red-id", "10.1.0.0/24", "fd00:1::/64")
+    assert (red.id, red.ipv4_subnet, red.ipv6_prefix) == (RED, "10.1.0.0/24", "fd00:1::/64")
     assert list(red.dns_servers) == ["9.9.9.9"]
     assert red.created_at.endswith("+00:00")
-    assert stub.GetNetwork(net.GetNetworkRequest(id="red-id")).name == "red"
-    assert stub.GetNetwork(net.GetNetworkRequest(name="red")).id == "red-id"
+    assert stub.GetNetwork(net.GetNetworkRequest(id=RED)).name == "red"
+    assert stub.GetNetwork(net.GetNetworkRequest(name="red")).id == RED
     names = [network.name for network in stub.ListNetworks(net.ListNetworksRequest()).networks]
     assert names == ["blue", "red"]
 
     nic = stub.CreateNic(
         net.CreateNicRequest(
-            network_id="red", name="vm9", id="nic-9", routed_ipv4_prefixes=["10.9.0.0/24"]
+            network_id="red", name="vm9", id=NIC_9, routed_ipv4_prefixes=["10.9.0.0/24"]
         )
     )
-    assert (nic.id, nic.network_id, nic.state) == ("nic-9", "red-id", net.NIC_STATE_CREATED)
+    assert (nic.id, nic.network_id, nic.state) == (NIC_9, RED, net.NIC_STATE_CREATED)
     assert nic.ipv4_address.startswith("10.1.0.")
     assert nic.ipv6_address.startswith("fd00:1::")
     assert Path(nic.socket_path).is_socket()
-    assert stub.GetNic(net.GetNicRequest(id="nic-9")) == stub.GetNic(net.GetNicRequest(name="vm9"))
-    updated = stub.UpdateNic(net.UpdateNicRequest(id="nic-9", routed_ipv6_prefixes=["fd09::/64"]))
+    assert stub.GetNic(net.GetNicRequest(id=NIC_9)) == stub.GetNic(net.GetNicRequest(name="vm9"))
+    updated = stub.UpdateNic(net.UpdateNicRequest(id=NIC_9, routed_ipv6_prefixes=["fd09::/64"]))
     assert not updated.routed_ipv4_prefixes
     assert list(updated.routed_ipv6_prefixes) == ["fd09::/64"]
-    assert [n.id for n in stub.ListNics(net.ListNicsRequest(network_id="red")).nics] == ["nic-9"]
+    assert [n.id for n in stub.ListNics(net.ListNicsRequest(network_id="red")).nics] == [NIC_9]
     assert len(stub.ListNics(net.ListNicsRequest()).nics) == 3
 
-    assert stub.DeleteNic(net.DeleteNicRequest(id="nic-9")).deleted
+    assert stub.DeleteNic(net.DeleteNicRequest(id=NIC_9)).deleted
     assert not Path(nic.socket_path).exists()
-    stub.CreateNic(net.CreateNicRequest(network_id="red-id", name="vm9"))
-    deleted = stub.DeleteNetwork(net.DeleteNetworkRequest(id="red-id", force=True))
+    stub.CreateNic(net.CreateNicRequest(network_id=RED, name="vm9"))
+    deleted = stub.DeleteNetwork(net.DeleteNetworkRequest(id=RED, force=True))
     assert (deleted.deleted, deleted.nics_deleted) == (True, 1)
     assert len(stub.ListNics(net.ListNicsRequest()).nics) == 2
 
@@ -107,11 +112,19 @@ def every_error(channel: Any) -> None:
     refused(create_network(name="x", ipv4_enabled=True), wrong, "ipv4_subnet is required")
     refused(create_network(name="x", ipv4_enabled=True, ipv4_subnet="?"), wrong, "ipv4_subnet")
     refused(create_network(name="blue", **v4), CODE.ALREADY_EXISTS, "blue")
-    refused(create_network(name="x", is_public=True, **v4), CODE.UNIMPLEMENTED, "public")
+    refused(create_network(name="x", id="?", **v4), wrong, "UUID")
     refused(lambda: stub.GetNetwork(net.GetNetworkRequest()), wrong, "id or name is required")
     refused(lambda: stub.GetNetwork(net.GetNetworkRequest(id="?")), CODE.NOT_FOUND, "not found")
-    delete_blue = net.DeleteNetworkRequest(id=blue(stub).id)
-    refused(lambda: stub.DeleteNetwork(delete_blue), CODE.FAILED_PRECONDITION, "2 NICs")
+    delete_blue = net.DeleteNetworkRequest(id=blue(stub).id, force=True)
+    refused(lambda: stub.DeleteNetwork(delete_blue), CODE.FAILED_PRECONDITION, "configuration file")
+    green = create_network(name="green", is_public=True, **v4)()
+    assert green.is_public
+    refused(create_network(name="x", is_public=True, **v4), wrong, "overlap")
+    create_nic(network_id="green")()
+    create_nic(network_id="green")()
+    delete_green = net.DeleteNetworkRequest(id=green.id)
+    refused(lambda: stub.DeleteNetwork(delete_green), CODE.FAILED_PRECONDITION, "2 NICs")
+    refused(create_nic(network_id="green"), CODE.RESOURCE_EXHAUSTED, "no address")
 
     refused(create_nic(name="x"), wrong, "network_id is required")
     refused(create_nic(network_id="?"), CODE.NOT_FOUND, "not found")
@@ -128,7 +141,7 @@ def every_error(channel: Any) -> None:
     for method in groups:
         request = getattr(net, f"{method}Request")()
         refused(
-            lambda method=method, request=request: getattr(stub, method)(request),
+            partial(getattr(stub, method), request),
             CODE.UNIMPLEMENTED,
             "no security groups",
         )

@@ -46,6 +46,8 @@ MAX_HEADERS = 16 << 10
 """Bytes of a request's first line and headers."""
 READ_SIZE = 4096
 """Bytes that are looked at in one go: of the smallest frames that is about 5 ms of work."""
+HANG_UP_TIMEOUT = 1.0
+"""Seconds in which everything must be over that a client had asked for which hung up."""
 WRITE_TIMEOUT = 10.0
 """Seconds in which a client must take what is sent to it."""
 ACCEPT_PAUSE = 0.1
@@ -69,10 +71,18 @@ class Client:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.socket = stream.socket
+        self.scope = trio.CancelScope()
+        """For `TCPServer`, which outlives a client that hangs up by its idle timeout."""
         self._stream = stream
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        return bytes(await self._stream.receive_some(min(max_bytes, READ_SIZE)))
+        data = b""
+        try:
+            data = bytes(await self._stream.receive_some(min(max_bytes, READ_SIZE)))
+        finally:
+            if not data:
+                self.scope.deadline = trio.current_time() + HANG_UP_TIMEOUT
+        return data
 
     async def send_all(self, data: bytes) -> None:
         """Raises trio.BrokenResourceError also when the client takes too long."""
@@ -151,13 +161,14 @@ class Listener(trio.abc.Listener[Any]):
         self._clients.add(client)
         try:
             if self._may_connect(client):
-                await TCPServer(
-                    ASGIWrapper(cast(ASGIFramework, app)),
-                    config,
-                    WorkerContext(None),
-                    ConnectionState(LifespanState({})),
-                    client,
-                )
+                with client.scope:
+                    await TCPServer(
+                        ASGIWrapper(cast(ASGIFramework, app)),
+                        config,
+                        WorkerContext(None),
+                        ConnectionState(LifespanState({})),
+                        client,
+                    ).run()
         except* Exception as error:
             # Not only bugs of ours end up here, so a client does not get a traceback for each.
             self._warn("client cut off", error=repr(next(leaves(error))))

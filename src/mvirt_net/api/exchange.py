@@ -22,6 +22,9 @@ MAX_HELD = 32 << 20
 """Bytes of requests and answers in memory, of all clients together."""
 DRAIN_TIMEOUT = 5.0
 """Seconds in which a client that got its answer early must have sent the rest of its request."""
+ENDING_TIMEOUT = 1.0
+"""Seconds in which hypercorn must have done what it does after an answer. It tells us of that as if
+the client had gone, and would leave it undone if that cancelled the answer."""
 STALL_TIMEOUT = 30.0
 """Seconds in which a client must take a part of an answer."""
 
@@ -77,6 +80,9 @@ class Exchange:
         """By their names in lower case; of one that is there twice the last value."""
         self.is_begun = False
         """Whether the client was told a part of the answer."""
+        self._has_trailers = False
+        self._is_ending = False
+        """Whether the client was told all of the answer."""
         self._send = send
         self._budget = budget
         self._limit = limit
@@ -135,7 +141,10 @@ class Exchange:
             self._hold(message["body"])
             self._is_complete = not message["more_body"]
             self._changed.unpark_all()
-        answering.cancel()
+        if self._is_ending:
+            answering.deadline = trio.current_time() + ENDING_TIMEOUT
+        else:
+            answering.cancel()
 
     def _hold(self, data: bytes) -> None:
         if not self._is_wanted or self._refusal is not None:
@@ -172,16 +181,19 @@ class Exchange:
     async def begin(self, status: int, headers: Headers, *, trailers: bool = False) -> None:
         """Tell the client the status and the headers."""
         self.is_begun = True
+        self._has_trailers = trailers
         start = {"type": "http.response.start", "status": status, "headers": headers}
         await self._tell({**start, "trailers": trailers})
 
     async def send(self, data: bytes, *, more: bool = True) -> None:
         """Send a part of the body, with `more` not the last, as fast as the client takes it."""
+        self._is_ending = not (more or self._has_trailers)
         await self._tell({"type": "http.response.body", "body": data, "more_body": more})
 
     async def end(self, trailers: Headers) -> None:
         """Send the trailers that `begin` has promised."""
         await self.send(b"", more=False)
+        self._is_ending = True
         await self._tell({"type": "http.response.trailers", "headers": trailers})
 
     async def _tell(self, message: dict[str, Any]) -> None:

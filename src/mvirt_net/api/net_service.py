@@ -86,10 +86,9 @@ class NetService:
             raise _invalid("name is required")
         if not (request.ipv4_enabled or request.ipv6_enabled):
             raise _invalid("at least one of ipv4_enabled or ipv6_enabled must be true")
-        if request.is_public:
-            raise CallError(Status.UNIMPLEMENTED, "this daemon has no public networks")
         fields: dict[str, Any] = {
             "name": request.name,
+            "is_public": request.is_public,
             "dns_servers": list(request.dns_servers),
             "ntp_servers": list(request.ntp_servers),
         }
@@ -133,6 +132,7 @@ class NetService:
             nic_count=record.nic_count,
             created_at=_time(record.created_at),
             updated_at=_time(record.updated_at),
+            is_public=spec.is_public,
         )
 
     # NICs.

@@ -12,9 +12,32 @@ _TEXT = {"type": "string"}
 _TEXT_OR_NULL = {"type": ["string", "null"]}
 _TEXTS = {"type": "array", "items": _TEXT}
 _NUMBER = {"type": "integer"}
-_KINDS = {"text": _TEXT, "text?": _TEXT_OR_NULL, "texts": _TEXTS, "number": _NUMBER}
+_FLAG = {"type": "boolean"}
+_KINDS = {
+    "text": _TEXT,
+    "text?": _TEXT_OR_NULL,
+    "texts": _TEXTS,
+    "number": _NUMBER,
+    "flag": _FLAG,
+}
+_VALUES: dict[str, Any] = {
+    "id": {"examples": ["7e0d5bbf-0a3c-4f0c-8d5e-0f6a4b1c9d27"]},
+    "name": {"pattern": "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$", "examples": ["green"]},
+    "ipv4_subnet": {"examples": ["10.7.0.0/24"]},
+    "ipv6_prefix": {"examples": ["fd00:7::/64"]},
+    "ipv4_netmask": {"enum": ["host", "subnet"]},
+    "dns_servers": {"examples": [["9.9.9.9", "2620:fe::fe"]]},
+    "ntp_servers": {"examples": [["10.7.0.123"]]},
+    "mtu": {"minimum": 68, "maximum": 65535},
+    "network": {"examples": ["blue"]},
+    "mac_address": {"examples": ["52:54:00:12:34:99"]},
+    "ipv4_address": {"examples": ["10.0.0.99"]},
+    "routed_ipv4_prefixes": {"examples": [["10.8.0.0/24"]]},
+    "routed_ipv6_prefixes": {"examples": [["fd00:8::/64"]]},
+}
+"""More of the values of some keys in requests."""
 _TIME = {"type": "string", "format": "date-time"}
-_ALWAYS = (400, 405, 408, 413, 421, 403, 431)
+_ALWAYS = (400, 403, 405, 408, 413, 421, 500, 503)
 """What any request may be answered with."""
 
 
@@ -41,6 +64,9 @@ SCHEMAS: dict[str, Any] = {
         dns_servers=_TEXTS,
         ntp_servers=_TEXTS,
         mtu=_NUMBER,
+        is_public=_FLAG,
+        in_file=_FLAG,
+        error=_TEXT,
         nic_count=_NUMBER,
         created_at=_TIME,
         updated_at=_TIME,
@@ -59,6 +85,8 @@ SCHEMAS: dict[str, Any] = {
         routed_ipv6_prefixes=_TEXTS,
         socket_path=_TEXT_OR_NULL,
         state={"enum": ["created", "active", "error"]},
+        in_file=_FLAG,
+        error=_TEXT,
         created_at=_TIME,
         updated_at=_TIME,
     ),
@@ -129,7 +157,9 @@ def _operation(route: Route) -> dict[str, Any]:
     if route.body is not None:
         schema = {
             "type": "object",
-            "properties": {key: _KINDS[kind] for key, kind in route.body.items()},
+            "properties": {
+                key: {**_KINDS[kind], **_VALUES.get(key, {})} for key, kind in route.body.items()
+            },
             "required": list(route.required),
             "additionalProperties": False,
         }
@@ -142,7 +172,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
     if "{id}" in route.path:
         parameters.append({"name": "id", "in": "path", "required": True, "schema": _TEXT})
     for name in route.query:
-        schema = {"type": "boolean"} if name == "force" else _TEXT
+        schema = _FLAG if name == "force" else _TEXT
         parameters.append({"name": name, "in": "query", "schema": schema})
     return parameters
 

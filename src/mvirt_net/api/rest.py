@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -158,7 +158,7 @@ class Rest:
             async with contextlib.aclosing(lines):
                 yield lines
 
-    async def _lines(self, known: list[bytes], changes: Any) -> AsyncIterator[bytes]:
+    async def _lines(self, known: list[bytes], changes: Any) -> AsyncGenerator[bytes, None]:
         for line in known:
             yield line
         yield json_body({"type": "complete"})
@@ -181,6 +181,9 @@ def network_json(record: NetworkRecord) -> dict[str, Any]:
         "dns_servers": [str(server) for server in spec.dns_servers],
         "ntp_servers": [str(server) for server in spec.ntp_servers],
         "mtu": spec.mtu,
+        "is_public": spec.is_public,
+        "in_file": record.in_file,
+        "error": record.error,
         "nic_count": record.nic_count,
         "created_at": record.created_at.isoformat(),
         "updated_at": record.updated_at.isoformat(),
@@ -201,6 +204,8 @@ def nic_json(record: NicRecord) -> dict[str, Any]:
         "routed_ipv6_prefixes": [str(prefix) for prefix in spec.routed_ipv6_prefixes],
         "socket_path": _text(spec.socket_path),
         "state": record.state.value,
+        "in_file": record.in_file,
+        "error": record.error,
         "created_at": record.created_at.isoformat(),
         "updated_at": record.updated_at.isoformat(),
     }
@@ -255,6 +260,7 @@ _NETWORK_KEYS = {
     "dns_servers": "texts",
     "ntp_servers": "texts",
     "mtu": "number",
+    "is_public": "flag",
 }
 _NIC_KEYS = {
     "id": "text",
@@ -286,7 +292,7 @@ ROUTES = (
         required=("name",),
         status=201,
         schema="Network",
-        refusals=(409,),
+        refusals=(409, 507),
     ),
     Route(
         method="GET",
@@ -303,7 +309,7 @@ ROUTES = (
         summary="Replace the lists of servers that DHCP names; what is absent stays",
         body=_SERVERS,
         schema="Network",
-        refusals=(404,),
+        refusals=(404, 409),
     ),
     Route(
         method="DELETE",
@@ -349,7 +355,7 @@ ROUTES = (
         summary="Replace the prefixes that are routed to a NIC; what is absent stays",
         body=_PREFIXES,
         schema="Nic",
-        refusals=(404,),
+        refusals=(404, 409),
     ),
     Route(
         method="DELETE",
@@ -357,7 +363,7 @@ ROUTES = (
         handler=Rest.delete_nic,
         summary="Delete a NIC; its frontend is disconnected",
         status=204,
-        refusals=(404,),
+        refusals=(404, 409),
     ),
     Route(
         method="GET",
@@ -499,6 +505,7 @@ _KINDS = {
     "text?": "such a text, or null",
     "texts": "a list of texts without control characters",
     "number": "a whole number",
+    "flag": "true or false",
 }
 
 
@@ -508,6 +515,8 @@ def _is_of_kind(value: Any, kind: str) -> bool:
             return isinstance(value, list) and all(_is_of_kind(item, "text") for item in value)
         case "number":
             return isinstance(value, int) and not isinstance(value, bool)
+        case "flag":
+            return isinstance(value, bool)
         case "text?" if value is None:
             return True
         case _:

@@ -50,6 +50,12 @@ class RouterAdvertiser:
             self._schedule.stop()
         self._changed.ring()
 
+    def begin_anew(self) -> None:
+        """What is advertised has changed (RFC 4861, 6.2.4); nothing while the link is down."""
+        if self._schedule.next_at is not None:
+            self._schedule.changed(trio.current_time())
+            self._changed.ring()
+
     async def run(self) -> None:
         """Send each advertisement to all nodes when it is due, until cancelled."""
         while True:

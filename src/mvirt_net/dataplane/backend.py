@@ -207,12 +207,18 @@ class VhostNetBackend:
         self._wake_rx()
         return taken
 
-    def renew_services(self) -> None:
-        """Make the services anew, of what they are made of now."""
+    def renew_services(self, *, advertise: bool = False) -> None:
+        """Make the services anew, of what they are made of now.
+
+        Args:
+            advertise: tell the guest unasked what a router advertisement says now.
+        """
         services = self._make_services(self._mtu_of_guest)
         self._slow_path.services = services
         ndp = services.get(PuntKind.NDP)
         self._advertiser.use(ndp if isinstance(ndp, NdpResponder) else None)
+        if advertise:
+            self._advertiser.begin_anew()
 
     def _serve_pair(self, device: VhostDevice, pair: int) -> None:
         """Start the tasks of a queue pair, unless it has them."""

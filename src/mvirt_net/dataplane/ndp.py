@@ -251,6 +251,12 @@ class RaSchedule:
         self._initial = INITIAL_ADVERTISEMENTS
         self._next = now + INITIAL_INTERVAL
 
+    def changed(self, now: float) -> None:
+        """What is advertised is another one: it is told at once, and as often as at the start."""
+        if self._next is not None:
+            self._initial = INITIAL_ADVERTISEMENTS
+            self._next = min(self._next, self._earliest(now))
+
     def stop(self) -> None:
         """The link is down."""
         self._next = None
