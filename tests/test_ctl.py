@@ -147,10 +147,11 @@ class TestNetworks:
         assert "red" not in done("network", "list").out
 
     def test_with_an_id_of_ones_own(self, done: Ctl) -> None:
-        args = ("red", "--ipv4-subnet", "10.5.0.0/24", "--id", "my-id", "--json")
-        assert done("network", "create", *args).json["id"] == "my-id"
-        gone = done("network", "delete", "my-id", "--json").json
-        assert gone == {"deleted": "my-id", "nics_deleted": 0}
+        mine = "6a1ad5b0-5f0e-4e3c-9d0e-0123456789ab"
+        args = ("red", "--ipv4-subnet", "10.5.0.0/24", "--id", mine, "--json")
+        assert done("network", "create", *args).json["id"] == mine
+        gone = done("network", "delete", mine, "--json").json
+        assert gone == {"deleted": mine, "nics_deleted": 0}
 
     def test_deletion_with_its_nics(self, done: Ctl, ctl: Ctl) -> None:
         done("network", "create", "red", "--ipv4-subnet", "10.5.0.0/24")
@@ -251,6 +252,21 @@ class TestRefusals:
         assert "'vm1'" in result.err
 
     @pytest.mark.parametrize(
+        "args", [("nic", "delete", "vm1"), ("network", "delete", "blue", "--force")]
+    )
+    def test_what_is_in_the_file_is_changed_there(self, ctl: Ctl, args: tuple[str, ...]) -> None:
+        result = ctl(*args)
+        assert (result.code, result.out) == (ExitCode.FAILURE, "")
+        assert "is in the configuration file" in result.err
+
+    def test_what_cannot_be_served_is_said(self, ctl: Ctl, tmp_path: Path) -> None:
+        fields = ("network", "state", "mac_address", "ipv4_address", "ipv6_address", "socket_path")
+        nic = {"name": "vm1", **dict.fromkeys(fields), "error": "its socket is taken"}
+        with answering(tmp_path / "s", answer({"nics": [nic]})):
+            result = ctl("nic", "list", "-S", str(tmp_path / "s"))
+        assert result.lines[-1] == "NIC vm1 is not served: its socket is taken"
+
+    @pytest.mark.parametrize(
         ("args", "flag"),
         [
             (
@@ -259,7 +275,10 @@ class TestRefusals:
             ),
             (("nic", "create", "a", "--network", "blue", "--mac-addr", "x"), "--mac-addr"),
             (("nic", "create", "..", "--network", "blue"), "NAME"),
-            (("nic", "update", "vm1", "--routed-ipv4-prefix", "x"), "--routed-ipv4-prefix"),
+            (
+                ("nic", "create", "a", "--network", "blue", "--routed-ipv4-prefix", "x"),
+                "--routed-ipv4-prefix",
+            ),
             (("network", "create", "a", "--ipv4-subnet", "10.0.0.0/40"), "--ipv4-subnet"),
             (("network", "create", "a", "--ipv4-subnet", "10.7.0.0/24", "--mtu", "1"), "--mtu"),
             (("network", "create", "a", "--ipv4-subnet", "10.7.0.0/24", "--dns", "x"), "--dns"),

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import VerbRefused
-from .session import NETWORKS, NICS, Session, completing, ctl, flags, given
+from .session import NETWORKS, Session, completing, ctl, failures, flags, given
 from .tables import Column, fields, render, terminal_width
 from .text import printable
 
@@ -22,6 +22,7 @@ _FLAGS = {
     "dns_servers": "--dns",
     "ntp_servers": "--ntp",
     "mtu": "--mtu",
+    "is_public": "--public",
 }
 """The flag that gives a field."""
 
@@ -70,7 +71,8 @@ def list_() -> None:
         )
         for record in answer[NETWORKS]
     ]
-    session.answer(answer, render(_COLUMNS, rows, terminal_width()))
+    lines = render(_COLUMNS, rows, terminal_width())
+    session.answer(answer, [*lines, *failures("network", answer[NETWORKS])])
 
 
 @group.command()
@@ -96,6 +98,13 @@ def show(network: str) -> None:
 @click.option("--mtu", type=int, metavar="BYTES", help="Told to the guests.  [default: 1500]")
 @_dns_option
 @_ntp_option
+@click.option(
+    "--public",
+    "is_public",
+    is_flag=True,
+    default=None,
+    help="Its addresses mean the same outside; those of public networks may not overlap.",
+)
 @click.option("--id", metavar="ID", help="One of your own. By default one is made.")
 def create(name: str, dns: tuple[str, ...], ntp: tuple[str, ...], **options: Any) -> None:
     """Create a network."""
@@ -103,13 +112,13 @@ def create(name: str, dns: tuple[str, ...], ntp: tuple[str, ...], **options: Any
     body = given(name=name, dns_servers=dns, ntp_servers=ntp, **options)
     with flags(_FLAGS):
         record = session.client.post(NETWORKS, body=body)
-    session.answer(record, [f"network {record['name']} created"])
+    session.answer(record, [f"network {printable(record['name'])} created"])
 
 
 @group.command()
 @network_argument
 @_dns_option
-@click.option("--no-dns", is_flag=True, help="None but those of the daemon.")
+@click.option("--no-dns", is_flag=True, help="Those that the daemon names by default.")
 @_ntp_option
 @click.option("--no-ntp", is_flag=True, help="None.")
 def update(
@@ -125,7 +134,7 @@ def update(
     session = Session.current()
     with session.naming(NETWORKS, network), flags(_FLAGS):
         record = session.client.patch(NETWORKS, network, body=body)
-    session.answer(record, [f"network {record['name']} updated"])
+    session.answer(record, [f"network {printable(record['name'])} updated"])
 
 
 @group.command()
@@ -134,7 +143,7 @@ def update(
 def delete(network: str, force: bool) -> None:
     """Delete a network, with --force also one that has NICs."""
     session = Session.current()
-    with session.naming(NETWORKS, network), _naming_its_nics(session, network):
+    with session.naming(NETWORKS, network), _explained(session, network, force):
         answer = session.client.delete(NETWORKS, network, force=str(force).lower())
     count = answer["nics_deleted"]
     more = f", and its NICs ({count})" if count else ""
@@ -144,17 +153,19 @@ def delete(network: str, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def _naming_its_nics(session: Session, network: str) -> Iterator[None]:
-    """When the network cannot be deleted for its NICs, say which these are."""
+def _explained(session: Session, network: str, force: bool) -> Iterator[None]:
+    """When the network cannot be deleted for its NICs, say what to do."""
     try:
         yield
     except VerbRefused as error:
-        if error.status != _CONFLICT:
+        if error.status != _CONFLICT or force:
             raise
-        count = len(session.client.get(NICS, network=network)[NICS])
+        record = session.client.get(NETWORKS, network)
+        if record.get("in_file") or not record["nic_count"]:
+            raise
         raise VerbRefused(
-            f"network {printable(network)!r} has NICs ({count}): delete them first"
-            f" ('mvirt-net ctl nic list --network {printable(network)}'), or all with --force",
+            f"network {network!r} has NICs ({record['nic_count']}): delete them first"
+            f" ('mvirt-net ctl nic list --network {network}'), or all with --force",
             error.status,
         ) from error
 

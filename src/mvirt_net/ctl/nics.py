@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .networks import replacement
-from .session import NETWORKS, NICS, Session, completing, ctl, flags, given
+from .session import NETWORKS, NICS, Session, completing, ctl, failures, flags, given
 from .tables import Column, fields, render, terminal_width
 from .text import printable
 
@@ -76,7 +76,8 @@ def list_(network: str | None) -> None:
         )
         for record in answer[NICS]
     ]
-    session.answer(answer, render(_COLUMNS, rows, terminal_width()))
+    lines = render(_COLUMNS, rows, terminal_width())
+    session.answer(answer, [*lines, *failures("NIC", answer[NICS])])
 
 
 @group.command()

@@ -108,6 +108,15 @@ def given(**values: Any) -> dict[str, Any]:
     }
 
 
+def failures(what: str, records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Lines about those that the daemon knows and cannot serve."""
+    return [
+        f"{what} {printable(record['name'])} is not served: {printable(record['error'])}"
+        for record in records
+        if record.get("error")
+    ]
+
+
 # Completion.
 
 
