@@ -7,7 +7,7 @@ import json
 import pytest
 
 from mvirt_net.ctl.tables import Column, fields, render
-from mvirt_net.ctl.text import printable, to_json
+from mvirt_net.ctl.text import printable, to_json, words
 
 COLUMNS = (Column("NAME"), Column("FRAMES", right=True), Column("SOCKET", keep_end=True))
 ROWS = [("vm1", 12, "/run/mvirt-net/vm1.sock"), ("database", 3456789, None)]
@@ -70,6 +70,21 @@ class TestText:
     )
     def test_nothing_moves_the_cursor(self, text: str, shown: str) -> None:
         assert printable(text) == shown
+
+    @pytest.mark.parametrize(
+        ("value", "shown"),
+        [
+            (True, "yes"),
+            (False, "no"),
+            (0, "0"),
+            (None, "-"),
+            ("", "-"),
+            ([], "-"),
+            ([1, 2], "1, 2"),
+        ],
+    )
+    def test_words(self, value: object, shown: str) -> None:
+        assert words(value) == shown
 
     @pytest.mark.parametrize("indent", [None, 2])
     def test_json_has_no_control_characters(self, indent: int | None) -> None:

@@ -8,10 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
-from .text import printable
-
-NOTHING = "-"
-"""Stands for an empty cell, so that each line has as many words as there are columns."""
+from .text import words
 
 _GAP = "  "
 _CUT = ".."
@@ -37,11 +34,11 @@ def render(
 
     Args:
         columns: what there is from left to right.
-        rows: a value for each column; None and "" are shown as `NOTHING`.
+        rows: a value for each column, shown as `words`.
         width: that no line may exceed; the widest columns of text are cut for it. None: no limit.
     """
     cells = [[column.title for column in columns]]
-    cells += [[_cell(value) for value in row] for row in rows]
+    cells += [[words(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     if width is not None:
         _narrow(columns, widths, width)
@@ -51,7 +48,7 @@ def render(
 
 def fields(pairs: Iterable[tuple[str, object]]) -> list[str]:
     """One thing in full: a name and its value a line."""
-    cells = [(f"{name}:", _cell(value)) for name, value in pairs]
+    cells = [(f"{name}:", words(value)) for name, value in pairs]
     widest = max((len(name) for name, _value in cells), default=0)
     return [f"{name:<{widest}}  {value}" for name, value in cells]
 
@@ -59,12 +56,6 @@ def fields(pairs: Iterable[tuple[str, object]]) -> list[str]:
 def terminal_width() -> int | None:
     """Columns of the terminal that is written to; None when it is none: nothing is cut there."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, list):
-        value = ", ".join(map(str, value))
-    return printable("" if value is None else value) or NOTHING
 
 
 def _narrow(columns: Sequence[Column], widths: list[int], width: int) -> None:

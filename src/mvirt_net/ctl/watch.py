@@ -11,7 +11,7 @@ import click
 
 from ..errors import NoDaemonError, VerbRefused
 from .session import Session, ctl
-from .text import printable, to_json
+from .text import printable, to_json, words
 
 _LABELS = {"network": "network", "nic": "NIC"}
 _UNTOLD = frozenset({"updated_at", "nic_count"})
@@ -67,17 +67,11 @@ class Narrator:
             return f"{'created' if self._complete else 'exists'}: {_summary(new)}"
         different = [name for name in new if name not in _UNTOLD and new[name] != old.get(name)]
         return ", ".join(
-            f"{name}: {_text(old.get(name))} -> {_text(new[name])}" for name in different
+            f"{name}: {words(old.get(name))} -> {words(new[name])}" for name in different
         )
 
 
 def _summary(record: dict[str, Any]) -> str:
     names = ("network", "state", "mac_address", "ipv4_address", "ipv4_subnet", "ipv6_address")
     shown = (*names, "ipv6_prefix")
-    return ", ".join(_text(record[name]) for name in shown if record.get(name))
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        value = " ".join(map(str, value))
-    return printable(value) if value else "-"
+    return ", ".join(words(record[name]) for name in shown if record.get(name))
