@@ -18,6 +18,7 @@ import attrs
 import pytest
 import trio
 
+from mvirt_net import places
 from mvirt_net.cli import main
 from mvirt_net.ctl import client as client_module
 from mvirt_net.ctl.client import Client
@@ -307,14 +308,17 @@ class TestWhereTheDaemonIs:
         monkeypatch.delenv("MVIRT_NET_CONTROL")
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
         monkeypatch.setattr(os, "geteuid", lambda: 7)
+        monkeypatch.setattr(places, "_system_dir", lambda: tmp_path / "system")
         (tmp_path / "mvirt-net").symlink_to(running.folder)
         assert ctl("network", "list").code == ExitCode.OK
-        (tmp_path / "mvirt-net").unlink()
+        (tmp_path / "mvirt-net").rename(tmp_path / "system")
+        assert ctl("network", "list").code == ExitCode.OK
+        (tmp_path / "system").unlink()
         result = ctl("network", "list")
         assert result.code == ExitCode.NO_DAEMON
         assert result.err == (
             f"mvirt-net: no daemon is running: no socket at {tmp_path}/mvirt-net/control.sock or"
-            " /run/mvirt-net/control.sock; start one with 'mvirt-net serve --config FILE --http',"
+            f" {tmp_path}/system/control.sock; start one with 'mvirt-net serve --config FILE --http',"
             " or name its socket by --socket or $MVIRT_NET_CONTROL\n"
         )
 
@@ -360,28 +364,32 @@ class TestWhereTheDaemonIs:
             (0o660, 0o750, "it is for user root and group daemon; join it"),
         ],
     )
-    def test_who_may_not_is_told_who_may(
-        self, tmp_path: Path, mode: int, folder_mode: int, whose: str
-    ) -> None:
+    def test_who_may_not_is_told_who_may(self, mode: int, folder_mode: int, whose: str) -> None:
         with tempfile.TemporaryDirectory(prefix="mvirt-net-") as name:
-            path = Path(name, "s")
+            path = Path(name, "mvirt-net", "control.sock")
+            path.parent.mkdir()
+            Path(name).chmod(0o755)
             with answering(path):
                 path.chmod(mode)
-                Path(name).chmod(folder_mode)
-                for place in (path, Path(name)):
+                path.parent.chmod(folder_mode)
+                for place in (path, path.parent):
                     os.chown(place, 0, 1)
-                result = _as_nobody("network", "list", "-S", str(path))
+                result = _as_nobody("network", "list", XDG_RUNTIME_DIR=name)
         assert result.returncode == ExitCode.NO_PERMISSION
         assert f"mvirt-net: {path}: permission denied: {whose}" in result.stderr
 
 
-def _as_nobody(*args: str) -> subprocess.CompletedProcess[str]:
+def _as_nobody(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     program = (
         "import os, sys; from mvirt_net.cli import main; os.setgroups([]);"
         f" os.setgid({NOBODY.pw_gid}); os.setuid({NOBODY.pw_uid}); sys.exit(main())"
     )
     return subprocess.run(
-        [COMMAND[0], "-c", program, "ctl", *args], capture_output=True, text=True, check=False
+        [COMMAND[0], "-c", program, "ctl", *args],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

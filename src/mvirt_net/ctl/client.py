@@ -189,12 +189,21 @@ def default_endpoint() -> Endpoint:
     """
     paths = control_sockets()
     for path in paths:
-        # One that may not be looked at may be there.
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            path.lstat()
+        if _may_be_there(path):
             return UnixEndpoint(path)
     places = " or ".join(map(str, paths))
     raise NoDaemonError(f"no daemon is running: no socket at {places}; {_START}, or {_NAME}")
+
+
+def _may_be_there(path: Path) -> bool:
+    """Whether there is a file, as far as this user may know."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _place(endpoint: Endpoint) -> str:
