@@ -318,7 +318,8 @@ class TestWhereTheDaemonIs:
         assert result.code == ExitCode.NO_DAEMON
         assert result.err == (
             f"mvirt-net: no daemon is running: no socket at {tmp_path}/mvirt-net/control.sock or"
-            f" {tmp_path}/system/control.sock; start one with 'mvirt-net serve --config FILE --http',"
+            f" {tmp_path}/system/control.sock; start one with 'mvirt-net serve --config FILE"
+            " --http',"
             " or name its socket by --socket or $MVIRT_NET_CONTROL\n"
         )
 
