@@ -15,7 +15,7 @@ BUILD_INPUTS := $(C_SOURCES) $(C_HEADERS) src/mvirt_net/ffi/build.py setup.py
 PY_FILES := src tests bench fuzz setup.py
 
 .PHONY: help run demo test unit format bench bench-peers soak sanitize races fuzz fuzz-coverage mutants clean
-.PHONY: protos lint lint-format lint-python lint-types lint-imports lint-c
+.PHONY: protos completion lint lint-format lint-python lint-types lint-imports lint-c
 help:
 	@echo "make run       start the daemon on $(CONFIG) and say how to attach a VM"
 	@echo "make demo      boot Debian guests, give them addresses and let them talk"
@@ -31,6 +31,7 @@ help:
 	@echo "make soak      see whether it leaks, loses or spins; MINUTES=10 of traffic"
 	@echo "make format    format the Python files"
 	@echo "make protos    compile the .proto files of the gRPC interface"
+	@echo "make completion  write the files that let shells complete commands"
 	@echo "make clean     remove everything that was built, .venv too"
 
 # Setting up. A stamp in .make stands for a step that was done.
@@ -123,7 +124,12 @@ mutants: .make/package .make/tools
 # Parts of their own, so that `make -k lint` goes through all of them.
 lint: lint-format lint-python lint-types lint-imports lint-c
 
-lint-format: .make/tools
+lint-COMPLETION := contrib/completion
+completion: .make/package
+	@for shell in bash zsh fish; do _MVIRT_NET_COMPLETE=$${shell}_source $(BIN)/mvirt-net \
+	>$(COMPLETION)/mvirt-net.$$shell || exit; done
+
+format: .make/tools
 	$(BIN)/ruff format --check $(PY_FILES)
 
 lint-python: .make/tools

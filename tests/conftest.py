@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -81,6 +82,16 @@ async def scene(nursery: trio.Nursery) -> AsyncIterator[Scene]:
     scene = await Scene.start(nursery)
     yield scene
     await scene.assert_unharmed()
+
+
+@pytest.fixture
+def logging_left_alone() -> Iterator[None]:
+    """`cli.main` sets up logging for its process, which is that of all tests here."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture

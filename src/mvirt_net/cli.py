@@ -29,6 +29,7 @@ from .accounts import Account
 from .attach import attach_lines
 from .capture import CaptureSpec
 from .config import ConfigFileError, load
+from .ctl import ctl
 from .endpoints import DEFAULT_GRPC
 from .errors import ConfigError
 from .exits import PROGRAM, ExitCode, report
@@ -36,6 +37,7 @@ from .ffi import MAX_FRAME
 from .inherited import take_socket
 from .logsetup import LogFormat, set_up_logging
 from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec, PollingSpec, SocketAccess
+from .places import CONTROL_SOCKET, daemon_socket_dir
 from .registry import plan
 from .stderr import use_lossy_stderr
 from .switch import Switch
@@ -492,8 +494,11 @@ def _nic_name(socket_path: Path | None) -> str:
 @click.option(
     "--http",
     multiple=True,
+    is_flag=False,
+    flag_value=CONTROL_SOCKET,
     metavar="ADDRESS",
-    help="Be controlled by JSON over HTTP there: unix:PATH or 127.0.0.1:8080; repeatable.",
+    help="Be controlled by JSON over HTTP there: unix:PATH or 127.0.0.1:8080; repeatable. Without"
+    " ADDRESS at control.sock in the folder of --socket-dir, where 'mvirt-net ctl' looks for it.",
 )
 @click.option(
     "--capture-dir",
@@ -525,10 +530,13 @@ def serve(
     """Serve the networks and NICs of a configuration file."""
     if state is not None and no_state:
         raise click.UsageError("--state and --no-state exclude each other", ctx)
-    socket_dir = socket_dir or _default_socket_dir()
+    socket_dir = socket_dir or daemon_socket_dir()
     access, account = _socket_access(ctx, options), options["runas"]
 
     polling = _polling_flags(options)
+
+    alone = f"unix:{socket_dir.absolute() / CONTROL_SOCKET}"
+    http = [alone if address == CONTROL_SOCKET else address for address in http]
 
     def read() -> DaemonConfig:
         """Called again for each reload."""
@@ -558,7 +566,7 @@ def serve(
 @_socket_dir_option
 def check_config(path: Path, socket_dir: Path | None) -> None:
     """Check a configuration file and say all that is wrong with it."""
-    config = _load(path, socket_dir or _default_socket_dir())
+    config = _load(path, socket_dir or daemon_socket_dir())
     networks, nics = len(config.networks), len(config.nics)
     click.echo(f"{path}: good ({_count(networks, 'network')}, {_count(nics, 'NIC')})")
 
@@ -657,15 +665,6 @@ def _load(path: Path, socket_dir: Path, *access: SocketAccess) -> DaemonConfig:
         raise ConfigFileError(path, [ConfigError("", error.strerror or str(error))]) from error
 
 
-def _default_socket_dir() -> Path:
-    """What systemd gives us (systemd.exec(5), RuntimeDirectory=), else the usual place."""
-    if given := os.environ.get("RUNTIME_DIRECTORY"):
-        return Path(given.partition(":")[0])
-    if os.geteuid() == 0:
-        return Path("/run", PROGRAM)
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}", PROGRAM)
-
-
 def _default_state() -> Path:
     """Likewise (StateDirectory=), else the usual place."""
     if given := os.environ.get("STATE_DIRECTORY"):
@@ -715,6 +714,9 @@ def _make_dir(
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(fd)
+
+
+command.add_command(ctl)
 
 
 # Running.

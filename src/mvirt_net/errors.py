@@ -62,6 +62,25 @@ class ExtraMissingError(MvirtNetError):
     """What was asked for needs packages that are not installed."""
 
 
+class NoDaemonError(MvirtNetError):
+    """Nobody answers at the control socket, or not as the daemon does."""
+
+
+class VerbRefused(MvirtNetError):
+    """The daemon would not do what its client asked it for.
+
+    Args:
+        message: why.
+        status: of HTTP.
+        field: the key of the request that is at fault, if it is one.
+    """
+
+    def __init__(self, message: str, status: int, field: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.field = field
+
+
 class RequestRefused(MvirtNetError):
     """A vhost-user request cannot be carried out; nothing has changed.
 

@@ -10,7 +10,14 @@ import click
 import trio
 
 from .config import ConfigFileError
-from .errors import ConfigError, MvirtNetError, SocketAccessError, SocketInUseError, leaves
+from .errors import (
+    ConfigError,
+    MvirtNetError,
+    NoDaemonError,
+    SocketAccessError,
+    SocketInUseError,
+    leaves,
+)
 from .log import get_logger
 from .logsetup import is_journal, with_priority
 from .store import StoreDataError, StoreInUseError
@@ -28,6 +35,8 @@ class ExitCode(enum.IntEnum):
     USAGE = 2
     BAD_STATE = 65
     IN_USE = 69
+    NO_DAEMON = 69
+    """Of the client: EX_UNAVAILABLE, as `IN_USE` is the daemon's."""
     NO_PERMISSION = 77
     BAD_CONFIG = 78
 
@@ -37,6 +46,7 @@ _EXIT_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (SocketInUseError, ExitCode.IN_USE),
     (StoreInUseError, ExitCode.IN_USE),
     (StoreDataError, ExitCode.BAD_STATE),
+    (NoDaemonError, ExitCode.NO_DAEMON),
     (SocketAccessError, ExitCode.NO_PERMISSION),
     (ConfigFileError, ExitCode.BAD_CONFIG),
     (ConfigError, ExitCode.BAD_CONFIG),

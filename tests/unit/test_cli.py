@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import socket
 import types
@@ -36,6 +35,7 @@ from mvirt_net.model import (
     PollingSpec,
     SocketAccess,
 )
+from mvirt_net.places import daemon_socket_dir
 from mvirt_net.registry import plan
 from mvirt_net.runner import RunOptions
 from mvirt_net.switch import Switch
@@ -45,14 +45,7 @@ EXAMPLE = ROOT / "examples" / "mvirt-net.toml"
 ONE_NIC = ("--socket-path", "/run/vm1.sock", "--address", "10.0.0.5")
 
 
-@pytest.fixture(autouse=True)
-def logging_left_alone() -> Iterator[None]:
-    """`main` sets up logging for its process, which is that of all tests here."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+pytestmark = pytest.mark.usefixtures("logging_left_alone")
 
 
 @attrs.define
@@ -491,7 +484,7 @@ class TestServe:
         for name, value in environ.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(os, "geteuid", lambda: uid)
-        assert cli._default_socket_dir() == Path(expected)
+        assert daemon_socket_dir() == Path(expected)
 
 
 class TestConfigFile:
