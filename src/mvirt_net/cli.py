@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -31,7 +32,7 @@ from .attach import attach_lines
 from .config import ConfigFileError, load
 from .errors import ConfigError
 from .exits import PROGRAM, ExitCode, report
-from .inherited import take_socket
+from .inherited import FIRST_ACTIVATED_FD, match_activated, take_activated, take_socket
 from .logsetup import LogFormat, set_up_logging
 from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec, PollingSpec, SocketAccess
 from .registry import plan
@@ -435,12 +436,30 @@ def serve(ctx: click.Context, /, path: Path, socket_dir: Path | None, **options:
     socket_dir = socket_dir or _default_socket_dir()
     access, account = _socket_access(ctx, options), options["runas"]
     config = _load(path, socket_dir, access, _owned_by(account))
+    listeners = _activated(ctx, config, options["ready_fd"])
     inside = [
-        nic for nic in config.nics if nic.socket_path and nic.socket_path.parent == socket_dir
+        nic
+        for nic in config.nics
+        if nic.socket_path and nic.socket_path.parent == socket_dir and nic.name not in listeners
     ]
     if inside:
         _make_dir(socket_dir, account, {nic.socket_group for nic in inside})
-    _run(ctx, config, **options)
+    _run(ctx, config, listeners=listeners, **options)
+
+
+def _activated(
+    ctx: click.Context, config: DaemonConfig, ready_fd: int | None
+) -> dict[str, socket.socket]:
+    """The sockets of a service manager, by the name of the NIC that each is for.
+
+    Raises:
+        ConfigError: they do not fit.
+        click.UsageError: --ready-fd is one of them.
+    """
+    sockets = take_activated()
+    if ready_fd is not None and 0 <= ready_fd - FIRST_ACTIVATED_FD < len(sockets):
+        raise click.UsageError(f"--ready-fd: {ready_fd} is a socket (LISTEN_FDS)", ctx)
+    return match_activated(sockets, config.nics)
 
 
 @command.command()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 
 import trio
 
@@ -17,6 +19,7 @@ _log = get_logger(__name__)
 async def serve(
     config: DaemonConfig,
     *,
+    listeners: Mapping[str, socket.socket] = MappingProxyType({}),
     on_listening: Callable[[], object] = lambda: None,
     shutdown_trigger: Callable[[], Awaitable[object]] | None = None,
     task_status: trio.TaskStatus[Switch] = trio.TASK_STATUS_IGNORED,
@@ -25,6 +28,8 @@ async def serve(
 
     Args:
         config: what to run; addresses that are absent are given by the rules of `NicSpec`.
+        listeners: listening sockets in place of those that NICs would make at their paths, by the
+            name of the NIC; as of `Switch.add_nic`.
         on_listening: called when all sockets listen and before the first frontend is served: the
             moment to give up rights that only the sockets needed. When it returns False, nobody is
             served; what it raises ends the daemon.
@@ -49,7 +54,7 @@ async def serve(
         for network in planned.config.networks:
             await switch.add_network(network)
         for nic in planned.config.nics:
-            await switch.add_nic(nic)
+            await switch.add_nic(nic, listener=listeners.get(nic.name))
         if on_listening() is not False:
             admission.set()
         _log.info("serving", networks=len(config.networks), nics=len(config.nics))

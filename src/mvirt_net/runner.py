@@ -19,7 +19,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class RunOptions:
     """End when the first frontend disconnects."""
     sock: socket.socket | None = None
     """A listening or connected socket for the only NIC, which has no path; ours to close."""
+    listeners: Mapping[str, socket.socket] = attrs.field(factory=dict)
+    """Listening sockets for NICs, by the name of the NIC; ours to close, but not to remove."""
     runas: Account | None = None
     """Whose rights to go on with when the sockets are there; None: as whoever has started us."""
     sandboxed: bool = True
@@ -130,6 +132,8 @@ class _Process:
             os.close(self.options.ready_fd)
         if self.options.sock is not None:
             self.options.sock.close()
+        for listener in self.options.listeners.values():
+            listener.close()
 
     async def _serve(
         self,
@@ -139,6 +143,7 @@ class _Process:
         """Serve until shutdown; the other tasks have no purpose then."""
         await serve(
             self.config,
+            listeners=self.options.listeners,
             on_listening=self._settle,
             shutdown_trigger=self._shutdown.wait,
             task_status=task_status,
@@ -174,7 +179,12 @@ class _Process:
             yield pid_path.parent, FsAccess.REMOVE_FILE
 
     def _socket_paths(self) -> list[Path]:
-        return [nic.socket_path for nic in self.config.nics if nic.socket_path is not None]
+        """Of the socket files that are ours."""
+        return [
+            nic.socket_path
+            for nic in self.config.nics
+            if nic.socket_path is not None and nic.name not in self.options.listeners
+        ]
 
     def _stop(self) -> None:
         """Begin the end, once."""

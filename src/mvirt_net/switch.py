@@ -9,6 +9,7 @@ name, an address or a path.
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from types import MappingProxyType
@@ -104,8 +105,13 @@ class Switch:
         if name in self._routes:
             self._routes.pop(name).close()
 
-    async def add_nic(self, spec: NicSpec) -> Nic:
+    async def add_nic(self, spec: NicSpec, *, listener: socket.socket | None = None) -> Nic:
         """Add a NIC and let frontends connect to it.
+
+        Args:
+            listener: a listening unix stream socket for it, in place of one that it would make at
+                `socket_path`, which is only a name then. Owned by the switch from here on, but not
+                its file.
 
         Returns:
             The NIC, its socket listening; `Nic.spec` has all addresses.
@@ -119,6 +125,16 @@ class Switch:
             CoreError: out of memory.
             trio.ClosedResourceError: the switch was closed.
         """
+        with contextlib.ExitStack() as unused:
+            if listener is not None:
+                unused.enter_context(listener)
+            nic = await self._start_nic(spec, listener)
+            unused.pop_all()
+        self._nics[spec.name] = nic
+        return nic
+
+    async def _start_nic(self, spec: NicSpec, listener: socket.socket | None) -> Nic:
+        """A NIC that listens, entered in the registry; not in `nics` yet."""
         self._check_open()
         complete = self._registry.add_nic(spec)
         nic = None
@@ -132,7 +148,7 @@ class Switch:
                 self._admission,
                 self._workers,
             )
-            await self._nursery.start(nic.serve)
+            await self._nursery.start(nic.serve, listener)
             self._check_open()
         except BaseException:
             if nic is None:
@@ -140,7 +156,6 @@ class Switch:
             else:
                 await self._end(nic)
             raise
-        self._nics[spec.name] = nic
         return nic
 
     async def update_nic(
