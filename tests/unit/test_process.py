@@ -291,7 +291,7 @@ def _take_terminal() -> None:
 _STUCK = """
 import sys, time
 from mvirt_net import cli, runner
-async def serve(config, *, on_listening, shutdown_trigger, task_status):
+async def serve(config, *, listeners, on_listening, shutdown_trigger, task_status):
     task_status.started(None)
     await shutdown_trigger()
     time.sleep(60)
