@@ -117,6 +117,7 @@ def started(
     *args: str,
     command: Sequence[str] = ("-m", "mvirt_net"),
     wrapper: Sequence[str] = (),
+    python: str | Path = sys.executable,
     fd: int | None = None,
     **options: Any,
 ) -> Iterator[Daemon]:
@@ -126,6 +127,7 @@ def started(
         args: its arguments.
         command: what Python runs.
         wrapper: a program, with its arguments, that runs Python.
+        python: the Python.
         fd: a descriptor to hand down.
         options: for Popen.
     """
@@ -135,7 +137,7 @@ def started(
     with os.fdopen(ready, "rb") as reader:
         try:
             process = subprocess.Popen(
-                [*wrapper, sys.executable, *command, *args, *reporting],
+                [*wrapper, python, *command, *args, *reporting],
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
