@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tarfile
 import venv
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,21 +20,7 @@ ROOT = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.dist,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(
-        find_spec("build") is None or find_spec("auditwheel") is None,
-        reason="needs the group 'dist' of pyproject.toml, which 'make test' installs",
-    ),
 ]
-
-
-@pytest.fixture(scope="module")
-def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make dist` makes: the wheel is built from the source distribution."""
-    folder = tmp_path_factory.mktemp("dist")
-    command = [str(ROOT / "scripts" / "dist"), sys.executable, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
 
 
 def the_only(folder: Path, pattern: str) -> Path:

@@ -28,7 +28,7 @@ ENOUGH = 100
 """Answers that show that packets flow: a second of them."""
 
 _ANSWER = re.compile(
-    r"^\[([0-9.]+)\] \d+ bytes from .* icmp_seq=(\d+) .*?(DUP!)?\)?$", re.MULTILINE
+    r"^\[([0-9.]+)\] \d+ bytes from .* icmp_seq=(\d+) ttl=\d+ time=([0-9.]+) ms", re.MULTILINE
 )
 _SENT = re.compile(r"^(\d+) packets transmitted", re.MULTILINE)
 
@@ -42,9 +42,14 @@ class Outage:
     duplicates: int
     silence: float
     """Seconds between two answers, the longest."""
+    late: float
+    """Seconds until the answer that took longest."""
 
     def __str__(self) -> str:
-        return f"{self.lost} of {self.sent} pings lost, {self.silence:.2f} s without an answer"
+        return (
+            f"{self.lost} of {self.sent} pings lost, {self.silence:.2f} s without an answer,"
+            f" the latest one after {self.late:.2f} s"
+        )
 
 
 @attrs.frozen
@@ -82,13 +87,14 @@ class Ping:
         found = _SENT.search(text)
         assert found is not None
         sent = int(found[1])
-        came = [float(moment) for moment, _number, _dup in answers]
-        numbers = [number for _moment, number, _dup in answers]
+        came = [float(moment) for moment, _number, _took in answers]
+        numbers = [number for _moment, number, _took in answers]
         return Outage(
             sent=sent,
             lost=sent - len(set(numbers)),
             duplicates=len(numbers) - len(set(numbers)),
             silence=max(b - a for a, b in itertools.pairwise(came)),
+            late=max(float(took) for _moment, _number, took in answers) / 1000,
         )
 
 

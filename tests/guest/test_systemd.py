@@ -1,0 +1,127 @@
+"""Debian's systemd starts the units for real, as process 1 of a guest that has nothing but the wheel.
+
+The frontends are those of the harness, in the guest.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from .image import Image
+from .qemu import Guest, boot_guest
+from .systemd_image import GUEST_PYTHON, build_systemd_image
+
+ROOT = Path(__file__).parents[2]
+UNITS = ROOT / "contrib" / "systemd"
+
+pytestmark = [pytest.mark.guest, pytest.mark.dist, pytest.mark.timeout(400)]
+
+CONFIG = """
+[[network]]
+name = "blue"
+ipv4_subnet = "10.0.0.0/24"
+[[nic]]
+name = "vm1"
+network = "blue"
+mac_address = "52:54:00:12:34:56"
+ipv4_address = "10.0.0.5"
+socket_path = "{path}"
+"""
+
+FRONTEND = """
+import sys
+from pathlib import Path
+import trio
+from tests.harness.process import serves_a_guest
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        await serves_a_guest(nursery, Path(sys.argv[1]))
+
+trio.run(main)
+print("served")
+"""
+
+
+@pytest.fixture(scope="module")
+def systemd_image(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    folder = tmp_path_factory.mktemp("systemd")
+    (folder / "frontend.py").write_text(FRONTEND)
+    more = {
+        **{f"etc/systemd/system/{unit.name}": unit for unit in UNITS.iterdir()},
+        "usr/test/frontend.py": folder / "frontend.py",
+        "usr/test/tests/harness": ROOT / "tests" / "harness",
+    }
+    [wheel] = dist.glob("*.whl")
+    return build_systemd_image(wheel, more, folder)
+
+
+async def configure(guest: Guest, path: str) -> None:
+    await guest.run(f"cat > /etc/mvirt-net.toml <<'END'\n{CONFIG.format(path=path)}\nEND")
+
+
+async def serves(guest: Guest, path: str) -> None:
+    """A frontend gets its answers there."""
+    said = await guest.run(f"cd /usr/test; python{GUEST_PYTHON} -B frontend.py {path}", timeout=90)
+    assert said == "served\n"
+
+
+async def main_pid(guest: Guest) -> int:
+    return int(await guest.run("systemctl show --value -p MainPID mvirt-net"))
+
+
+async def journal(guest: Guest) -> str:
+    return await guest.run("journalctl --no-pager -o cat -u mvirt-net")
+
+
+async def test_service(systemd_image: Image, folder: Path) -> None:
+    """`systemctl start` returns when it serves; under what it is; that it comes back."""
+    path = "/run/mvirt-net/vm1.sock"
+    async with boot_guest(systemd_image, folder, memory=(1024,)) as guest:
+        await configure(guest, path)
+        await guest.run("systemctl start mvirt-net", timeout=90)
+        assert (await guest.run(f"stat -c '%a %G' {path}")) == "660 kvm\n"
+        await serves(guest, path)
+
+        pid = await main_pid(guest)
+        status = dict(
+            re.findall(r"^(\w+):\t(.*)$", await guest.run(f"cat /proc/{pid}/status"), re.M)
+        )
+        assert int(status["Uid"].split()[0]) >= 61184  # a dynamic one
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+        assert {int(status[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {0}
+        assert "event=sandboxed" in await journal(guest)
+
+        await guest.run("systemctl kill -s KILL mvirt-net")
+        await guest.wait_until(f"systemctl is-active -q mvirt-net && [ -S {path} ]")
+        assert await main_pid(guest) not in (0, pid)
+        await serves(guest, path)
+
+        await guest.run("systemctl stop mvirt-net")
+        assert (await guest.try_run("ls /run/mvirt-net")).status != 0
+        assert "event=stopped" in await journal(guest)
+
+
+async def test_sockets(systemd_image: Image, folder: Path) -> None:
+    """The daemon is started by the first frontend; the sockets are there whatever comes of it."""
+    path = "/run/vhost-user/vm1.sock"
+    async with boot_guest(systemd_image, folder, memory=(1024,)) as guest:
+        await configure(guest, path)
+        await guest.run("systemctl start mvirt-net-nic@vm1.socket")
+        assert (await guest.run(f"stat -c '%a %U %G' {path}")) == "660 root kvm\n"
+        assert await main_pid(guest) == 0
+        await serves(guest, path)
+        first = await main_pid(guest)
+        assert first != 0
+
+        await guest.run("systemctl stop mvirt-net")
+        assert await main_pid(guest) == 0
+        await serves(guest, path)
+        assert await main_pid(guest) not in (0, first)
+        assert "left behind" not in await journal(guest)
+
+        await guest.run("systemctl stop mvirt-net mvirt-net-nic@vm1.socket")
+        assert (await guest.try_run(f"ls {path}")).status != 0
