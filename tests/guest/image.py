@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -105,6 +105,8 @@ class Contents:
     files: Sequence[str] = FILES
     ours: Sequence[Path] = (ROOTFS,)
     """Folders whose content is the image's, too."""
+    prepare: Callable[[Path], None] = lambda _root: None
+    """Called with the folder in which the packages are unpacked."""
 
 
 PLAIN = Contents(name="image")
@@ -119,7 +121,7 @@ def build_image(contents: Contents = PLAIN) -> Image:
     sources = [Path(__file__), Path(debs.__file__), Path(__file__).with_name("cpio.py")]
     for folder in contents.ours:
         sources += sorted(path for path in folder.rglob("*") if path.is_file())
-    recipe = [repr((contents.packages, contents.files)).encode()]
+    recipe = [repr(contents.packages).encode(), repr(contents.files).encode()]
     recipe += [path.read_bytes() for path in sources]
     return _image_in(debs.kept(contents.name, recipe, partial(_make, contents)))
 
@@ -133,6 +135,7 @@ def _make(contents: Contents, folder: Path) -> None:
     root = folder / "root"
     root.mkdir()
     debs.unpack([*contents.packages, *debs.dependencies(KERNEL_PACKAGE)], root)
+    contents.prepare(root)
     (kernel,) = root.glob("boot/vmlinuz-*")
     kernel.rename(image.kernel)
     # Not compressed: TCG copies faster than it inflates.
