@@ -236,6 +236,7 @@ async def boot_guest(
     *,
     memory: Sequence[int] = (256,),
     cpus: int = 1,
+    cpu: str = "qemu64",
 ) -> AsyncIterator[Guest]:
     """A guest that has booted and waits for commands; QEMU is gone at the end.
 
@@ -246,12 +247,13 @@ async def boot_guest(
         memory: the sizes in MiB of the pieces that the guest's memory consists of, each a file
             and a NUMA node of its own.
         cpus: how many the guest has; Linux uses no more queue pairs.
+        cpu: QEMU's name for what they are.
     """
     agent, agent_of_qemu = LineStream.pair()
     qmp, qmp_of_qemu = LineStream.pair()
     command = [
         *_machine(image, folder / "console.log", agent_of_qemu.fileno(), qmp_of_qemu.fileno()),
-        *("-smp", str(cpus)),
+        *("-cpu", cpu, "-smp", str(cpus)),
         *_memory(memory),
         *(argument for number, nic in enumerate(nics) for argument in nic.arguments(number)),
     ]

@@ -30,6 +30,8 @@ pytestmark = [
 
 MEMORY = 960
 """MiB of a guest whose files are all in memory."""
+CPU = "Nehalem"
+"""The oldest for which the core is built (x86-64-v2); what QEMU has by default is older."""
 
 CONFIG = """
 [[network]]
@@ -97,7 +99,7 @@ async def journal(guest: Guest) -> str:
 async def test_service(systemd_image: Image, folder: Path) -> None:
     """`systemctl start` returns when it serves; under what it is; that it comes back."""
     path = "/run/mvirt-net/vm1.sock"
-    async with boot_guest(systemd_image, folder, memory=(MEMORY,)) as guest:
+    async with boot_guest(systemd_image, folder, memory=(MEMORY,), cpu=CPU) as guest:
         await configure(guest, path)
         await start(guest, "mvirt-net")
         assert (await guest.run(f"stat -c '%a %G' {path}")) == "660 kvm\n"
@@ -125,7 +127,7 @@ async def test_service(systemd_image: Image, folder: Path) -> None:
 async def test_sockets(systemd_image: Image, folder: Path) -> None:
     """The daemon is started by the first frontend; the sockets are there whatever comes of it."""
     path = "/run/vhost-user/vm1.sock"
-    async with boot_guest(systemd_image, folder, memory=(MEMORY,)) as guest:
+    async with boot_guest(systemd_image, folder, memory=(MEMORY,), cpu=CPU) as guest:
         await configure(guest, path)
         await start(guest, "mvirt-net-nic@vm1.socket")
         assert (await guest.run(f"stat -c '%a %U %G' {path}")) == "660 root kvm\n"

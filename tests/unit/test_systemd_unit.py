@@ -20,6 +20,7 @@ from tests.harness import VhostTestClient
 from tests.harness.process import (
     HOT,
     MAC,
+    NOBODY,
     WITHOUT_RIGHTS,
     make_hot,
     serves_a_guest,
@@ -158,7 +159,7 @@ async def test_system_calls_are_allowed(
     strace = ("strace", "-f", "--quiet=all", "-o", str(trace))
     cpu = str(min(os.sched_getaffinity(0)))
     args = (*single(path), "--mac-addr", MAC, "--pid", f"{folder}/pid")
-    args += (*HOT, "--worker-cpus", cpu)
+    args += (*HOT, "--worker-cpus", cpu, "--socket-group", str(os.getgid() or NOBODY.pw_gid))
     with started(*args, command=("-c", WITHOUT_RIGHTS), wrapper=strace) as daemon:
         # Not its ready line, for strace keeps that descriptor open.
         await trio.to_thread.run_sync(daemon.wait_event, "serving")
