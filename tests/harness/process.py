@@ -153,6 +153,15 @@ def started(
                 process.kill()
 
 
+def activator(*paths: Path) -> tuple[str, ...]:
+    """A wrapper that listens, and becomes the daemon when somebody connects."""
+    listen = (f"--listen={path}" for path in paths)
+    names = ":".join(path.stem for path in paths)
+    # By itself it hands nothing on of what Python and the sanitizers may need.
+    environment = (f"--setenv={name}={value}" for name, value in os.environ.items())
+    return ("systemd-socket-activate", *listen, f"--fdname={names}", *environment)
+
+
 def two_nics(folder: Path) -> tuple[str, ...]:
     """Arguments that serve the NICs of `CONFIG`, with all files in `folder`."""
     path = folder / "x.toml"

@@ -19,7 +19,7 @@ from mvirt_net import DaemonConfig, NetworkSpec, NicSpec
 from mvirt_net.exits import ExitCode
 from tests.harness import VhostTestClient
 from tests.harness.exchanges import arp_gateway
-from tests.harness.process import MAC, Daemon, started
+from tests.harness.process import MAC, Daemon, activator, started
 
 from .test_systemd_unit import needs
 
@@ -43,15 +43,6 @@ ipv4_address = "10.0.0.6"
 name = "vm3"
 network = "blue"
 """
-
-
-def activator(*paths: Path) -> tuple[str, ...]:
-    """A wrapper that listens, and becomes the daemon when somebody connects."""
-    listen = (f"--listen={path}" for path in paths)
-    names = ":".join(path.stem for path in paths)
-    # By itself it hands nothing on of what Python and the sanitizers may need.
-    environment = (f"--setenv={name}={value}" for name, value in os.environ.items())
-    return ("systemd-socket-activate", *listen, f"--fdname={names}", *environment)
 
 
 def serve(folder: Path) -> tuple[str, ...]:
