@@ -21,7 +21,7 @@ UNITS = ROOT / "contrib" / "systemd"
 pytestmark = [
     pytest.mark.guest,
     pytest.mark.dist,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         ".".join(map(str, sys.version_info[:2])) != GUEST_PYTHON,
         reason=f"needs Python {GUEST_PYTHON}, which is the guest's",
