@@ -14,7 +14,7 @@ C_HEADERS := $(wildcard src/mvirt_net/ffi/*.h)
 BUILD_INPUTS := $(C_SOURCES) $(C_HEADERS) src/mvirt_net/ffi/build.py setup.py
 PY_FILES := src tests bench fuzz setup.py
 
-.PHONY: help run demo test unit format bench bench-peers soak sanitize races fuzz fuzz-coverage mutants clean
+.PHONY: help run demo test unit dist format bench bench-peers soak sanitize races fuzz fuzz-coverage mutants clean
 .PHONY: protos completion lint lint-format lint-python lint-types lint-imports lint-c
 help:
 	@echo "make run       start the daemon on $(CONFIG) and say how to attach a VM"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench     the figures"
 	@echo "make bench-peers  side by side with DPDK, Open vSwitch and kernel taps; figures into RESULTS"
 	@echo "make soak      see whether it leaks, loses or spins; MINUTES=10 of traffic"
+	@echo "make dist      wheel and source distribution, into dist"
 	@echo "make format    format the Python files"
 	@echo "make protos    compile the .proto files of the gRPC interface"
 	@echo "make completion  write the files that let shells complete commands"
@@ -69,7 +70,7 @@ help:
 
 .make/tools: .make/venv pyproject.toml
 	@echo "Installing what tests and lint need into $(VENV)"
-	@$(BIN)/pip install -q --group test --group lint
+	@$(BIN)/pip install -q --group test --group lint --group dist
 	@touch $@
 
 .make/bench-tools: .make/venv pyproject.toml
@@ -115,7 +116,11 @@ test: .make/package .make/tools .make/system-test
 	$(PYTEST) --durations=10
 
 unit: .make/package .make/tools
-	$(PYTEST) -m 'not guest'
+	$(PYTEST) -m 'not guest and not dist'
+
+dist: .make/tools
+	@rm -rf dist
+	@scripts/dist $(BIN)/python dist
 
 # Some minutes: each check in C is a build of its own.
 mutants: .make/package .make/tools
@@ -192,7 +197,7 @@ sanitize: $(SANITIZED_STAMP)
 	LD_PRELOAD="$(SANITIZER_LIBS)" PYTHONPATH=$(SANITIZED)/src \
 	ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=1:thread_local_quarantine_size_kb=64 \
 	UBSAN_OPTIONS=print_stacktrace=1 \
-	$(PYTEST) -m 'not guest' -p no:cacheprovider --ignore=tests/test_soak.py
+	$(PYTEST) -m 'not guest and not dist' -p no:cacheprovider --ignore=tests/test_soak.py
 
 SECONDS ?= 60
 RACES := $(CURDIR)/build/races

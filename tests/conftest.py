@@ -6,9 +6,12 @@ import contextlib
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
@@ -25,6 +28,8 @@ from tests.unit import rig
 # The same examples each time, and no limit but that of every test: machines stand still at times.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
+
+ROOT = Path(__file__).parents[1]
 
 HUGE_PAGES = 16
 """Of 2 MiB. DPDK maps eight, and takes one more before it gives another back."""
@@ -109,3 +114,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         if "run" in mark.kwargs:
             item.add_marker(pytest.mark.trio(run=mark.kwargs["run"]), append=False)
             break
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make dist` makes: the wheel is built from the source distribution."""
+    if find_spec("build") is None or find_spec("auditwheel") is None:
+        pytest.skip("needs the group 'dist' of pyproject.toml, which 'make test' installs")
+    folder = tmp_path_factory.mktemp("dist")
+    command = [str(ROOT / "scripts" / "dist"), sys.executable, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder

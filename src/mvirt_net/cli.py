@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from ipaddress import IPv4Interface, ip_address
@@ -34,7 +35,7 @@ from .endpoints import DEFAULT_GRPC
 from .errors import ConfigError
 from .exits import PROGRAM, ExitCode, report
 from .ffi import MAX_FRAME
-from .inherited import take_socket
+from .inherited import FIRST_ACTIVATED_FD, match_activated, take_activated, take_socket
 from .logsetup import LogFormat, set_up_logging
 from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec, PollingSpec, SocketAccess
 from .places import CONTROL_SOCKET, daemon_socket_dir
@@ -545,12 +546,13 @@ def serve(
         return _with_state(_with_polling(ctx, config, polling), state, no_state=no_state)
 
     config = read()
+    listeners = _activated(ctx, config, options["ready_fd"])
     if options["capture_dir"] and not config.api.http:
         raise click.UsageError("--capture-dir is for --http", ctx)
     groups = {
         nic.socket_group
         for nic in config.nics
-        if nic.socket_path and nic.socket_path.parent == socket_dir
+        if nic.socket_path and nic.socket_path.parent == socket_dir and nic.name not in listeners
     }
     if config.api.is_wanted:
         groups.add(config.defaults.socket_group)
@@ -558,7 +560,22 @@ def serve(
         _make_dir(socket_dir, account, groups)
     if config.state == _default_state():
         _make_state_dir(_default_state().parent, account)
-    _run(ctx, config, reload=read, config_path=path, **options)
+    _run(ctx, config, reload=read, config_path=path, listeners=listeners, **options)
+
+
+def _activated(
+    ctx: click.Context, config: DaemonConfig, ready_fd: int | None
+) -> dict[str, socket.socket]:
+    """The sockets of a service manager, by the name of the NIC that each is for.
+
+    Raises:
+        ConfigError: they do not fit.
+        click.UsageError: --ready-fd is one of them.
+    """
+    sockets = take_activated()
+    if ready_fd is not None and 0 <= ready_fd - FIRST_ACTIVATED_FD < len(sockets):
+        raise click.UsageError(f"--ready-fd: {ready_fd} is a socket (LISTEN_FDS)", ctx)
+    return match_activated(sockets, config.nics)
 
 
 @command.command()
@@ -602,7 +619,7 @@ def trace_command(
     **fields: Any,
 ) -> None:
     """Say where a packet would go, and why, without a daemon or a guest."""
-    config = _load(path, socket_dir or _default_socket_dir())
+    config = _load(path, socket_dir or daemon_socket_dir())
     if (packet is None) == (fields["dst"] is None):
         raise click.UsageError("exactly one of --packet and --dst is needed", ctx)
     try:

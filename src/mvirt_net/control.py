@@ -18,10 +18,12 @@ The wording of refusals that upstream has, too, is upstream's.
 from __future__ import annotations
 
 import contextlib
+import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import attrs
@@ -91,13 +93,16 @@ class Control:
 
     # Beginning, reloading, the end.
 
-    async def start(self, config: DaemonConfig) -> None:
+    async def start(
+        self, config: DaemonConfig, listeners: Mapping[str, socket.socket] = MappingProxyType({})
+    ) -> None:
         """Serve what the file has, and what is stored as far as it fits.
 
         No thread is made. What is stored and cannot be served is in the log, and in its record.
 
         Args:
             config: what the file says, without anything that is given to NICs that do not ask.
+            listeners: as of `daemon.serve`.
 
         Raises:
             ConfigError: the first thing that is wrong with the file; nothing is served then.
@@ -108,7 +113,7 @@ class Control:
         stored = self._store.load()
         self._roster.networks = {entry.id: entry for entry in stored.networks}
         self._roster.nics = {entry.id: entry for entry in stored.nics}
-        given = await self._bring_about(config, strict=True)
+        given = await self._bring_about(config, strict=True, listeners=listeners)
         for entry in given:
             self._store.put_nic_blocking(entry, in_stored_network=self._roster.is_stored(entry))
 
@@ -384,10 +389,16 @@ class Control:
 
     # What the verbs have in common.
 
-    async def _bring_about(self, config: DaemonConfig, *, strict: bool) -> list[NicEntry]:
+    async def _bring_about(
+        self,
+        config: DaemonConfig,
+        *,
+        strict: bool,
+        listeners: Mapping[str, socket.socket] = MappingProxyType({}),
+    ) -> list[NicEntry]:
         """As of `Roster`, and tell what has changed by it."""
         before = self._records()
-        given = await self._roster.bring_about(config, strict=strict)
+        given = await self._roster.bring_about(config, strict=strict, listeners=listeners)
         self._tell_differences(before)
         return given
 

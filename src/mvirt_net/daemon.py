@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import attrs
 import trio
@@ -30,6 +32,7 @@ async def serve(
     capture_dir: Path | None = None,
     open_state: Callable[[Path], Store] = open_store,
     on_control: Callable[[Control], object] = lambda _control: None,
+    listeners: Mapping[str, socket.socket] = MappingProxyType({}),
     on_listening: Callable[[], object] = lambda: None,
     shutdown_trigger: Callable[[], Awaitable[object]] | None = None,
     task_status: trio.TaskStatus[Switch] = trio.TASK_STATUS_IGNORED,
@@ -42,6 +45,8 @@ async def serve(
         capture_dir: where clients of the API may have captures written; None: nowhere.
         open_state: opens `DaemonConfig.state`, if there is one.
         on_control: called with the verbs, when all sockets listen, before `on_listening`.
+        listeners: listening sockets in place of those that NICs would make at their paths, by the
+            name of the NIC; as of `Switch.add_nic`.
         on_listening: called when all sockets listen and before the first frontend is served: the
             moment to give up rights that only the sockets needed. When it returns False, nobody is
             served; what it raises ends the daemon.
@@ -66,7 +71,7 @@ async def serve(
             captures = CaptureControl(switch, capture_dir)
             control = Control(switch, config.socket_dir, store, config.defaults)
             try:
-                await control.start(config)
+                await control.start(config, listeners)
                 on_control(control)
                 if capture is not None:
                     await switch.start_capture(**attrs.asdict(capture))

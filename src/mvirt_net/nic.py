@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import socket
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -268,11 +269,20 @@ class Nic:
             return self._port.enqueue(frame)
         return self._backend.inject(frame)
 
-    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(
+        self,
+        listener: socket.socket | None = None,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Listen on the NIC's socket path and serve frontends, until cancelled or closed.
 
         A NIC without socket path only waits for its end. `task_status.started` is called when
         frontends can connect; nothing but a cancellation is raised after that.
+
+        Args:
+            listener: a listening unix stream socket in place of one of our own; owned from here
+                on, but not its file.
 
         Raises:
             SocketInUseError: another process listens on the path.
@@ -281,15 +291,20 @@ class Nic:
             trio.ClosedResourceError: the NIC was closed before.
         """
         with self._using_port():
-            if self.spec.socket_path is None:
+            if listener is not None:
+                with trio.socket.from_stdlib_socket(listener) as sock:
+                    task_status.started()
+                    del task_status
+                    await self._serve_listener(_InheritedListener(sock))
+            elif self.spec.socket_path is None:
                 task_status.started()
                 del task_status  # which holds on to all that was needed for waiting for us
                 await trio.sleep_forever()
             else:
-                with open_unix_listener(self.spec.socket_path, self.spec) as listener:
+                with open_unix_listener(self.spec.socket_path, self.spec) as own:
                     task_status.started()
                     del task_status
-                    await self._serve_listener(listener)
+                    await self._serve_listener(own, partial(self._look_at_place, own))
 
     async def serve_connection(self, sock: trio.socket.SocketType) -> None:
         """Serve one connected frontend until it goes, after the one before has gone.
@@ -356,11 +371,15 @@ class Nic:
 
     # Listening.
 
-    async def _serve_listener(self, listener: UnixListener) -> None:
-        """Serve those who come to the NIC's own socket file."""
+    async def _serve_listener(
+        self,
+        listener: UnixListener | _InheritedListener,
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`_serve_all`, as soon as anybody is to be served."""
         if self._admission is not None:
             await self._admission.wait()
-        await self._serve_all(listener, partial(self._look_at_place, listener))
+        await self._serve_all(listener, look)
 
     async def _serve_all(
         self,

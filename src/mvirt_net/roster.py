@@ -7,8 +7,10 @@ the verbs want together (`inventory`), and makes the list anew.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, TypeVar
 
@@ -115,12 +117,15 @@ class Roster:
 
     # Following the file.
 
-    async def bring_about(self, config: DaemonConfig, *, strict: bool) -> list[NicEntry]:
+    async def bring_about(
+        self, config: DaemonConfig, *, strict: bool, listeners: Mapping[str, socket.socket]
+    ) -> list[NicEntry]:
         """Serve what `config` and the list say together, and bring the list up to that.
 
         Args:
             config: of the file.
             strict: let the failure of a NIC of the file out; else it is recorded.
+            listeners: as of `daemon.serve`.
 
         Returns:
             NICs that a verb made and that have been given an address since, to be stored.
@@ -135,10 +140,12 @@ class Roster:
         target = reconcile(config, networks, nics, kept)
         for problem in target.plan.problems:
             raise problem
-        failed = await self._serve(target, strict=strict)
+        failed = await self._serve(target, listeners, strict=strict)
         return self._take_stock(target, networks, nics, failed)
 
-    async def _serve(self, target: Target, *, strict: bool) -> dict[tuple[str, str], str]:
+    async def _serve(
+        self, target: Target, listeners: Mapping[str, socket.socket], *, strict: bool
+    ) -> dict[tuple[str, str], str]:
         """Go from what is served to `target`.
 
         Returns:
@@ -161,7 +168,10 @@ class Roster:
         of_file |= {("nic", spec.name) for spec in target.plan.config.nics}
         additions: list[tuple[str, NetworkSpec | NicSpec, Callable[[Any], Awaitable[object]]]] = [
             *(("network", spec, switch.add_network) for spec in todo.added_networks),
-            *(("nic", spec, switch.add_nic) for spec in todo.added_nics),
+            *(
+                ("nic", spec, partial(switch.add_nic, listener=listeners.get(spec.name)))
+                for spec in todo.added_nics
+            ),
         ]
         for kind, spec, add in additions:
             try:

@@ -21,7 +21,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ class RunOptions:
     """End when the first frontend disconnects."""
     sock: socket.socket | None = None
     """A listening or connected socket for the only NIC, which has no path; ours to close."""
+    listeners: Mapping[str, socket.socket] = attrs.field(factory=dict)
+    """Listening sockets for NICs, by the name of the NIC; ours to close, but not to remove."""
     runas: Account | None = None
     """Whose rights to go on with when the sockets are there; None: as whoever has started us."""
     pcap: CaptureSpec | None = None
@@ -149,6 +151,8 @@ class _Process:
             os.close(self.options.ready_fd)
         if self.options.sock is not None:
             self.options.sock.close()
+        for listener in self.options.listeners.values():
+            listener.close()
 
     async def _serve(
         self,
@@ -162,6 +166,7 @@ class _Process:
             capture_dir=self.options.capture_dir,
             open_state=self._open_state,
             on_control=self._take_control,
+            listeners=self.options.listeners,
             on_listening=self._settle,
             shutdown_trigger=self._shutdown.wait,
             task_status=task_status,
@@ -239,9 +244,13 @@ class _Process:
                 yield folder, FsAccess.MAKE_SOCK | FsAccess.REMOVE_FILE
 
     def _socket_paths(self) -> list[Path]:
-        """Of the control interfaces, and of the NICs that are served now."""
+        """Of the control interfaces, and of the NICs that are served now, as far as they are ours."""
         assert self._control is not None
-        nics = (nic.spec.socket_path for nic in self._control.list_nics() if not nic.error)
+        nics = (
+            nic.spec.socket_path
+            for nic in self._control.list_nics()
+            if not nic.error and nic.spec.name not in self.options.listeners
+        )
         return [*self.config.api.socket_paths, *(path for path in nics if path is not None)]
 
     def _stop(self) -> None:

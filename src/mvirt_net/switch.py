@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import AsyncIterator, Container, Iterable, Mapping
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -176,13 +177,20 @@ class Switch:
             self._routes.pop(name).close()
 
     async def add_nic(
-        self, spec: NicSpec, avoid: Container[IPv4Address | IPv6Address] = frozenset()
+        self,
+        spec: NicSpec,
+        avoid: Container[IPv4Address | IPv6Address] = frozenset(),
+        *,
+        listener: socket.socket | None = None,
     ) -> Nic:
         """Add a NIC and let frontends connect to it.
 
         Args:
             spec: of the NIC.
             avoid: addresses that it is not given, though they are free.
+            listener: a listening unix stream socket for it, in place of one that it would make at
+                `socket_path`, which is only a name then. Owned by the switch from here on, but not
+                its file.
 
         Returns:
             The NIC, its socket listening; `Nic.spec` has all addresses.
@@ -197,6 +205,21 @@ class Switch:
             CoreError: out of memory.
             trio.ClosedResourceError: the switch was closed.
         """
+        with contextlib.ExitStack() as unused:
+            if listener is not None:
+                unused.enter_context(listener)
+            nic = await self._start_nic(spec, avoid, listener)
+            unused.pop_all()
+        self._nics[spec.name] = nic
+        return nic
+
+    async def _start_nic(
+        self,
+        spec: NicSpec,
+        avoid: Container[IPv4Address | IPv6Address],
+        listener: socket.socket | None,
+    ) -> Nic:
+        """A NIC that listens, entered in the registry; not in `nics` yet."""
         self._check_open()
         complete = self._registry.add_nic(spec, avoid)
         nic = None
@@ -212,7 +235,7 @@ class Switch:
                 self.request_times,
             )
             self._add_to_captures(nic)
-            await self._nursery.start(nic.serve)
+            await self._nursery.start(nic.serve, listener)
             self._check_open()
         except BaseException:
             if nic is None:
@@ -220,7 +243,6 @@ class Switch:
             else:
                 await self._end(nic)
             raise
-        self._nics[spec.name] = nic
         return nic
 
     async def update_nic(

@@ -1,4 +1,4 @@
-"""Fixtures of the tests with real frontends, and the seconds that each of them took."""
+"""Fixtures of the tests with real frontends, and the seconds and figures of each of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def folder() -> Iterator[Path]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how long each test of this folder took; nobody has to ask by ``--durations``."""
+    """Say how long each test of this folder took, without ``--durations``, and what it measured
+    (``record_property``).
+    """
     reports = [
         report
         for outcome in ("passed", "failed")
@@ -44,5 +46,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in reports:
             name = report.nodeid.partition("::")[2]
             terminalreporter.write_line(f"{report.duration:6.1f} s  {report.outcome}  {name}")
+            for what, figure in report.user_properties:
+                terminalreporter.write_line(f"{'':10}{what}: {figure}")
         total = sum(report.duration for report in reports)
         terminalreporter.write_line(f"{total:6.1f} s  together")

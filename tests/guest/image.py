@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -82,7 +83,7 @@ MODULES = ("virtio_pci", "virtio_console", "virtio_net")
 """The drivers that Debian's cloud kernel does not have built in; dependencies are added."""
 
 _LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
-_ROOTFS = Path(__file__).with_name("rootfs")
+ROOTFS = Path(__file__).with_name("rootfs")
 _MOUNT_POINTS = ("dev", "proc", "sys", "run", "tmp", "root", "var/lib/dhcp", "var/run")
 _MODULE_DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
@@ -95,47 +96,67 @@ class Image:
     initramfs: Path
 
 
-def build_image() -> Image:
+@attrs.frozen(kw_only=True)
+class Contents:
+    """What an image is made of."""
+
+    name: str
+    packages: Sequence[str] = PACKAGES
+    files: Sequence[str] = FILES
+    ours: Sequence[Path] = (ROOTFS,)
+    """Folders whose content is the image's, too."""
+    prepare: Callable[[Path], None] = lambda _root: None
+    """Called with the folder in which the packages are unpacked."""
+
+
+PLAIN = Contents(name="image")
+
+
+def build_image(contents: Contents = PLAIN) -> Image:
     """The image, built when it is not there yet (some seconds and 40 MB of downloads).
 
     Raises:
         DebsError: the packages cannot be had.
     """
-    recipe = [Path(__file__), Path(debs.__file__), Path(__file__).with_name("cpio.py")]
-    recipe += sorted(path for path in _ROOTFS.rglob("*") if path.is_file())
-    folder = debs.kept("image", [path.read_bytes() for path in recipe], _make)
-    return _image_in(folder)
+    sources = [Path(__file__), Path(debs.__file__), Path(__file__).with_name("cpio.py")]
+    for folder in contents.ours:
+        sources += sorted(path for path in folder.rglob("*") if path.is_file())
+    recipe = [repr(contents.packages).encode(), repr(contents.files).encode()]
+    recipe += [path.read_bytes() for path in sources]
+    return _image_in(debs.kept(contents.name, recipe, partial(_make, contents)))
 
 
 def _image_in(folder: Path) -> Image:
     return Image(kernel=folder / "vmlinuz", initramfs=folder / "initramfs.cpio")
 
 
-def _make(folder: Path) -> None:
+def _make(contents: Contents, folder: Path) -> None:
     image = _image_in(folder)
     root = folder / "root"
     root.mkdir()
-    debs.unpack([*PACKAGES, *debs.dependencies(KERNEL_PACKAGE)], root)
+    debs.unpack([*contents.packages, *debs.dependencies(KERNEL_PACKAGE)], root)
+    contents.prepare(root)
     (kernel,) = root.glob("boot/vmlinuz-*")
     kernel.rename(image.kernel)
     # Not compressed: TCG copies faster than it inflates.
     with image.initramfs.open("wb") as out:
-        _fill(CpioWriter(out), root)
+        _fill(CpioWriter(out), root, contents)
     shutil.rmtree(root)
 
 
-def _fill(archive: CpioWriter, root: Path) -> None:
+def _fill(archive: CpioWriter, root: Path, contents: Contents) -> None:
     for name in _MOUNT_POINTS:
         archive.add_folder(name)
-    for name in FILES:
+    for name in contents.files:
         archive.add_path(name, root / name)
-    for folder in _LIBRARY_FOLDERS:
-        for library in sorted((root / folder).glob("*.so*")):
-            archive.add_path(f"{folder}/{library.name}", library)
+    for libraries in _LIBRARY_FOLDERS:
+        for library in sorted((root / libraries).glob("*.so*")):
+            archive.add_path(f"{libraries}/{library.name}", library)
     for number, module in enumerate(_with_dependencies(MODULES, root / "lib/modules")):
         archive.add_file(f"modules/{number:02}-{module.name}", module.read_bytes())
-    for ours in sorted(_ROOTFS.iterdir()):
-        archive.add_path(ours.name, ours)
+    for folder in contents.ours:
+        for ours in sorted(folder.iterdir()):
+            archive.add_path(ours.name, ours)
     archive.add_link("bin/sh", "dash")
     _add_applets(archive, root / "bin/busybox")
     archive.close()

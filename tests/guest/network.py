@@ -7,7 +7,7 @@ import re
 
 import attrs
 
-from .qemu import Guest, GuestError
+from .qemu import Agent, GuestError
 
 GATEWAY = "169.254.0.1"
 
@@ -25,17 +25,17 @@ class Configuration:
     name_servers: list[str]
 
 
-async def lease_by_udhcpc(guest: Guest, nic: str = "eth0") -> str:
+async def lease_by_udhcpc(guest: Agent, nic: str = "eth0") -> str:
     """Get a lease by busybox's client with Debian's script; returns what it printed."""
     return await guest.run(f"udhcpc -i {nic} -n -q")
 
 
-async def lease_by_dhclient(guest: Guest, nic: str = "eth0") -> str:
+async def lease_by_dhclient(guest: Agent, nic: str = "eth0") -> str:
     """Get a lease by ISC's client, which goes on in the background; returns what it printed."""
     return await guest.run(f"dhclient -1 -v {nic}")
 
 
-async def configuration(guest: Guest, nic: str = "eth0") -> Configuration:
+async def configuration(guest: Agent, nic: str = "eth0") -> Configuration:
     """What `nic` looks like now."""
     # Each of ip's answers is one line of JSON.
     addresses, routes, *resolv_conf = (
@@ -57,13 +57,13 @@ async def configuration(guest: Guest, nic: str = "eth0") -> Configuration:
     )
 
 
-async def features(guest: Guest, nic: str = "eth0") -> set[int]:
+async def features(guest: Agent, nic: str = "eth0") -> set[int]:
     """The bits of the virtio features that driver and device have agreed on."""
     bits = (await guest.run(f"cat /sys/class/net/{nic}/device/features")).strip()
     return {number for number, bit in enumerate(bits) if bit == "1"}
 
 
-async def forget(guest: Guest, nic: str = "eth0") -> None:
+async def forget(guest: Agent, nic: str = "eth0") -> None:
     """Leave nothing of an earlier lease: no address, no route, no name server."""
     await guest.run(
         f"ip address flush dev {nic}; ip link set {nic} down; rm -f /etc/resolv.conf"
@@ -71,7 +71,7 @@ async def forget(guest: Guest, nic: str = "eth0") -> None:
     )
 
 
-async def ping(guest: Guest, options: str = "-c 3 -i 0.2", nic: str = "eth0") -> int:
+async def ping(guest: Agent, options: str = "-c 3 -i 0.2", nic: str = "eth0") -> int:
     """Ping the gateway through `nic`; returns the number of answers."""
     output = await guest.try_run(f"ping -n -W 5 -I {nic} {options} {GATEWAY}")
     found = _RECEIVED.search(output.text)
@@ -80,17 +80,17 @@ async def ping(guest: Guest, options: str = "-c 3 -i 0.2", nic: str = "eth0") ->
     return int(found[1])
 
 
-async def wait_for_gateway(guest: Guest, nic: str = "eth0") -> None:
+async def wait_for_gateway(guest: Agent, nic: str = "eth0") -> None:
     """Ping the gateway until it answers."""
     await guest.wait_until(f"ping -n -c 1 -W 1 -I {nic} {GATEWAY} > /dev/null")
 
 
-async def wait_for_carrier(guest: Guest, *, up: bool, nic: str = "eth0") -> None:
+async def wait_for_carrier(guest: Agent, *, up: bool, nic: str = "eth0") -> None:
     """Wait until the driver says that the cable is in, or out."""
     await guest.wait_until(f"[ $(cat /sys/class/net/{nic}/carrier) = {int(up)} ]")
 
 
-async def rebind_driver(guest: Guest, nic: str = "eth0") -> None:
+async def rebind_driver(guest: Agent, nic: str = "eth0") -> None:
     """Take the virtio_net driver off its device and put it back."""
     await guest.run(
         f"device=$(basename $(readlink /sys/class/net/{nic}/device))\n"

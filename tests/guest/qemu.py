@@ -37,7 +37,7 @@ _ANSWER_SECONDS = 30
 # translations page by page, which takes five seconds.
 # On a busy machine the emulated timer may not tick while the kernel looks whether it works, upon
 # which it would panic.
-_KERNEL_ARGUMENTS = (
+KERNEL_ARGUMENTS = (
     "console=ttyS0 loglevel=4 net.ifnames=0 mitigations=off no_timer_check rdinit=/init"
 )
 
@@ -101,16 +101,13 @@ class Output:
 
 
 @attrs.define(eq=False)
-class Guest:
-    """A running guest; made by `boot_guest`."""
+class Agent:
+    """What obeys us in a guest, whoever has started it."""
 
-    pid: int
-    """Of the QEMU process."""
     _agent: LineStream
-    _qmp: Qmp
-    _last_command: int = 0
-    _one_command: trio.Lock = attrs.Factory(trio.Lock)
-    _boot_id: str = ""
+    _last_command: int = attrs.field(default=0, init=False)
+    _one_command: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    _boot_id: str = attrs.field(default="", init=False)
 
     async def run(self, command: str, *, timeout: float = 60) -> str:
         """Run a shell command in the guest.
@@ -161,6 +158,25 @@ class Guest:
                     self._boot_id = words[1]
                     return
 
+    @contextmanager
+    def _answer_within(self, seconds: float, what: str) -> Iterator[None]:
+        try:
+            with trio.fail_after(seconds):
+                yield
+        except trio.TooSlowError:
+            raise GuestError(f"no answer from the guest within {seconds:g} s {what}") from None
+        except ConversationEnded:
+            raise GuestError(f"QEMU has ended before the guest's answer {what}") from None
+
+
+@attrs.define(eq=False)
+class Guest(Agent):
+    """A running guest; made by `boot_guest`."""
+
+    pid: int
+    """Of the QEMU process."""
+    _qmp: Qmp
+
     async def reset(self) -> None:
         """Press the reset button and wait until the guest has booted again."""
         async with self._one_command:
@@ -188,16 +204,6 @@ class Guest:
     async def unplug_memory(self) -> None:
         """Ask the guest to give back what was plugged in; it does so a little later."""
         await self._qmp.execute("device_del", id="dimm")
-
-    @contextmanager
-    def _answer_within(self, seconds: float, what: str) -> Iterator[None]:
-        try:
-            with trio.fail_after(seconds):
-                yield
-        except trio.TooSlowError:
-            raise GuestError(f"no answer from the guest within {seconds:g} s {what}") from None
-        except ConversationEnded:
-            raise GuestError(f"QEMU has ended before the guest's answer {what}") from None
 
 
 @attrs.define(eq=False)
@@ -230,6 +236,7 @@ async def boot_guest(
     *,
     memory: Sequence[int] = (256,),
     cpus: int = 1,
+    cpu: str = "qemu64",
 ) -> AsyncIterator[Guest]:
     """A guest that has booted and waits for commands; QEMU is gone at the end.
 
@@ -240,12 +247,13 @@ async def boot_guest(
         memory: the sizes in MiB of the pieces that the guest's memory consists of, each a file
             and a NUMA node of its own.
         cpus: how many the guest has; Linux uses no more queue pairs.
+        cpu: QEMU's name for what they are.
     """
     agent, agent_of_qemu = LineStream.pair()
     qmp, qmp_of_qemu = LineStream.pair()
     command = [
         *_machine(image, folder / "console.log", agent_of_qemu.fileno(), qmp_of_qemu.fileno()),
-        *("-smp", str(cpus)),
+        *("-cpu", cpu, "-smp", str(cpus)),
         *_memory(memory),
         *(argument for number, nic in enumerate(nics) for argument in nic.arguments(number)),
     ]
@@ -257,7 +265,7 @@ async def boot_guest(
             )
         with _logs_as_note(folder):
             async with _ended(process):
-                guest = Guest(process.pid, agent, Qmp(qmp))
+                guest = Guest(agent, process.pid, Qmp(qmp))
                 await guest._qmp.execute("qmp_capabilities")
                 await guest.wait_booted()
                 yield guest
@@ -272,7 +280,7 @@ def _machine(image: Image, console: Path, agent_fd: int, qmp_fd: int) -> Iterato
         "-accel": "tcg",
         "-kernel": str(image.kernel),
         "-initrd": str(image.initramfs),
-        "-append": _KERNEL_ARGUMENTS,
+        "-append": KERNEL_ARGUMENTS,
         "-display": "none",
         "-serial": f"file:{console}",
         "-mon": "chardev=qmp,mode=control",

@@ -117,6 +117,7 @@ def started(
     *args: str,
     command: Sequence[str] = ("-m", "mvirt_net"),
     wrapper: Sequence[str] = (),
+    python: str | Path = sys.executable,
     fd: int | None = None,
     **options: Any,
 ) -> Iterator[Daemon]:
@@ -126,6 +127,7 @@ def started(
         args: its arguments.
         command: what Python runs.
         wrapper: a program, with its arguments, that runs Python.
+        python: the Python.
         fd: a descriptor to hand down.
         options: for Popen.
     """
@@ -135,7 +137,7 @@ def started(
     with os.fdopen(ready, "rb") as reader:
         try:
             process = subprocess.Popen(
-                [*wrapper, sys.executable, *command, *args, *reporting],
+                [*wrapper, python, *command, *args, *reporting],
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -149,6 +151,15 @@ def started(
                 yield Daemon(process, reader)
             finally:
                 process.kill()
+
+
+def activator(*paths: Path) -> tuple[str, ...]:
+    """A wrapper that listens, and becomes the daemon when somebody connects."""
+    listen = (f"--listen={path}" for path in paths)
+    names = ":".join(path.stem for path in paths)
+    # By itself it hands nothing on of what Python and the sanitizers may need.
+    environment = (f"--setenv={name}={value}" for name, value in os.environ.items())
+    return ("systemd-socket-activate", *listen, f"--fdname={names}", *environment)
 
 
 def two_nics(folder: Path) -> tuple[str, ...]:

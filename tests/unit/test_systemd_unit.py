@@ -1,7 +1,8 @@
-"""The systemd unit: systemd takes it, it leaves little to the daemon, and that is enough."""
+"""The systemd units: systemd takes them, they leave little to the daemon, and that is enough."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from tests.harness.driven import driven
 from tests.harness.process import (
     HOT,
     MAC,
+    NOBODY,
     WITHOUT_RIGHTS,
     make_hot,
     serves_a_guest,
@@ -29,6 +31,7 @@ from tests.harness.process import (
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "contrib" / "systemd" / "mvirt-net.service"
+SOCKET = ROOT / "contrib" / "systemd" / "mvirt-net-nic@.socket"
 MOST_EXPOSURE = 2.0
 PROGRAM = "/usr/local/bin/mvirt-net"
 
@@ -51,9 +54,9 @@ def analyze(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *args], capture_output=True, text=True, check=False)
 
 
-def verify(text: str, path: Path) -> None:
-    """Let systemd judge a unit; the program in it is exchanged for one that is there."""
-    assert PROGRAM in text
+def verify(text: str, path: Path, *, program: str = PROGRAM) -> None:
+    """Let systemd judge a unit; `program` is in it, ours is exchanged for one that is there."""
+    assert program in text
     path.write_text(text.replace(PROGRAM, sys.executable))
     result = analyze("verify", "--man=no", str(path))
     assert (result.returncode, result.stderr) == (0, "")
@@ -62,6 +65,49 @@ def verify(text: str, path: Path) -> None:
 @needs_systemd
 def test_is_valid(tmp_path: Path) -> None:
     verify(UNIT.read_text(), tmp_path / UNIT.name)
+
+
+@needs_systemd
+def test_socket_is_valid_and_starts_the_unit(tmp_path: Path) -> None:
+    """An instance of it, next to the service that it names."""
+    (tmp_path / UNIT.name).write_text(UNIT.read_text().replace(PROGRAM, sys.executable))
+    verify(SOCKET.read_text(), tmp_path / "mvirt-net-nic@vm1.socket", program=UNIT.name)
+
+
+def test_socket_is_where_the_how_to_says() -> None:
+    page = (ROOT / "docs" / "how-to" / "systemd.md").read_text()
+    [path] = re.findall(r"^ListenStream=(.*)$", SOCKET.read_text(), re.MULTILINE)
+    assert f'socket_path = "{path.replace("%i", "vm1")}"' in page
+    # The service would remove them with its own folder.
+    assert not path.startswith(f"/run/{settings('RuntimeDirectory')[0]}/")
+
+
+@needs_systemd
+def test_user_that_stays(tmp_path: Path) -> None:
+    """systemd-sysusers makes it, and systemd-tmpfiles its folder."""
+    for kind in ("sysusers.d", "tmpfiles.d"):
+        folder = tmp_path / "usr" / "lib" / kind
+        folder.mkdir(parents=True)
+        shutil.copy(ROOT / "contrib" / kind / "mvirt-net.conf", folder)
+    (tmp_path / "etc").mkdir()
+    subprocess.run(["systemd-sysusers", f"--root={tmp_path}"], check=True)
+    [user] = re.findall(
+        r"^mvirt-net:[^:]*:(\d+):(\d+):", (tmp_path / "etc" / "passwd").read_text(), re.MULTILINE
+    )
+    assert "kvm:" in (tmp_path / "etc" / "group").read_text()
+    if os.geteuid() == 0:  # who alone can give a folder away
+        subprocess.run(["systemd-tmpfiles", f"--root={tmp_path}", "--create"], check=True)
+        made = (tmp_path / "run" / "mvirt-net").stat()
+        assert (made.st_uid, made.st_gid) == tuple(map(int, user))
+
+
+def test_descriptor_for_qemu() -> None:
+    """A VhostUserBackend of QEMU's vhost-user.json."""
+    path = ROOT / "contrib" / "qemu" / "50-mvirt-net.json"
+    descriptor = json.loads(path.read_text())
+    assert descriptor.keys() == {"description", "type", "binary"}
+    assert descriptor["type"] == cli.CAPABILITIES["type"]
+    assert descriptor["binary"] == PROGRAM
 
 
 @needs_systemd
@@ -119,7 +165,7 @@ async def test_system_calls_are_allowed(
     strace = ("strace", "-f", "--quiet=all", "-o", str(trace))
     cpu = str(min(os.sched_getaffinity(0)))
     args = (*single(path), "--mac-addr", MAC, "--pid", f"{folder}/pid")
-    args += (*HOT, "--worker-cpus", cpu)
+    args += (*HOT, "--worker-cpus", cpu, "--socket-group", str(os.getgid() or NOBODY.pw_gid))
     with started(*args, command=("-c", WITHOUT_RIGHTS), wrapper=strace) as daemon:
         # Not its ready line, for strace keeps that descriptor open.
         await trio.to_thread.run_sync(daemon.wait_event, "serving")

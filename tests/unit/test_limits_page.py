@@ -1,0 +1,44 @@
+"""The page of limits says what the code says."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "limits.md"
+UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "ms": 1e-3}
+"""Those that are not the unit of the constant itself."""
+
+ROWS = re.findall(r"^\| (.+?) \| (.+?) \|.*\| `([\w.]+)` \|$", PAGE.read_text(), re.MULTILINE)
+
+
+def value_of(name: str) -> float:
+    """The constant that the page calls so, a C enumeration's by the extension's `lib`."""
+    found = re.fullmatch(r"(.+?)\.((?:lib\.)?[A-Z0-9_]+)", name, re.ASCII)
+    assert found is not None, name
+    value: object = import_module(f"mvirt_net.{found[1]}")
+    for part in found[2].split("."):
+        value = getattr(value, part)
+    assert isinstance(value, int | float)
+    return value
+
+
+def test_there_are_rows() -> None:
+    assert len(ROWS) > 25
+
+
+@pytest.mark.parametrize(("what", "said", "name"), ROWS, ids=[name for _, _, name in ROWS])
+def test_is_what_the_code_has(what: str, said: str, name: str) -> None:
+    numbers = {
+        float(number.replace(",", "")) * UNITS.get(unit, 1)
+        for number, unit in re.findall(r"(\d[\d,.]*)(?: ([A-Za-z]+))?", said)
+    }
+    assert value_of(name) in numbers, what
+
+
+def test_events_of_embedding_programs() -> None:
+    [(said, name)] = re.findall(r"falls ([\d,]+) events behind.*\n.*`([\w.]+)`", PAGE.read_text())
+    assert value_of(name) == int(said.replace(",", ""))
