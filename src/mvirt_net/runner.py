@@ -244,7 +244,7 @@ class _Process:
                 yield folder, FsAccess.MAKE_SOCK | FsAccess.REMOVE_FILE
 
     def _socket_paths(self) -> list[Path]:
-        """Of the control interfaces, and of the NICs that are served now, as far as they are ours."""
+        """Of the control interfaces and of the NICs that are served now, but for activated ones."""
         assert self._control is not None
         nics = (
             nic.spec.socket_path

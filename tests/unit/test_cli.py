@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import types
-from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, cast
