@@ -6,7 +6,19 @@ This is the public API; everything else may change at any time.
 from __future__ import annotations
 
 from ._version import __version__
+<<<<<<< HEAD
 from .capture import Capture
+=======
+from .control import (
+    Change,
+    Control,
+    ControlError,
+    ErrorKind,
+    NetworkRecord,
+    NicRecord,
+    NicState,
+)
+>>>>>>> h-control2
 from .daemon import serve
 from .errors import (
     CaptureFileError,
@@ -14,6 +26,7 @@ from .errors import (
     ConnectionBroken,
     CoreError,
     DuplicateError,
+    ExhaustedError,
     GuestMemoryLost,
     MvirtNetError,
     NotFoundError,
@@ -35,27 +48,39 @@ from .model import (
     PollingSpec,
 )
 from .nic import Nic, NicEvent, NicEventKind
+from .store import StoreError
 from .switch import Switch, open_switch
 
 __all__ = [
+<<<<<<< HEAD
     "Capture",
     "CaptureFileError",
+=======
+    "Change",
+>>>>>>> h-control2
     "ConfigError",
     "ConnectionBroken",
+    "Control",
+    "ControlError",
     "CoreError",
     "DaemonConfig",
     "DropReason",
     "DuplicateError",
+    "ErrorKind",
+    "ExhaustedError",
     "FileMode",
     "GuestMemoryLost",
     "MacAddress",
     "MvirtNetError",
     "Netmask",
+    "NetworkRecord",
     "NetworkSpec",
     "Nic",
     "NicEvent",
     "NicEventKind",
+    "NicRecord",
     "NicSpec",
+    "NicState",
     "NicStats",
     "NotFoundError",
     "PollingSpec",
@@ -63,6 +88,7 @@ __all__ = [
     "SocketAccessError",
     "SocketInUseError",
     "SocketPathError",
+    "StoreError",
     "Switch",
     "TooManyCapturesError",
     "__version__",

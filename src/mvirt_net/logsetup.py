@@ -98,6 +98,8 @@ def set_up_logging(level: int, log_format: LogFormat | None, stream: TextIO | No
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    # Below that the codec of HTTP/2's headers has a line for each of its steps.
+    logging.getLogger("hpack").setLevel(logging.INFO)
 
 
 def _renderers(log_format: LogFormat, *, colors: bool, for_journal: bool) -> list[Processor]:

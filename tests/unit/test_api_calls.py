@@ -1,0 +1,160 @@
+"""gRPC as its official client never speaks it."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import h2.events
+import pytest
+import trio
+
+from mvirt_net.api.descriptors import Schema, load_files
+from mvirt_net.api.exchange import STALL_TIMEOUT, Budget
+from mvirt_net.api.grpc import REQUEST_TIMEOUT, GrpcApp, Method, Receive, Send
+from tests.harness.clock import virtual_time
+from tests.unit.test_api_connections import GET, H2Client, connected, serving
+
+pytestmark = virtual_time
+
+REQUEST: Any = Schema(load_files()).message("mvirt.net.GetNicRequest")
+GOOD = {
+    ":method": "POST",
+    ":path": "/x/unary",
+    ":scheme": "http",
+    ":authority": "localhost",
+    "te": "trailers",
+    "content-type": "application/grpc",
+}
+
+
+async def echo(request: Any) -> Any:
+    return request
+
+
+async def endless(_receive: Receive, send: Send) -> None:
+    while True:
+        await send(REQUEST(id="x" * 1000))
+
+
+def app() -> GrpcApp:
+    methods = {
+        "/x/unary": Method(REQUEST, unary=echo),
+        "/x/endless": Method(REQUEST, stream=endless),
+    }
+    return GrpcApp(methods, Budget())
+
+
+def message(data: bytes, size: int | None = None) -> bytes:
+    return struct.pack(">BI", 0, len(data) if size is None else size) + data
+
+
+async def answer(
+    client: H2Client, headers: dict[str, str], body: bytes, *, end: bool = True
+) -> Any:
+    """The headers that end the answer: the trailers if there are any."""
+    client.h2.send_headers(1, list(headers.items()))
+    client.h2.send_data(1, body, end_stream=end)
+    await client.flush()
+    found: dict[str, str] = {}
+    while data := await client.stream.receive_some():
+        for event in client.h2.receive_data(data):
+            if isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
+                found.update((n.decode(), v.decode()) for n, v in event.headers)
+            if isinstance(event, h2.events.StreamEnded):
+                return found
+        await client.flush()
+    raise AssertionError("the server hung up")
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({":method": "GET"}, "405"),
+        ({"content-type": "application/json"}, "415"),
+        ({"te": None}, "400"),
+    ],
+)
+async def test_what_is_no_grpc_is_answered_by_http(
+    tmp_path: Path, changes: dict[str, str | None], status: str
+) -> None:
+    path = tmp_path / "x.sock"
+    async with serving(path, app()), connected(path) as stream:
+        headers = {n: v for n, v in {**GOOD, **changes}.items() if v is not None}
+        found = await answer(H2Client(stream), headers, b"")
+    assert found[":status"] == status
+    assert "grpc-status" not in found
+
+
+async def test_it_needs_http_2(tmp_path: Path) -> None:
+    path = tmp_path / "x.sock"
+    async with serving(path, app()), connected(path) as stream:
+        await stream.send_all(GET)
+        assert b" 505 " in await stream.receive_some()
+
+
+@pytest.mark.parametrize(
+    ("body", "end", "status", "words"),
+    [
+        (message(b""), True, "0", ""),
+        (b"", True, "13", "no request"),
+        (message(b"")[:3], True, "13", "ends inside a message"),
+        (message(b"", 100), True, "13", "ends inside a message"),
+        (message(b"") * 2, True, "13", "more than one request"),
+        (message(b"\xff"), True, "13", "cannot be decoded"),
+        (message(b"", 1 << 31), True, "8", "more than 4194304 bytes"),
+        (b"\x01" + message(b"")[1:], True, "13", "nobody says how"),
+        (message(b"", 100), False, "4", "no complete request in 30 s"),
+        (message(b""), False, "4", "no end of the request in 30 s"),
+    ],
+)
+async def test_a_body_that_is_no_message_ends_the_call(
+    tmp_path: Path, body: bytes, end: bool, status: str, words: str
+) -> None:
+    path = tmp_path / "x.sock"
+    async with serving(path, app()), connected(path) as stream:
+        with trio.fail_after(2 * REQUEST_TIMEOUT):
+            found = await answer(H2Client(stream), GOOD, body, end=end)
+    assert found["grpc-status"] == status
+    assert words in found.get("grpc-message", "")
+
+
+@pytest.mark.parametrize("timeout", ["1S", "1000m", "1000000u", "soon"])
+async def test_a_deadline_ends_the_call(tmp_path: Path, timeout: str) -> None:
+    """What makes no sense counts as a client that does not wait at all."""
+    path = tmp_path / "x.sock"
+
+    async def forever(_request: Any) -> Any:
+        await trio.sleep_forever()
+
+    methods = {"/x/unary": Method(REQUEST, unary=forever)}
+    async with serving(path, GrpcApp(methods, Budget())), connected(path) as stream:
+        began = trio.current_time()
+        headers = {**GOOD, "grpc-timeout": timeout}
+        found = await answer(H2Client(stream), headers, message(b""))
+        assert trio.current_time() - began == pytest.approx(0 if timeout == "soon" else 1)
+    assert found["grpc-status"] == "4"
+
+
+async def test_a_call_whose_answer_is_not_taken_is_given_up(tmp_path: Path) -> None:
+    path = tmp_path / "x.sock"
+    budget = Budget()
+    ended = trio.Event()
+
+    async def stream_method(receive: Receive, send: Send) -> None:
+        try:
+            await endless(receive, send)
+        finally:
+            ended.set()
+
+    methods = {"/x/endless": Method(REQUEST, stream=stream_method)}
+    async with serving(path, GrpcApp(methods, budget)), connected(path) as stream:
+        client = H2Client(stream)
+        client.h2.send_headers(1, list({**GOOD, ":path": "/x/endless"}.items()))
+        client.h2.send_data(1, message(b""), end_stream=True)
+        await client.flush()
+        began = trio.current_time()
+        await ended.wait()
+        assert trio.current_time() - began == pytest.approx(STALL_TIMEOUT)
+    assert budget.left == Budget().left
