@@ -323,11 +323,10 @@ async def test_clients_are_read_in_turn() -> None:
     with ours, theirs:
         await theirs.send(b"x")
         client = Client(trio.SocketStream(ours), turns)
-        async with trio.open_nursery() as nursery:
-            async with turns:
-                nursery.start_soon(client.receive_some, 1)
-                await wait_all_tasks_blocked()
-                assert nursery.child_tasks
+        async with trio.open_nursery() as nursery, turns:
+            nursery.start_soon(client.receive_some, 1)
+            await wait_all_tasks_blocked()
+            assert nursery.child_tasks
 
 
 async def test_a_websocket_is_refused(tmp_path: Path) -> None:
