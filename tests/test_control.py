@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import tempfile
 import uuid
 from collections.abc import AsyncIterator
@@ -37,6 +38,8 @@ from mvirt_net.control import (
     NicRecord,
     NicState,
 )
+from mvirt_net.errors import CoreError
+from mvirt_net.ffi import Port
 from mvirt_net.inventory import NetworkEntry, NicEntry
 from mvirt_net.model import SocketAccess
 from mvirt_net.store import NoStore, StoredState, StoreError
@@ -443,6 +446,36 @@ class TestNics:
             assert (stored.spec.allow_uid, stored.spec.socket_mode) == (None, None)
 
 
+def out_of_memory(*_args: object) -> None:
+    raise CoreError("routes", errno.ENOMEM)
+
+
+class TestOutOfMemory:
+    """Nothing has changed."""
+
+    async def test_update(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        await rig.blue()
+        await rig.nic(routed_ipv4_prefixes=["192.0.2.0/24"])
+        with monkeypatch.context() as patched:
+            patched.setattr(Port, "set_routes", out_of_memory)
+            with refused(ErrorKind.RESOURCE_EXHAUSTED, "Cannot allocate memory"):
+                await rig.control.update_nic("vm1", routed_ipv4_prefixes=["198.51.100.0/24"])
+        rig.assert_agreed()
+        # What was not given is free, and what the NIC has is not.
+        await rig.nic("vm2", routed_ipv4_prefixes=["198.51.100.0/24"])
+        with refused(ErrorKind.INVALID_ARGUMENT, "overlaps", "routed_ipv4_prefixes[0]"):
+            await rig.nic("vm3", routed_ipv4_prefixes=["192.0.2.0/24"])
+
+    async def test_create(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        await rig.blue()
+        with monkeypatch.context() as patched:
+            patched.setattr(Port, "set_routes", out_of_memory)
+            with refused(ErrorKind.RESOURCE_EXHAUSTED, "Cannot allocate memory"):
+                await rig.nic()
+        rig.assert_agreed()
+        await rig.nic()
+
+
 class TestFailureOfTheStore:
     """Nothing has changed, and the same verb works as soon as the store does."""
 
@@ -820,6 +853,23 @@ class TestReload:
             (tmp_path / "vm1.sock").rmdir()
             await rig.control.reload(config)
             assert rig.control.get_nic("vm1").state is NicState.CREATED
+
+    async def test_out_of_memory(
+        self, tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A NIC whose routes cannot be changed is not served, until they can."""
+        async with controlled(tmp_path, nursery, config=file(tmp_path, FILE + FILE_NIC)) as rig:
+            before = rig.control.get_nic("vm1")
+            config = file(tmp_path, FILE + FILE_NIC + 'routed_ipv4_prefixes = ["192.0.2.0/24"]')
+            with monkeypatch.context() as patched:
+                patched.setattr(Port, "set_routes", out_of_memory)
+                await rig.control.reload(config)
+            assert "Cannot allocate memory" in rig.control.get_nic("vm1").error
+            assert not list(tmp_path.glob("*.sock"))
+            await rig.control.reload(config)
+            assert rig.control.get_nic("vm1").state is NicState.CREATED
+            await rig.control.reload(file(tmp_path, FILE + FILE_NIC))
+            assert attrs.evolve(rig.control.get_nic("vm1"), updated_at=before.updated_at) == before
 
     async def test_is_watched(self, tmp_path: Path, nursery: trio.Nursery) -> None:
         async with controlled(tmp_path, nursery, config=file(tmp_path, self.TWO)) as rig:

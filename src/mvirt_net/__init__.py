@@ -6,12 +6,22 @@ This is the public API; everything else may change at any time.
 from __future__ import annotations
 
 from ._version import __version__
+from .control import (
+    Change,
+    Control,
+    ControlError,
+    ErrorKind,
+    NetworkRecord,
+    NicRecord,
+    NicState,
+)
 from .daemon import serve
 from .errors import (
     ConfigError,
     ConnectionBroken,
     CoreError,
     DuplicateError,
+    ExhaustedError,
     GuestMemoryLost,
     MvirtNetError,
     NotFoundError,
@@ -32,25 +42,34 @@ from .model import (
     PollingSpec,
 )
 from .nic import Nic, NicEvent, NicEventKind
+from .store import StoreError
 from .switch import Switch, open_switch
 
 __all__ = [
+    "Change",
     "ConfigError",
     "ConnectionBroken",
+    "Control",
+    "ControlError",
     "CoreError",
     "DaemonConfig",
     "DropReason",
     "DuplicateError",
+    "ErrorKind",
+    "ExhaustedError",
     "FileMode",
     "GuestMemoryLost",
     "MacAddress",
     "MvirtNetError",
     "Netmask",
+    "NetworkRecord",
     "NetworkSpec",
     "Nic",
     "NicEvent",
     "NicEventKind",
+    "NicRecord",
     "NicSpec",
+    "NicState",
     "NicStats",
     "NotFoundError",
     "PollingSpec",
@@ -58,6 +77,7 @@ __all__ = [
     "SocketAccessError",
     "SocketInUseError",
     "SocketPathError",
+    "StoreError",
     "Switch",
     "__version__",
     "open_switch",

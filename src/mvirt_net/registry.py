@@ -255,10 +255,15 @@ class Registry:
         ipv4, ipv6 = self._spaces[spec.network]
         ipv4.check_prefixes(spec.routed_ipv4_prefixes, owner=name)
         ipv6.check_prefixes(spec.routed_ipv6_prefixes, owner=name)
-        ipv4.replace_prefixes(name, spec.routed_ipv4_prefixes)
-        ipv6.replace_prefixes(name, spec.routed_ipv6_prefixes)
-        self._nics[name] = spec
+        self.put_back(spec)
         return spec
+
+    def put_back(self, spec: NicSpec) -> None:
+        """Keep a NIC as it was before `update_nic`."""
+        ipv4, ipv6 = self._spaces[spec.network]
+        ipv4.replace_prefixes(spec.name, spec.routed_ipv4_prefixes)
+        ipv6.replace_prefixes(spec.name, spec.routed_ipv6_prefixes)
+        self._nics[spec.name] = spec
 
     def remove_nic(self, name: str) -> None:
         """Forget a NIC; all it had is free again. Raises NotFoundError."""

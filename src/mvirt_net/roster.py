@@ -150,13 +150,11 @@ class Roster:
             await switch.remove_nic(name)
         for name in todo.removed_networks:
             await switch.remove_network(name)
-        for name, changes in todo.narrowed.items():
-            await switch.update_nic(name, **changes)
+        failed: dict[tuple[str, str], str] = {}
+        await self._change_nics(todo.narrowed, failed)
         for name, changes in todo.changed_networks.items():
             await switch.update_network(name, **changes)
-        for name, changes in todo.changed_nics.items():
-            await switch.update_nic(name, **changes)
-        failed: dict[tuple[str, str], str] = {}
+        await self._change_nics(todo.changed_nics, failed)
         of_file = {("network", spec.name) for spec in target.plan.config.networks}
         of_file |= {("nic", spec.name) for spec in target.plan.config.nics}
         additions: list[tuple[str, NetworkSpec | NicSpec, Callable[[Any], Awaitable[object]]]] = [
@@ -171,6 +169,18 @@ class Roster:
                     raise
                 failed[kind, spec.name] = str(error)
         return failed
+
+    async def _change_nics(
+        self, all_changes: Mapping[str, Mapping[str, Any]], failed: dict[tuple[str, str], str]
+    ) -> None:
+        """Change NICs that are served; one that cannot be, for want of memory, is not any more."""
+        for name, changes in all_changes.items():
+            if ("nic", name) not in failed:
+                try:
+                    await self._switch.update_nic(name, **changes)
+                except MvirtNetError as error:
+                    await self._switch.remove_nic(name)
+                    failed["nic", name] = str(error)
 
     def _served_networks(self) -> dict[str, NetworkSpec]:
         """By name; networks that somebody else put into the switch are none of our business."""

@@ -378,7 +378,9 @@ def _refusals(path: Path) -> Iterator[None]:
         # The low byte of an extended code is the primary one.
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if code in _IN_USE:
-            raise StoreInUseError(f"{path}: another process uses it") from error
+            raise StoreInUseError(
+                f"{path}: another process uses it: end that, or use another file"
+            ) from error
         if code in _DAMAGED:
             raise StoreDataError(f"{path}: {error} ({_WHAT_TO_DO})") from error
         raise StoreError(f"{path}: {error}") from error

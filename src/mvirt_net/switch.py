@@ -219,10 +219,12 @@ class Switch:
             NotFoundError: there is no NIC of that name.
             ConfigError: a prefix is none, is never routed, or overlaps another's; the key names
                 the field. Nothing has changed.
+            CoreError: out of memory; nothing has changed.
         """
         await trio.lowlevel.checkpoint()
         if name not in self._nics:
             raise NotFoundError(f"there is no NIC {name!r}")
+        nic = self._nics[name]
         spec = self._registry.update_nic(
             name,
             routed_ipv4_prefixes=routed_ipv4_prefixes,
@@ -230,7 +232,11 @@ class Switch:
             allow_uid=allow_uid,
             allow_gid=allow_gid,
         )
-        self._nics[name].update(spec)
+        try:
+            nic.update(spec)
+        except BaseException:
+            self._registry.put_back(nic.spec)
+            raise
         return spec
 
     async def remove_nic(self, name: str) -> None:

@@ -254,6 +254,27 @@ class TestSchedule:
         assert times == [116, 132, 148, 348]
         assert schedule.next_at == 948
 
+    def test_what_has_changed_is_told_at_once_and_as_often_as_at_the_start(self) -> None:
+        schedule = self.schedule(1, 1, 1, 1, 1, 1, 0)
+        schedule.changed(5)
+        assert schedule.next_at is None
+        schedule.start(100)
+        schedule.sent(116)
+        schedule.sent(132)
+        schedule.sent(148)
+        assert schedule.next_at == 748
+        schedule.changed(200)
+        times = [schedule.next_at]
+        for _ in range(3):
+            assert schedule.next_at is not None
+            schedule.sent(schedule.next_at)
+            times.append(schedule.next_at)
+        assert times == [200, 216, 232, 832]
+        # But not more often than RFC 4861 (6.2.6) lets a router.
+        schedule.sent(300)
+        schedule.changed(301)
+        assert schedule.next_at == 303
+
     def test_solicited_soon(self) -> None:
         schedule = self.schedule(0.5)
         schedule.start(100)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvirt_net.errors import ConfigError, DuplicateError, NotFoundError
+from mvirt_net.errors import ConfigError, DuplicateError, ExhaustedError, NotFoundError
 from mvirt_net.model import GATEWAY_MAC, DaemonConfig, NetworkSpec, NicSpec
 from mvirt_net.registry import Registry, generated_macs, plan
 
@@ -443,3 +444,83 @@ def test_file_that_there_is_not(field: dict[str, Any]) -> None:
         registry.add_nic(nic("vm1", **field))
     assert caught.value.key == next(iter(field))
     registry.add_nic(nic("vm1", socket_path="/run/s", **field))
+
+
+class TestAvoided:
+    def test_is_free_all_the_same(self) -> None:
+        registry = registry_with()
+        first, second = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
+        assert registry.add_nic(nic("vm1"), {first}).ipv4_address == second
+        assert registry.add_nic(nic("vm2")).ipv4_address == first
+        registry.remove_nic("vm2")
+        assert registry.add_nic(nic("vm2", ipv4_address="10.0.0.1"), {first})
+
+    def test_none_is_left_then(self) -> None:
+        registry = Registry()
+        registry.add_network(NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/30"))
+        registry.add_nic(nic("vm1"))
+        with pytest.raises(ExhaustedError) as caught:
+            registry.add_nic(nic("vm2"), {IPv4Address("10.0.0.2")})
+        assert caught.value.key == "ipv4_address"
+        assert list(registry.nics) == ["vm1"]
+
+
+class TestAdopted:
+    """A NIC that was there before keeps what it was given, if it can."""
+
+    def adopted(self, registry: Registry, spec: NicSpec, **earlier: str) -> NicSpec:
+        registry.claim_nic(spec)
+        registry.adopt(spec.name, nic(spec.name, **earlier))
+        return registry.fill_nic(spec.name)
+
+    def test_what_was_given(self) -> None:
+        earlier = {"mac_address": "52:54:00:00:00:09", "ipv4_address": "10.0.0.9"}
+        spec = self.adopted(registry_with(), nic("vm1"), **earlier)
+        assert (str(spec.mac_address), str(spec.ipv4_address)) == tuple(earlier.values())
+
+    def test_not_what_it_asks_for_now(self) -> None:
+        spec = nic("vm1", mac_address="52:54:00:00:00:08", ipv4_address="10.0.0.8")
+        earlier = {"mac_address": "52:54:00:00:00:09", "ipv4_address": "10.0.0.9"}
+        kept = self.adopted(registry_with(), spec, **earlier)
+        assert (kept.mac_address, kept.ipv4_address) == (spec.mac_address, spec.ipv4_address)
+
+    def test_not_what_another_one_has(self) -> None:
+        registry = registry_with()
+        taken = {"mac_address": "52:54:00:00:00:09", "ipv4_address": "10.0.0.9"}
+        registry.add_nic(nic("vm2", **taken))
+        spec = self.adopted(registry, nic("vm1"), **taken)
+        assert str(spec.ipv4_address) == "10.0.0.1"
+        assert str(spec.mac_address) != taken["mac_address"]
+
+    def test_not_what_its_network_has_no_more(self) -> None:
+        spec = self.adopted(registry_with(), nic("vm1"), ipv4_address="10.0.7.9")
+        assert str(spec.ipv4_address) == "10.0.0.1"
+
+
+class TestPublic:
+    RED = NetworkSpec(name="red", ipv4_subnet="10.0.0.128/25", is_public=True)
+
+    def registry(self) -> Registry:
+        registry = Registry()
+        registry.add_network(attrs.evolve(BLUE, is_public=True))
+        return registry
+
+    def test_do_not_overlap(self) -> None:
+        registry = self.registry()
+        with pytest.raises(ConfigError, match="public network 'blue'") as caught:
+            registry.add_network(self.RED)
+        assert caught.value.key == "ipv4_subnet"
+        registry.add_network(attrs.evolve(self.RED, is_public=False))
+
+    def test_nor_when_they_become_so(self) -> None:
+        registry = self.registry()
+        red = registry.add_network(attrs.evolve(self.RED, is_public=False))
+        with pytest.raises(ConfigError, match="public network 'blue'"):
+            registry.update_network("red", is_public=True)
+        assert registry.networks["red"] == red
+        registry.update_network("blue", is_public=False)
+        assert registry.update_network("red", is_public=True).is_public
+
+    def test_unknown(self) -> None:
+        with pytest.raises(NotFoundError):
+            self.registry().update_network("red", dns_servers=[])
