@@ -317,6 +317,18 @@ async def test_reads_are_small() -> None:
         assert len(await client.receive_some(1 << 16)) == connections.READ_SIZE
 
 
+async def test_clients_are_read_in_turn() -> None:
+    turns = trio.Lock()
+    ours, theirs = trio.socket.socketpair()
+    with ours, theirs:
+        await theirs.send(b"x")
+        client = Client(trio.SocketStream(ours), turns)
+        async with trio.open_nursery() as nursery, turns:
+            nursery.start_soon(client.receive_some, 1)
+            await wait_all_tasks_blocked()
+            assert nursery.child_tasks
+
+
 async def test_a_websocket_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.sock"
     async with serving(path, http(hello)), connected(path) as stream:

@@ -3,9 +3,10 @@
 The data plane shares a thread with these interfaces, so no client may keep it, whatever it does or
 leaves undone. HTTP is hypercorn's; what it leaves open is closed here, between it and the socket.
 It reads small pieces, for one of 64 KiB may hold 2,000 requests, and nobody else would have a turn
-before all of them were parsed. A client that takes nothing of what it asked for is cut off. There
-is a number of connections that are served at once, the others wait in the kernel. Each connection
-is a task, and what hypercorn raises in there is the end of that client only.
+before all of them were parsed; and of one client after another. A client that takes nothing of
+what it asked for is cut off. There is a number of connections that are served at once, the others
+wait in the kernel. Each connection is a task, and what hypercorn raises in there is the end of that
+client only.
 
 So hypercorn's `TCPServer`, which serves one connection, is what is used of it, and not its `serve`:
 that one is ended by the first client that sends data on a stream which was answered already, and
@@ -45,7 +46,7 @@ MAX_STREAMS = 32
 MAX_HEADERS = 16 << 10
 """Bytes of a request's first line and headers."""
 READ_SIZE = 1024
-"""Bytes that are looked at in one go: of the smallest frames that is some milliseconds of work."""
+"""Bytes that are looked at in one go: of the smallest frames that is up to 10 ms of work."""
 HANG_UP_TIMEOUT = 1.0
 """Seconds in which everything must be over that a client had asked for which hung up."""
 WRITE_TIMEOUT = 10.0

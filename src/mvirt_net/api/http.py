@@ -6,6 +6,7 @@ response goes out, which may be a stream of any length.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -124,7 +125,9 @@ class HttpApp:
         response = await self._response(exchange)
         await exchange.drain()
         if not isinstance(response.body, bytes):
-            await _send_chunks(exchange, response, response.body)
+            # Half of it may have been sent, and the client will miss the end.
+            with contextlib.suppress(Overloaded):
+                await _send_chunks(exchange, response, response.body)
             return
         try:
             with exchange.room_for(response.body):
