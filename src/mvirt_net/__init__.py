@@ -6,9 +6,7 @@ This is the public API; everything else may change at any time.
 from __future__ import annotations
 
 from ._version import __version__
-<<<<<<< HEAD
 from .capture import Capture
-=======
 from .control import (
     Change,
     Control,
@@ -18,7 +16,6 @@ from .control import (
     NicRecord,
     NicState,
 )
->>>>>>> h-control2
 from .daemon import serve
 from .errors import (
     CaptureFileError,
@@ -52,12 +49,9 @@ from .store import StoreError
 from .switch import Switch, open_switch
 
 __all__ = [
-<<<<<<< HEAD
     "Capture",
     "CaptureFileError",
-=======
     "Change",
->>>>>>> h-control2
     "ConfigError",
     "ConnectionBroken",
     "Control",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -112,8 +113,14 @@ async def test_promtool_finds_nothing(nursery: trio.Nursery) -> None:
     backend = await TestBackend.start(nursery, MAC, IP)
     backend.nic.inject(bytes(60))
     text = await metrics.render(backend.switch)
+    # A program of others does without the sanitizers that `make sanitize` preloads.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     done = await trio.run_process(
-        ["promtool", "check", "metrics"], stdin=text, capture_stdout=True, capture_stderr=True
+        ["promtool", "check", "metrics"],
+        stdin=text,
+        capture_stdout=True,
+        capture_stderr=True,
+        env=environment,
     )
     assert (done.stdout, done.stderr) == (b"", b"")
 

@@ -19,6 +19,8 @@ import trio
 
 from mvirt_net.exits import ExitCode
 from tests.harness import VhostTestClient
+from tests.harness.exchanges import arp_gateway
+from tests.harness.pcapng import PcapngFile
 from tests.harness.process import (
     CONFIG,
     HOT,
@@ -213,6 +215,22 @@ class TestSockets:
             f"mvirt-net: {path}: nic[1].mac_address:"
             " '52:54:00:12:34' is not a MAC address like 52:54:00:12:34:56"
         ]
+
+
+async def test_pcap_on_standard_output(nursery: trio.Nursery, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with started(*single(path), "--mac-addr", MAC, "--pcap", "-") as daemon:
+        await trio.to_thread.run_sync(daemon.wait_ready)
+        client = await VhostTestClient.connect(nursery, path)
+        await arp_gateway(client, MAC, "10.0.0.5")
+        await client.aclose()
+        daemon.send(signal.SIGTERM)
+        assert daemon.process.stdout is not None
+        stdout = os.dup(daemon.process.stdout.fileno())
+        async with trio.lowlevel.FdStream(stdout) as stream:
+            written = b"".join([piece async for piece in stream])
+        assert await trio.to_thread.run_sync(daemon.wait) == ExitCode.OK
+    assert len(PcapngFile.parse(written).packets) == 2
 
 
 class TestSignals:

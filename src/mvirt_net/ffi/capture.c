@@ -196,7 +196,7 @@ static void make_back(struct back *back, const struct mv_tap *tap, enum mv_way w
 
 		add_option(back, OPTION_COMMENT, comment, (uint16_t)strnlen(comment, MV_COMMENT));
 	}
-	add_option(back, OPTION_END, NULL, 0);
+	add_option(back, OPTION_END, "", 0);
 }
 
 static uint64_t wall_clock_ns(void)
