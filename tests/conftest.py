@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -31,6 +37,34 @@ def no_fd_leaks() -> Iterator[None]:
     yield
     leaked = open_files() - before
     assert not leaked, f"file descriptors left open: {dict(leaked)}"
+
+
+@contextlib.contextmanager
+def _state_directory() -> Iterator[None]:
+    """Where a daemon that a test starts keeps its state by default: nowhere near the host's."""
+    before = os.environ.get("STATE_DIRECTORY")
+    folder = Path(tempfile.gettempdir(), f"mvirt-net-state-{uuid.uuid4()}")
+    os.environ["STATE_DIRECTORY"] = str(folder)
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
+    if before is None:
+        del os.environ["STATE_DIRECTORY"]
+    else:
+        os.environ["STATE_DIRECTORY"] = before
+
+
+@pytest.fixture(autouse=True, scope="session")
+def state_directory_of_modules() -> Iterator[None]:
+    """For daemons that serve more than one test."""
+    with _state_directory():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def state_directory() -> Iterator[None]:
+    """For those of one test."""
+    with _state_directory():
+        yield
 
 
 @pytest.fixture(params=[SPLIT, PACKED], ids=["split", "packed"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import uuid
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv6Address
@@ -12,8 +13,20 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from mvirt_net import DaemonConfig, MacAddress, NetworkSpec, open_switch
+from mvirt_net import (
+    ConfigError,
+    DaemonConfig,
+    DuplicateError,
+    MacAddress,
+    NetworkSpec,
+    NicSpec,
+    SocketPathError,
+    open_switch,
+)
+from mvirt_net.config import load
 from mvirt_net.control import (
     WATCH_BACKLOG,
     Change,
@@ -30,6 +43,7 @@ from mvirt_net.store import NoStore, StoredState, StoreError
 from tests.harness import VhostTestClient
 from tests.harness.exchanges import arp_gateway
 from tests.harness.packets import (
+    GATEWAY_MAC,
     dhcp_discover,
     icmp_echo_request,
     is_router_advertisement,
@@ -395,7 +409,7 @@ class TestNics:
         sender = await rig.connect(await rig.nic("vm1", mac_address=MAC, ipv4_address="10.0.0.5"))
         nic = await rig.nic("vm2", mac_address=OTHER_MAC, ipv4_address="10.0.0.6")
         receiver = await rig.connect(nic)
-        ping = icmp_echo_request(MAC, "02:00:00:00:00:01", "10.0.0.5", "192.0.2.9", 1, 1, b"hello")
+        ping = icmp_echo_request(MAC, GATEWAY_MAC, "10.0.0.5", "192.0.2.9", 1, 1, b"hello")
         await sender.send_packet(ping)
         await sender.recv_packet()  # that nobody is there
         record = await rig.control.update_nic("vm2", routed_ipv4_prefixes=["192.0.2.0/24"])
@@ -514,6 +528,320 @@ class TestCancellation:
             rig.assert_agreed()
 
 
+def file(folder: Path, text: str) -> DaemonConfig:
+    """What a configuration file says."""
+    path = folder / "x.toml"
+    path.write_text(text)
+    return load(path, folder)
+
+
+FILE = '[[network]]\nname = "blue"\nipv4_subnet = "10.0.0.0/24"\n'
+FILE_NIC = '[[nic]]\nname = "vm1"\nnetwork = "blue"\n'
+
+
+class TestBesideTheFile:
+    """What was created gives way to what the file has, and comes back when that goes."""
+
+    async def test_of_the_file_cannot_be_changed(
+        self, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        config = file(tmp_path, FILE + FILE_NIC)
+        async with controlled(tmp_path, nursery, config=config) as rig:
+            [network], [nic] = rig.control.list_networks(), rig.control.list_nics()
+            assert network.in_file
+            assert nic.in_file
+            assert nic.network_id == network.id
+            control = rig.control
+            for verb in (
+                lambda: control.update_network(network.id, dns_servers=[]),
+                lambda: control.delete_network("blue", force=True),
+                lambda: control.update_nic("vm1", routed_ipv4_prefixes=[]),
+                lambda: control.delete_nic(nic.id),
+            ):
+                with refused(ErrorKind.FAILED_PRECONDITION, "change it there and reload (SIGHUP)"):
+                    await verb()
+            created = await rig.nic("vm2")
+            assert control.list_nics("blue") == [nic, created]
+            assert not rig.store.networks
+            assert list(rig.store.nics) == [created.id]
+        async with controlled(tmp_path, nursery, rig.store, config) as rig:
+            ids = [record.id for record in rig.control.list_nics()]
+            assert ids == [nic.id, created.id]
+            assert rig.control.get_network("blue").id == network.id
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            (FILE + FILE_NIC.replace("vm1", "vm2"), "there is a NIC 'vm2' already"),
+            (FILE + FILE_NIC + f'mac_address = "{MAC}"', f"{MAC} is taken by NIC 'vm1'"),
+            (FILE + FILE_NIC + 'ipv4_address = "10.0.0.5"', "10.0.0.5 is taken by NIC 'vm1'"),
+            (FILE + FILE_NIC + 'socket_path = "vm2.sock"', "is taken by NIC 'vm1'"),
+            (
+                FILE + FILE_NIC + 'routed_ipv4_prefixes = ["10.0.0.4/31"]',
+                "is in a prefix routed to",
+            ),
+            (FILE + FILE_NIC + 'routed_ipv4_prefixes = ["192.0.2.0/25"]', "overlaps a prefix"),
+            (FILE.replace("10.0.0", "10.0.1"), "not in the network's 10.0.1.0/24"),
+            ("", "'blue' is not in the configuration file any more"),
+        ],
+    )
+    @pytest.mark.parametrize("reloaded", [True, False])
+    async def test_nic_in_conflict(
+        self, reloaded: bool, text: str, reason: str, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        """Whether the file is changed while the daemon runs, or while it does not."""
+        without, conflicting = file(tmp_path, FILE), file(tmp_path, text)
+        async with controlled(tmp_path, nursery, config=without) as rig:
+            nic = await rig.nic(
+                "vm2",
+                mac_address=MAC,
+                ipv4_address="10.0.0.5",
+                routed_ipv4_prefixes=["192.0.2.0/24"],
+            )
+            if reloaded:
+                await rig.control.reload(conflicting)
+                self.assert_in_conflict(rig, nic, reason)
+                await rig.control.reload(without)
+                assert rig.control.get_nic(nic.id) == nic
+        if reloaded:
+            return
+        async with controlled(tmp_path, nursery, rig.store, conflicting) as rig:
+            self.assert_in_conflict(rig, nic, reason)
+            if text:
+                # What it had stays its own.
+                with refused(ErrorKind.ALREADY_EXISTS, "", "mac_address"):
+                    await rig.nic("vm3", mac_address=MAC)
+        async with controlled(tmp_path, nursery, rig.store, without) as rig:
+            assert rig.control.get_nic(nic.id) == nic
+
+    @staticmethod
+    def assert_in_conflict(rig: Rig, nic: NicRecord, reason: str) -> None:
+        now = rig.control.get_nic(nic.id)
+        assert now.state is NicState.ERROR
+        assert reason in now.error
+        assert attrs.evolve(now, state=nic.state, error="") == nic
+
+    async def test_network_in_conflict(self, tmp_path: Path, nursery: trio.Nursery) -> None:
+        async with controlled(tmp_path, nursery) as rig:
+            await rig.blue(name="red", is_public=True)
+            nic = await rig.control.create_nic({"network": "red", "name": "vm2"})
+            network = rig.control.get_network("red")
+            await rig.control.reload(file(tmp_path, FILE + "is_public = true\n"))
+            error = rig.control.get_network("red").error
+            assert "overlaps 10.0.0.0/24 of the public network 'blue'" in error
+            assert "'red' is not served" in rig.control.get_nic("vm2").error
+            assert not list(tmp_path.glob("*.sock"))
+            with refused(ErrorKind.FAILED_PRECONDITION, "is not served", "network"):
+                await rig.control.create_nic({"network": "red"})
+            with refused(ErrorKind.ALREADY_EXISTS, "already exists", "name"):
+                await rig.blue(name="red", ipv4_subnet="10.0.1.0/24")
+            await rig.control.reload(DaemonConfig())
+            assert rig.control.list_networks() == [network]
+            assert rig.control.list_nics() == [nic]
+
+    async def test_changed_and_deleted_while_in_conflict(
+        self, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        text = FILE.replace("blue", "red") + FILE_NIC.replace("blue", "red")
+        async with controlled(tmp_path, nursery) as rig:
+            await rig.blue(name="red")
+            nic = await rig.control.create_nic({"network": "red", "name": "vm2"})
+            red = rig.control.get_network("red")
+            await rig.control.reload(file(tmp_path, text))
+            # By name it is the one that is served.
+            assert rig.control.get_network("red").in_file
+            assert rig.control.get_network(red.id).error
+            await rig.control.update_network(red.id, dns_servers=["9.9.9.9"])
+            await rig.control.update_nic(nic.id, routed_ipv4_prefixes=["192.0.2.0/24"])
+            await rig.control.reload(DaemonConfig())
+            assert [str(ip) for ip in rig.control.get_network("red").spec.dns_servers] == [
+                "9.9.9.9"
+            ]
+            assert rig.control.get_nic("vm2").spec.routed_ipv4_prefixes
+            rig.assert_agreed()
+            await rig.control.reload(file(tmp_path, text))
+            assert await rig.control.delete_network(red.id, force=True) == 1
+            assert not rig.store.networks
+            assert not rig.store.nics
+            assert [nic.spec.name for nic in rig.control.list_nics()] == ["vm1"]
+
+    async def test_what_is_given_to_the_file_is_not_what_was_created(
+        self, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        async with controlled(tmp_path, nursery, config=file(tmp_path, FILE)) as rig:
+            created = await rig.nic("vm2")
+            await rig.control.reload(file(tmp_path, FILE + FILE_NIC))
+            assert rig.control.get_nic("vm2") == created
+            assert rig.control.get_nic("vm1").spec.ipv4_address == IPv4Address("10.0.0.2")
+            # Nor what one in conflict had, nor is that given to another that is created.
+            await rig.control.reload(file(tmp_path, FILE + FILE_NIC.replace("vm1", "vm2")))
+            assert rig.control.get_nic(created.id).error
+            assert rig.control.get_nic("vm2").spec.ipv4_address == IPv4Address("10.0.0.2")
+            assert (await rig.nic("vm3")).spec.ipv4_address == IPv4Address("10.0.0.3")
+
+    async def test_the_file_needs_what_was_created(
+        self, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        text = FILE.replace("/24", "/30")
+        async with controlled(tmp_path, nursery, config=file(tmp_path, text)) as rig:
+            await rig.nic("vm9")
+            text += FILE_NIC + FILE_NIC.replace("vm1", "vm2")
+            await rig.control.reload(file(tmp_path, text))
+            states = {nic.spec.name: nic.state for nic in rig.control.list_nics()}
+            assert states == {
+                "vm1": NicState.CREATED,
+                "vm2": NicState.CREATED,
+                "vm9": NicState.ERROR,
+            }
+
+    async def test_family_that_its_network_has_only_now(
+        self, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        """A NIC that was created is given an address, which is stored."""
+        async with controlled(tmp_path, nursery, config=file(tmp_path, FILE)) as rig:
+            nic = await rig.nic("vm2")
+            config = file(tmp_path, FILE + 'ipv6_prefix = "fd00::/64"\n')
+            await rig.control.reload(config)
+            spec = rig.control.get_nic("vm2").spec
+            assert spec == attrs.evolve(nic.spec, ipv6_address="fd00::2")
+            assert rig.store.nics[nic.id].spec == spec
+
+    async def test_a_socket_that_cannot_be_made(
+        self, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        """Of what was created, that is no reason not to start; of what is in the file, it is."""
+        config = file(tmp_path, FILE)
+        async with controlled(tmp_path, nursery, config=config) as rig:
+            nic = await rig.nic("vm1")
+        (tmp_path / "vm1.sock").mkdir()
+        async with controlled(tmp_path, nursery, rig.store, config) as rig:
+            assert "is not a socket" in rig.control.get_nic("vm1").error
+            (tmp_path / "vm1.sock").rmdir()
+            await rig.control.reload(config)
+            assert rig.control.get_nic("vm1") == nic
+        (tmp_path / "vm1.sock").mkdir()
+        with pytest.raises(SocketPathError):
+            async with controlled(tmp_path, nursery, config=file(tmp_path, FILE + FILE_NIC)):
+                pass
+
+    async def test_wrong_file_at_the_start(self, tmp_path: Path, nursery: trio.Nursery) -> None:
+        config = DaemonConfig((NetworkSpec(name="blue"), NetworkSpec(name="blue")))
+        with pytest.raises(DuplicateError):
+            async with controlled(tmp_path, nursery, config=config):
+                pass
+
+
+class TestReload:
+    """The file goes, comes and changes under running guests."""
+
+    TWO = (
+        FILE
+        + f'[[nic]]\nname = "vm1"\nnetwork = "blue"\nmac_address = "{MAC}"\n'
+        + f'[[nic]]\nname = "vm2"\nnetwork = "blue"\nmac_address = "{OTHER_MAC}"\n'
+    )
+
+    async def test_unchanged_nics_are_not_touched(
+        self, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        """Not even when a NIC that stands before them would be given their address now."""
+        async with controlled(tmp_path, nursery, config=file(tmp_path, self.TWO)) as rig:
+            before = rig.control.get_nic("vm1")
+            client = await rig.connect(before)
+            await arp_gateway(client, MAC, "10.0.0.1")
+            new = FILE.replace("blue", "red") + FILE_NIC.replace("vm1", "vm0")
+            text = new + self.TWO.partition('[[nic]]\nname = "vm2"')[0]
+            await rig.control.reload(file(tmp_path, text))
+            await arp_gateway(client, MAC, "10.0.0.1")
+            after = rig.control.get_nic("vm1")
+            assert after == attrs.evolve(before, state=NicState.ACTIVE)
+            # What vm2 had is free, and vm0 has it now.
+            addresses = {n.spec.name: str(n.spec.ipv4_address) for n in rig.control.list_nics()}
+            assert addresses == {"vm0": "10.0.0.2", "vm1": "10.0.0.1"}
+            assert {n.spec.name for n in rig.control.list_networks()} == {"red", "blue"}
+            assert {path.name for path in tmp_path.glob("*.sock")} == {"vm0.sock", "vm1.sock"}
+            await client.aclose()
+
+    async def test_live_changes(self, tmp_path: Path, nursery: trio.Nursery) -> None:
+        """Two NICs exchange the prefixes that are routed to them; DNS servers are others."""
+        routed = 'routed_ipv4_prefixes = ["192.0.2.0/24"]\n'
+        other = 'routed_ipv4_prefixes = ["198.51.100.0/24"]\n'
+        head, tail = self.TWO.split('[[nic]]\nname = "vm2"')
+        tail = '[[nic]]\nname = "vm2"' + tail
+        config = file(tmp_path, head + routed + tail + other)
+        async with controlled(tmp_path, nursery, config=config) as rig:
+            clients = [await rig.connect(nic) for nic in rig.control.list_nics()]
+            await arp_gateway(clients[0], MAC, "10.0.0.1")
+            head = head.replace("[[nic]]", 'dns_servers = ["10.0.0.53"]\n[[nic]]')
+            await rig.control.reload(file(tmp_path, head + other + tail + routed))
+            await clients[0].send_packet(dhcp_discover(MAC, 1))
+            offer = parse_dhcp_response(await clients[0].recv_packet())
+            assert list(offer.dns_servers) == [ip_bytes("10.0.0.53")]
+            ping = icmp_echo_request(MAC, GATEWAY_MAC, "10.0.0.1", "192.0.2.9", 1, 1, b"hello")
+            await clients[0].send_packet(ping)
+            assert parse_icmp_echo_request(await clients[1].recv_packet()).data == b"hello"
+            assert all(nic.state is NicState.ACTIVE for nic in rig.control.list_nics())
+            for client in clients:
+                await client.aclose()
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            (f'mac_address = "{MAC}"', 'mac_address = "52:54:00:00:00:09"'),
+            (f'mac_address = "{MAC}"', f'mac_address = "{MAC}"\nipv4_address = "10.0.0.9"'),
+            (f'mac_address = "{MAC}"', f'mac_address = "{MAC}"\nsocket_path = "x.sock"'),
+            ("10.0.0.0/24", "10.0.0.0/25"),
+        ],
+    )
+    async def test_changes_that_need_another_nic(
+        self, old: str, new: str, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        async with controlled(tmp_path, nursery, config=file(tmp_path, self.TWO)) as rig:
+            client = await rig.connect(rig.control.get_nic("vm1"))
+            await rig.control.reload(file(tmp_path, self.TWO.replace(old, new, 1)))
+            await client.connection.wait_hung_up()
+            await client.aclose()
+            client = await rig.connect(rig.control.get_nic("vm1"))
+            await client.aclose()
+
+    async def test_wrong_file_changes_nothing(self, tmp_path: Path, nursery: trio.Nursery) -> None:
+        async with controlled(tmp_path, nursery, config=file(tmp_path, self.TWO)) as rig:
+            before = rig.control.list_networks(), rig.control.list_nics()
+            wrong = DaemonConfig((NetworkSpec(name="blue"), NetworkSpec(name="blue")))
+            with pytest.raises(DuplicateError):
+                await rig.control.reload(wrong)
+            assert (rig.control.list_networks(), rig.control.list_nics()) == before
+
+    async def test_nic_that_cannot_be_served(self, tmp_path: Path, nursery: trio.Nursery) -> None:
+        async with controlled(tmp_path, nursery, config=file(tmp_path, FILE)) as rig:
+            (tmp_path / "vm1.sock").mkdir()
+            config = file(tmp_path, FILE + FILE_NIC)
+            await rig.control.reload(config)
+            assert "is not a socket" in rig.control.get_nic("vm1").error
+            (tmp_path / "vm1.sock").rmdir()
+            await rig.control.reload(config)
+            assert rig.control.get_nic("vm1").state is NicState.CREATED
+
+    async def test_is_watched(self, tmp_path: Path, nursery: trio.Nursery) -> None:
+        async with controlled(tmp_path, nursery, config=file(tmp_path, self.TWO)) as rig:
+            gone = rig.control.get_nic("vm2")
+            async with rig.control.watch() as changes:
+                text = self.TWO.partition('[[nic]]\nname = "vm2"')[0] + FILE_NIC.replace("1", "3")
+                await rig.control.reload(file(tmp_path, text))
+                await rig.control.aclose()
+                seen = [(c.resource, c.id, c.record and c.record.spec.name) async for c in changes]
+            vm3 = rig.control.get_nic("vm3")
+            assert seen == [("nic", gone.id, None), ("nic", vm3.id, "vm3")]
+
+    async def test_what_others_put_into_the_switch_stays(
+        self, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        async with controlled(tmp_path, nursery, config=file(tmp_path, FILE)) as rig:
+            await rig.switch.add_network(NetworkSpec(name="theirs"))
+            await rig.switch.add_nic(NicSpec(name="theirs", network="theirs"))
+            await rig.control.reload(DaemonConfig())
+            assert list(rig.switch.nics) == list(rig.switch.networks) == ["theirs"]
+
+
 class TestWatching:
     async def test_all_that_happens(self, rig: Rig) -> None:
         rig.nursery.start_soon(rig.control.run)
@@ -561,3 +889,113 @@ async def _nic_change(changes: trio.MemoryReceiveChannel[Change]) -> NicRecord:
     record = (await changes.receive()).record
     assert isinstance(record, NicRecord)
     return record
+
+
+NAMES = st.sampled_from(["a", "b", "c"])
+SUBNETS = st.sampled_from(["10.0.0.0/30", "10.0.1.0/24", "10.0.1.128/25"])
+MACS = st.sampled_from([None, MAC, OTHER_MAC])
+FILES = st.lists(
+    st.tuples(NAMES, SUBNETS, st.booleans(), st.booleans()), max_size=2, unique_by=lambda t: t[0]
+)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("create_network"), NAMES, SUBNETS, st.booleans()),
+        st.tuples(st.just("delete_network"), NAMES, st.booleans()),
+        st.tuples(st.just("create_nic"), NAMES, NAMES, MACS),
+        st.tuples(st.just("delete_nic"), NAMES),
+        st.tuples(st.just("reload"), FILES, MACS),
+        st.tuples(st.just("restart")),
+    ),
+    max_size=12,
+)
+
+
+class TestAnySequence:
+    """Of verbs, reloads and restarts: what was answered stays true, and nothing is served twice."""
+
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(STEPS)
+    def test_of_steps(self, steps: list[Any]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            trio.run(self.run, Path(folder), steps)
+
+    async def run(self, folder: Path, steps: list[Any]) -> None:
+        store, config, todo = FakeStore(), DaemonConfig(), list(steps)
+        ids: set[str] = set()
+        while True:
+            async with (
+                trio.open_nursery() as nursery,
+                controlled(folder, nursery, store, config) as rig,
+            ):
+                self.assert_true(rig, ids)
+                while todo and todo[0] != ("restart",):
+                    config = await self.step(rig, ids, config, *todo.pop(0))
+                    self.assert_true(rig, ids)
+            if not todo:
+                return
+            todo.pop(0)
+
+    async def step(
+        self, rig: Rig, ids: set[str], config: DaemonConfig, verb: str, *args: Any
+    ) -> DaemonConfig:
+        control = rig.control
+        with contextlib.suppress(ControlError):
+            if verb == "create_network":
+                fields = dict(zip(("name", "ipv4_subnet", "is_public"), args, strict=True))
+                ids.add((await control.create_network(fields)).id)
+            elif verb == "create_nic":
+                fields = dict(zip(("name", "network", "mac_address"), args, strict=True))
+                ids.add((await control.create_nic(fields)).id)
+            elif verb == "delete_nic":
+                nic = control.get_nic(*args)
+                await control.delete_nic(nic.id)
+                ids.remove(nic.id)
+            elif verb == "delete_network":
+                network = control.get_network(args[0])
+                nics = {nic.id for nic in control.list_nics(network.id)}
+                assert await control.delete_network(network.id, force=args[1]) == len(nics)
+                ids -= nics | {network.id}
+            else:
+                return await self.reload(rig, config, *args)
+        return config
+
+    async def reload(
+        self, rig: Rig, config: DaemonConfig, tables: Any, mac: str | None
+    ) -> DaemonConfig:
+        new = DaemonConfig(
+            tuple(
+                NetworkSpec(name=name, ipv4_subnet=subnet, is_public=public)
+                for name, subnet, public, _has_nic in tables
+            ),
+            tuple(
+                NicSpec(
+                    name=name,
+                    network=name,
+                    mac_address=mac,
+                    socket_path=rig.folder / f"{name}.sock",
+                )
+                for name, _subnet, _public, has_nic in tables
+                if has_nic
+            ),
+        )
+        try:
+            await rig.control.reload(new)
+        except ConfigError:
+            return config
+        return new
+
+    @staticmethod
+    def assert_true(rig: Rig, ids: set[str]) -> None:
+        networks, nics = rig.control.list_networks(), rig.control.list_nics()
+        records: list[NetworkRecord | NicRecord] = [*networks, *nics]
+        made = {record.id for record in records if not record.in_file}
+        assert made == ids == {*rig.store.networks, *rig.store.nics}
+        assert all(not record.error for record in records if record.in_file)
+        served = {record.spec.name: record.spec for record in nics if not record.error}
+        assert served == {name: nic.spec for name, nic in rig.switch.nics.items()}
+        assert len(served) == sum(not record.error for record in nics)
+        assert {n.spec.name: n.spec for n in networks if not n.error} == rig.switch.networks
+        stored = {entry.id: entry.spec for entry in rig.store.nics.values()}
+        assert {nic.id: nic.spec for nic in nics if not nic.in_file} == stored
+        sockets = {spec.socket_path for spec in served.values()}
+        assert sockets == set(rig.folder.glob("*.sock"))

@@ -1,7 +1,8 @@
 """Users and groups by name or number, looked up in the system's database.
 
-That happens when a value is read, never later: once the daemon has given up its rights it could not
-look up anything any more, and a name must not mean somebody else then.
+That happens when a value is read, never later. Once the daemon has given up its rights it can look
+up nothing any more, and a name must not mean somebody else then: a configuration that is read again
+can only use the names that it had before.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import attrs
+
+_known: dict[tuple[str, str], int] = {}
+"""What was looked up, by kind and name."""
+_closed = False
 
 _MAX_ID = 2**32 - 2
 """The one above it means "leave as it is" to chown(2) and setresuid(2)."""
@@ -33,15 +38,30 @@ def group_id(value: Any) -> int:
     return _id(value, "group", lambda name: grp.getgrnam(name).gr_gid)
 
 
+def close_database() -> None:
+    """From now on, only what was looked up before is known."""
+    global _closed
+    _closed = True
+
+
+def _look_up(name: str, what: str, look_up: Callable[[str], int]) -> int:
+    """Raises ValueError."""
+    if not _closed:
+        try:
+            _known[what, name] = look_up(name)
+        except (KeyError, ValueError) as error:
+            # ValueError: a zero byte.
+            raise ValueError(f"there is no {what} {name!r}") from error
+    elif (what, name) not in _known:
+        raise ValueError(f"{what} {name!r} is new: write its number, or start the daemon anew")
+    return _known[what, name]
+
+
 def _id(value: Any, what: str, look_up: Callable[[str], int]) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise TypeError(f"{value!r} is neither the name nor the number of a {what}")
     if isinstance(value, str) and not (value.isascii() and value.isdecimal()):
-        try:
-            return look_up(value)
-        except (KeyError, ValueError) as error:
-            # ValueError: a zero byte.
-            raise ValueError(f"there is no {what} {value!r}") from error
+        return _look_up(value, what, look_up)
     number = int(value)
     if not 0 <= number <= _MAX_ID:
         raise ValueError(f"{number} is not the number of a {what}")

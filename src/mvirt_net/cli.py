@@ -15,8 +15,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +38,7 @@ from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec, PollingSpec, Soc
 from .places import CONTROL_SOCKET, daemon_socket_dir
 from .registry import plan
 from .stderr import use_lossy_stderr
+from .switch import Switch
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -209,8 +209,8 @@ _socket_dir_option = click.option(
 @click.group(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 stopped by a signal, 1 failure, 2 usage, 69 socket in use, 77 no"
-    " permission, 78 bad configuration.",
+    epilog="Exit codes: 0 stopped by a signal, 1 failure, 2 usage, 65 bad state, 69 socket or"
+    " state in use, 77 no permission, 78 bad configuration.",
 )
 @click.option(
     "-s", "--socket-path", type=_PATH, metavar="PATH", help="Where the frontend connects."
@@ -308,6 +308,7 @@ def _serve_single(
         sock = None if fd is None else take_socket(fd)
     except ValueError as error:
         raise click.UsageError(f"--fd: {fd}: {error}", ctx) from error
+    config = _with_polling(ctx, config, _polling_flags(options))
     _run(ctx, config, one_off=one_off, sock=sock, **options)
 
 
@@ -352,14 +353,18 @@ def _socket_access(ctx: click.Context, options: dict[str, Any]) -> SocketAccess:
         raise _usage_error(ctx, error) from error
 
 
-def _with_polling(
-    ctx: click.Context, config: DaemonConfig, options: dict[str, Any]
-) -> DaemonConfig:
-    """Take what the flags say of polling out of `options`: it counts. Raises click.UsageError."""
+def _polling_flags(options: dict[str, Any]) -> dict[str, Any]:
+    """Take what the flags say of polling out of `options`."""
     given = {field.name: options.pop(field.name) for field in attrs.fields(PollingSpec)}
-    said = {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _with_polling(
+    ctx: click.Context, config: DaemonConfig, flags: Mapping[str, Any]
+) -> DaemonConfig:
+    """What the flags say of polling counts. Raises click.UsageError."""
     try:
-        return attrs.evolve(config, polling=attrs.evolve(config.polling, **said))
+        return attrs.evolve(config, polling=attrs.evolve(config.polling, **flags))
     except ConfigError as error:
         raise _usage_error(ctx, error) from error
 
@@ -371,6 +376,18 @@ def _with_api(ctx: click.Context, config: DaemonConfig, **given: Sequence[str]) 
         return attrs.evolve(config, api=attrs.evolve(config.api, **said))
     except ConfigError as error:
         raise _usage_error(ctx, error) from error
+
+
+def _with_state(config: DaemonConfig, path: Path | None, *, no_state: bool) -> DaemonConfig:
+    """What the flags say counts, then the file; a daemon that nobody controls needs no state."""
+    state = config.state
+    if no_state:
+        state = False
+    elif path is not None:
+        state = path.absolute()
+    elif state is None and config.api.is_wanted:
+        state = _default_state()
+    return attrs.evolve(config, state=state)
 
 
 def _owned_by(account: Account | None) -> SocketAccess:
@@ -459,6 +476,14 @@ def _nic_name(socket_path: Path | None) -> str:
     help="Be controlled by JSON over HTTP there: unix:PATH or 127.0.0.1:8080; repeatable. Without"
     " ADDRESS at control.sock in the folder of --socket-dir, where 'mvirt-net ctl' looks for it.",
 )
+@click.option(
+    "--state",
+    type=_PATH,
+    metavar="FILE",
+    help="Where to keep what is created by --grpc or --http. By default state.db in"
+    " $STATE_DIRECTORY, /var/lib/mvirt-net for root, $XDG_STATE_HOME/mvirt-net for others.",
+)
+@click.option("--no-state", is_flag=True, help="Forget it at the end, whatever the file says.")
 @_run_options
 @click.pass_context
 def serve(
@@ -468,21 +493,39 @@ def serve(
     socket_dir: Path | None,
     grpc: Sequence[str],
     http: Sequence[str],
+    state: Path | None,
+    no_state: bool,
     **options: Any,
 ) -> None:
     """Serve the networks and NICs of a configuration file."""
+    if state is not None and no_state:
+        raise click.UsageError("--state and --no-state exclude each other", ctx)
     socket_dir = socket_dir or daemon_socket_dir()
     access, account = _socket_access(ctx, options), options["runas"]
-    config = _load(path, socket_dir, access, _owned_by(account))
+
     alone = f"unix:{socket_dir.absolute() / CONTROL_SOCKET}"
     http = [alone if address == CONTROL_SOCKET else address for address in http]
-    config = _with_api(ctx, config, grpc=grpc, http=http)
-    inside = [
-        nic for nic in config.nics if nic.socket_path and nic.socket_path.parent == socket_dir
-    ]
-    if inside or config.api.is_wanted:
-        _make_dir(socket_dir, account, {nic.socket_group for nic in inside})
-    _run(ctx, config, **options)
+    polling = _polling_flags(options)
+
+    def read() -> DaemonConfig:
+        """Called again for each reload."""
+        config = _load(path, socket_dir, access, _owned_by(account))
+        config = _with_api(ctx, config, grpc=grpc, http=http)
+        return _with_state(_with_polling(ctx, config, polling), state, no_state=no_state)
+
+    config = read()
+    groups = {
+        nic.socket_group
+        for nic in config.nics
+        if nic.socket_path and nic.socket_path.parent == socket_dir
+    }
+    if config.api.is_wanted:
+        groups.add(config.defaults.socket_group)
+    if groups:
+        _make_dir(socket_dir, account, groups)
+    if config.state == _default_state():
+        _make_state_dir(_default_state().parent, account)
+    _run(ctx, config, reload=read, config_path=path, **options)
 
 
 @command.command()
@@ -509,12 +552,33 @@ def _load(path: Path, socket_dir: Path, *access: SocketAccess) -> DaemonConfig:
         raise ConfigFileError(path, [ConfigError("", error.strerror or str(error))]) from error
 
 
-def _make_dir(path: Path, account: Account | None, groups: Collection[int | None]) -> None:
+def _default_state() -> Path:
+    """Likewise (StateDirectory=), else the usual place."""
+    if given := os.environ.get("STATE_DIRECTORY"):
+        folder = Path(given.partition(":")[0])
+    elif os.geteuid() == 0:
+        folder = Path("/var/lib", PROGRAM)
+    else:
+        # As the XDG Base Directory Specification has it.
+        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        folder = Path(home, PROGRAM)
+    return folder / "state.db"
+
+
+def _make_state_dir(path: Path, account: Account | None) -> None:
+    """Make the usual folder for the state, if there is none. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_dir(path, account, (), mode=0o700)
+
+
+def _make_dir(
+    path: Path, account: Account | None, groups: Collection[int | None], mode: int = 0o750
+) -> None:
     """Make the folder for the sockets, if there is none.
 
     Args:
-        path: of the folder; its mode is 0750.
-        account: whom we will run as, and who must be able to remove sockets then.
+        path: of the folder.
+        account: whom we will run as, and who must be able to remove files then.
         groups: of the sockets in it. The folder gets it, too, if it is one, so that whoever may
             use a socket gets there.
 
@@ -522,7 +586,7 @@ def _make_dir(path: Path, account: Account | None, groups: Collection[int | None
         OSError: it cannot be made, or not be given to them.
     """
     try:
-        path.mkdir(mode=0o750)
+        path.mkdir(mode=mode)
     except FileExistsError:
         if not path.is_dir():
             raise
@@ -558,7 +622,6 @@ def _run(
     **options: Any,
 ) -> None:
     """Serve `config` until a signal; what `options` has left is for `runner.RunOptions`."""
-    config = _with_polling(ctx, config, options)
     if quiet and debug:
         raise click.UsageError("--quiet and --debug exclude each other", ctx)
     _check_ready_fd(ctx, ready_fd)
@@ -566,7 +629,7 @@ def _run(
     set_up_logging(level, LogFormat(log_format) if log_format else None)
     if print_attach is None:
         print_attach = sys.stdout.isatty()
-    on_ready = partial(_print_attach_lines, config) if print_attach else _nothing
+    on_ready = _print_attach_lines if print_attach else _nothing
     run_options = runner.RunOptions(
         on_ready=on_ready, ready_fd=ready_fd, sandboxed=not no_sandbox, **options
     )
@@ -582,11 +645,13 @@ def _check_ready_fd(ctx: click.Context, fd: int | None) -> None:
         raise click.UsageError(f"--ready-fd: {fd} is not open", ctx) from error
 
 
-def _nothing() -> None:
+def _nothing(_switch: Switch) -> None:
     pass
 
 
-def _print_attach_lines(config: DaemonConfig) -> None:
+def _print_attach_lines(switch: Switch) -> None:
+    nics = tuple(nic.spec for nic in switch.nics.values())
+    config = DaemonConfig(tuple(switch.networks.values()), nics)
     # Nobody has to read them to the end.
     with contextlib.suppress(BrokenPipeError):
         for line in attach_lines(config):

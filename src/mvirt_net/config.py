@@ -1,4 +1,4 @@
-"""The configuration file: TOML in, a checked and completed `DaemonConfig` out.
+"""The configuration file: TOML in, a checked `DaemonConfig` out.
 
 There are three kinds of checks, each made in one place. The form of the file (tables, unknown and
 missing keys) is looked after here; the form of each value by the converter of its field in
@@ -11,7 +11,7 @@ import difflib
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import attrs
 import cattrs
@@ -44,7 +44,7 @@ def load(
     access: SocketAccess = SocketAccess(),  # noqa: B008  (frozen)
     fallback: SocketAccess = SocketAccess(),  # noqa: B008
 ) -> DaemonConfig:
-    """Read, check and complete a configuration file.
+    """Read and check a configuration file.
 
     Args:
         path: the file.
@@ -54,7 +54,8 @@ def load(
         fallback: what counts when these are silent, too, and for the sockets of the API.
 
     Returns:
-        Networks and NICs in the file's order; each NIC has all its addresses and its socket path.
+        Networks and NICs in the file's order; each NIC has its socket path, and only the addresses
+        that are written down: `registry.plan` gives it the others.
 
     Raises:
         ConfigFileError: with everything that was found wrong.
@@ -70,13 +71,18 @@ def load(
     else:
         defaults = access.with_defaults(file.defaults).with_defaults(fallback)
         nics = tuple(_with_socket(nic, socket_dir).with_defaults(defaults) for nic in file.nic)
-        api = file.api.with_defaults(fallback)
-        planned = plan(
-            DaemonConfig(file.network, nics, file.polling, defaults, socket_dir=socket_dir, api=api)
+        config = DaemonConfig(
+            file.network,
+            nics,
+            file.polling,
+            defaults,
+            socket_dir,
+            file.state,
+            file.api.with_defaults(fallback),
         )
-        if not planned.problems:
-            return planned.config
-        problems = planned.problems
+        problems = plan(config).problems
+        if not problems:
+            return config
     raise ConfigFileError(path, problems)
 
 
@@ -85,9 +91,21 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def _state(value: Any) -> Path | Literal[False] | None:
+    if value is None:
+        return None
+    if value is False:
+        return False
+    if not isinstance(value, str | Path) or not Path(value).is_absolute():
+        raise ConfigError("state", f"{value!r} is neither an absolute path nor false")
+    return Path(value)
+
+
 @attrs.frozen
 class _File:
-    """The file as it is written: three tables and two arrays of tables."""
+    """The file as it is written: a key, three tables and two arrays of tables."""
+
+    state: Path | Literal[False] | None = attrs.field(default=None, converter=_state)
 
     defaults: SocketAccess = attrs.field(factory=SocketAccess)
     polling: PollingSpec = attrs.field(factory=PollingSpec)
@@ -149,6 +167,7 @@ def _make_converter() -> cattrs.Converter:
     arrays: dict[str, Any] = {
         name: override(struct_hook=array_of_tables) for name in ("network", "nic")
     }
+    arrays["state"] = override(struct_hook=lambda value, _type: _state(value))
     converter.register_structure_hook(_File, make_dict_structure_fn(_File, converter, **arrays))
     return converter
 

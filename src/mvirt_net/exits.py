@@ -18,6 +18,7 @@ from .errors import (
     leaves,
 )
 from .log import get_logger
+from .store import StoreDataError, StoreInUseError
 
 log = get_logger(__name__)
 
@@ -30,7 +31,8 @@ class ExitCode(enum.IntEnum):
     OK = 0
     FAILURE = 1
     USAGE = 2
-    SOCKET_IN_USE = 69
+    BAD_STATE = 65
+    IN_USE = 69
     NO_DAEMON = 69
     """The client's EX_UNAVAILABLE, as the other is the daemon's."""
     NO_PERMISSION = 77
@@ -39,7 +41,9 @@ class ExitCode(enum.IntEnum):
 
 _EXIT_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (click.ClickException, ExitCode.USAGE),
-    (SocketInUseError, ExitCode.SOCKET_IN_USE),
+    (SocketInUseError, ExitCode.IN_USE),
+    (StoreInUseError, ExitCode.IN_USE),
+    (StoreDataError, ExitCode.BAD_STATE),
     (NoDaemonError, ExitCode.NO_DAEMON),
     (SocketAccessError, ExitCode.NO_PERMISSION),
     (ConfigFileError, ExitCode.BAD_CONFIG),

@@ -97,7 +97,7 @@ def reconcile(
     Args:
         config: what the file says, without anything that is given.
         networks, nics: what was created, the oldest first.
-        running: the NICs that are served now, by name.
+        running: those NICs of the file that are served now, by name.
     """
     network_entries = sorted(networks, key=_is_refused)
     nic_entries = sorted(nics, key=_is_refused)

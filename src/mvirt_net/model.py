@@ -20,7 +20,7 @@ from ipaddress import (
 )
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import attrs
 
@@ -626,6 +626,7 @@ class DaemonConfig:
     """Of NICs that are created while the daemon runs; those in `nics` have theirs."""
     socket_dir: Path = Path()
     """Where such NICs get their sockets."""
-    state: Path | None = None
-    """The file that keeps such networks and NICs; None: they last as long as the daemon."""
+    state: Path | Literal[False] | None = None
+    """The file that keeps such networks and NICs; False or None: they last as long as the daemon.
+    Which of the two tells one who has a default for it whether anything else was asked for."""
     api: ApiSpec = attrs.field(factory=ApiSpec)

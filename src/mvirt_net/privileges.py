@@ -10,8 +10,10 @@ this comes before there is a second one.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 
 from .accounts import Account
 from .errors import MvirtNetError
@@ -29,6 +31,29 @@ def check_may_become(account: Account | None) -> None:
     """
     if account is not None and os.geteuid() != 0:
         raise PermissionError(errno.EPERM, "only root can run as another user", "--runas")
+
+
+@contextlib.contextmanager
+def acting_as(account: Account | None) -> Iterator[None]:
+    """For the body, have the rights of `account`, if any, on files: what is made is theirs, and
+    what they may not reach cannot be opened.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    if account is None:
+        yield
+        return
+    groups, gid, uid = os.getgroups(), os.getegid(), os.geteuid()
+    try:
+        os.setgroups(account.groups)
+        os.setegid(account.gid)
+        os.seteuid(account.uid)
+        yield
+    finally:
+        os.seteuid(uid)
+        os.setegid(gid)
+        os.setgroups(groups)
 
 
 def freeze() -> None:

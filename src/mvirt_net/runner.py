@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,17 @@ import attrs
 import trio
 
 from . import privileges, sandbox
-from .accounts import Account
+from .accounts import Account, close_database
+from .config import ConfigFileError
+from .control import Control
 from .daemon import serve
+from .errors import ConfigError
 from .ffi.rights import FsAccess
 from .inherited import is_listening
 from .log import get_logger
 from .model import DaemonConfig
 from .nic import Nic, NicEvent, NicEventKind
+from .store import Store, open_store
 from .supervision import ServiceManager, announce_ready, pid_file, raise_fd_limit
 from .switch import Switch
 
@@ -50,8 +55,12 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class RunOptions:
     """How to run, apart from what to serve."""
 
-    on_ready: Callable[[], None] = lambda: None
+    on_ready: Callable[[Switch], None] = lambda _switch: None
     """Called when frontends can connect, before anybody else is told."""
+    config_path: Path | None = None
+    """The configuration file, which can be read again, and `reload` reads it."""
+    reload: Callable[[], DaemonConfig] | None = None
+    """Raises ConfigFileError or OSError; runs in a thread."""
     ready_fd: int | None = None
     """Gets a line and is closed when frontends can connect; ours to close."""
     pid_path: Path | None = None
@@ -69,7 +78,7 @@ def run(config: DaemonConfig, options: RunOptions) -> None:
     """Serve until a signal asks to stop. Only from the main thread, once a process.
 
     Args:
-        config: as `registry.plan` returns it.
+        config: as `config.load` returns it.
         options: see there.
 
     Raises:
@@ -97,6 +106,9 @@ class _Process:
     _limit: threading.Timer = attrs.field(init=False)
     """Of the end; started with it."""
     _switch: Switch | None = None
+    _control: Control | None = None
+    _reload_wanted: trio.Event = attrs.field(init=False, factory=trio.Event)
+    """Set by SIGHUP; replaced when that is being answered."""
     _at_end: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)
     """What is done when everything else has ended, the last first."""
     _manager: ServiceManager = attrs.field(init=False, factory=ServiceManager)
@@ -120,7 +132,8 @@ class _Process:
                     self._close_inherited()
                 else:
                     self._follow_frontends(nursery, self._switch)
-                    self.options.on_ready()
+                    nursery.start_soon(self._reload_when_asked)
+                    self.options.on_ready(self._switch)
                     announce_ready(self._manager, self.options.ready_fd)
         log.info("stopped")
 
@@ -139,11 +152,21 @@ class _Process:
         """Serve until shutdown; the other tasks have no purpose then."""
         await serve(
             self.config,
+            open_state=self._open_state,
+            on_control=self._take_control,
             on_listening=self._settle,
             shutdown_trigger=self._shutdown.wait,
             task_status=task_status,
         )
         everything.cancel()
+
+    def _open_state(self, path: Path) -> Store:
+        """Open the state with the rights of whoever will write it."""
+        with privileges.acting_as(self.options.runas):
+            return open_store(path)
+
+    def _take_control(self, control: Control) -> None:
+        self._control = control
 
     def _settle(self) -> bool:
         """All sockets listen: done with what needs more rights than serving does.
@@ -158,6 +181,7 @@ class _Process:
         privileges.freeze()
         if self.options.sandboxed:
             sandbox.confine(self._reach())
+            close_database()
         privileges.become(self.options.runas)
         for path in self._socket_paths():
             if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
@@ -168,17 +192,35 @@ class _Process:
         """What we need of the file system while we serve, and for the end."""
         for path in self._socket_paths():
             yield path.parent, FsAccess.REMOVE_FILE
-        if self.config.api.is_wanted:
-            # Whoever controls us may ask for NICs, and they have sockets, too.
-            yield self.config.socket_dir, FsAccess.MAKE_SOCK | FsAccess.REMOVE_FILE
+        yield from self._reach_of_changes()
+        if self.config.state:
+            # SQLite removes its second file at the end; both are open.
+            yield self.config.state.parent, FsAccess.REMOVE_FILE
         pid_path = self.options.pid_path
         if pid_path is not None:
             yield pid_path, FsAccess.READ_FILE
             yield pid_path.parent, FsAccess.REMOVE_FILE
 
+    def _reach_of_changes(self) -> Iterator[tuple[Path, FsAccess]]:
+        """What a reload needs: the file, and sockets for the NICs that it brings.
+
+        Who changes a file may put another one in its place, so it is the folder that counts.
+        """
+        path = self.options.config_path
+        if path is None:
+            return
+        for folder in {path.parent, path.resolve().parent}:
+            yield folder, FsAccess.READ_FILE
+        folders = {path.parent for path in self._socket_paths()} | {self.config.socket_dir}
+        for folder in folders:
+            if folder.is_dir():
+                yield folder, FsAccess.MAKE_SOCK | FsAccess.REMOVE_FILE
+
     def _socket_paths(self) -> list[Path]:
-        nics = [nic.socket_path for nic in self.config.nics if nic.socket_path is not None]
-        return [*nics, *self.config.api.socket_paths]
+        """Of the control interfaces, and of the NICs that are served now."""
+        assert self._control is not None
+        nics = (nic.spec.socket_path for nic in self._control.list_nics() if not nic.error)
+        return [*self.config.api.socket_paths, *(path for path in nics if path is not None)]
 
     def _stop(self) -> None:
         """Begin the end, once."""
@@ -196,8 +238,37 @@ class _Process:
                 self._stop()
             elif number == signal.SIGUSR1:
                 self._dump_state()
+            elif self.options.reload is None:
+                log.warning("there is no configuration file to reload", signal="SIGHUP")
             else:
-                log.warning("configuration is not reloaded, that needs a restart", signal="SIGHUP")
+                self._reload_wanted.set()
+
+    async def _reload_when_asked(self) -> None:
+        """Answer SIGHUP, one or several at a time; ends with the nursery of `main`."""
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted = trio.Event()
+            # systemd wants to know when that began, to tell it from an earlier READY=1.
+            self._manager.tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            with contextlib.suppress(trio.ClosedResourceError):
+                await self._reload()
+            self._manager.tell("READY=1")
+
+    async def _reload(self) -> None:
+        """Read the file again and go over to what it says, unless it is wrong."""
+        assert self._control is not None
+        assert self.options.reload is not None
+        try:
+            config = await trio.to_thread.run_sync(self.options.reload)
+            await self._control.reload(config)
+        except (ConfigFileError, ConfigError, OSError) as error:
+            for line in _problems(error):
+                log.error("configuration not reloaded", problem=line)
+            return
+        for key in ("polling", "socket_dir", "state", "api"):
+            if getattr(config, key) != getattr(self.config, key):
+                log.warning("change needs a restart", key=key)
+        log.info("configuration reloaded", networks=len(config.networks), nics=len(config.nics))
 
     def _lost_terminal(self) -> bool:
         """Whether the terminal that the log went to has hung up, as when its window is closed."""
@@ -245,6 +316,13 @@ class _Process:
                 if event.kind is NicEventKind.DISCONNECTED:
                     self._stop()
                     return
+
+
+def _problems(error: Exception) -> list[str]:
+    """One line for each."""
+    if isinstance(error, OSError):
+        return [f"{error.filename}: {error.strerror}"]
+    return str(error).splitlines()
 
 
 def _state(nic: Nic) -> dict[str, Any]:

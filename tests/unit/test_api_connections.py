@@ -128,7 +128,7 @@ async def test_the_last_slot_is_waited_for(
             await first.aclose()
             with trio.fail_after(2 * connections.HANG_UP_TIMEOUT):
                 assert b"200" in await read_answer(third)
-    assert "all connections are taken, clients wait" in caplog.messages
+    assert "all connections are taken, others wait" in caplog.messages
 
 
 async def test_who_has_nothing_to_say_is_sent_away(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ async def test_reads_are_small() -> None:
     ours, theirs = trio.socket.socketpair()
     with ours, theirs:
         await theirs.send(bytes(8 * connections.READ_SIZE))
-        client = Client(trio.SocketStream(ours))
+        client = Client(trio.SocketStream(ours), trio.Lock())
         assert len(await client.receive_some(1 << 16)) == connections.READ_SIZE
 
 

@@ -6,9 +6,10 @@ import errno
 import json
 import os
 import socket
+import types
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import click
@@ -18,10 +19,14 @@ import trio
 import mvirt_net
 from mvirt_net import cli, runner
 from mvirt_net.cli import main
+from mvirt_net.config import ConfigFileError
+from mvirt_net.endpoints import DEFAULT_GRPC
 from mvirt_net.errors import MvirtNetError, SocketAccessError, SocketInUseError, SocketPathError
 from mvirt_net.exits import ExitCode
 from mvirt_net.model import (
+    ApiSpec,
     DaemonConfig,
+    FileMode,
     MacAddress,
     Netmask,
     NetworkSpec,
@@ -30,7 +35,9 @@ from mvirt_net.model import (
     SocketAccess,
 )
 from mvirt_net.places import daemon_socket_dir
+from mvirt_net.registry import plan
 from mvirt_net.runner import RunOptions
+from mvirt_net.switch import Switch
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "mvirt-net.toml"
@@ -58,6 +65,12 @@ class Runs:
     def config(self) -> DaemonConfig:
         [(config, _)] = self.calls
         return config
+
+    def tell_ready(self) -> None:
+        """Call what is called when frontends can connect, with NICs that have all addresses."""
+        nics = {nic.name: types.SimpleNamespace(spec=nic) for nic in plan(self.config).config.nics}
+        networks = {network.name: network for network in self.config.networks}
+        self.options.on_ready(cast(Switch, types.SimpleNamespace(networks=networks, nics=nics)))
 
     @property
     def options(self) -> RunOptions:
@@ -258,7 +271,7 @@ class TestSingleNic:
 
     def test_attach_lines_when_asked(self, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*ONE_NIC, "--print-attach"]) == ExitCode.OK
-        runs.options.on_ready()
+        runs.tell_ready()
         assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
             "#",
             "#",
@@ -270,7 +283,7 @@ class TestSingleNic:
         self, runs: Runs, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert main(ONE_NIC) == ExitCode.OK
-        runs.options.on_ready()
+        runs.tell_ready()
         assert capsys.readouterr().out == ""
 
 
@@ -329,7 +342,7 @@ class TestServe:
             sockets / f"vm{i}.sock" for i in (1, 2, 3)
         ]
         assert sockets.stat().st_mode & 0o777 == 0o750
-        runs.options.on_ready()
+        runs.tell_ready()
         assert len(capsys.readouterr().out.splitlines()) == 10
 
     def test_flags_of_polling_come_before_the_file(self, runs: Runs, tmp_path: Path) -> None:
@@ -338,11 +351,111 @@ class TestServe:
         assert main(["serve", "-c", str(config), "--busy-poll", "20"]) == 0
         assert runs.config.polling == PollingSpec(workers=2, busy_poll=20)
 
+    def test_flags_of_the_api_come_before_the_file(self, runs: Runs, tmp_path: Path) -> None:
+        config, sockets = tmp_path / "x.toml", tmp_path / "s"
+        config.write_text('[api]\ngrpc = "[::1]:1"\nhttp = ["unix:/run/a.sock"]\n')
+        serve = ["serve", "-c", str(config), "--socket-dir", str(sockets)]
+        assert main([*serve, "--grpc", "--http", "127.0.0.1:8080,unix:/run/b.sock"]) == 0
+        assert runs.config.api == ApiSpec(
+            grpc=DEFAULT_GRPC, http=["127.0.0.1:8080", "unix:/run/b.sock"]
+        )
+        runs.calls.clear()
+        assert main([*serve, "--grpc", "[::1]:2", "--grpc", "unix:/run/c.sock"]) == 0
+        assert runs.config.api == ApiSpec(
+            grpc=["[::1]:2", "unix:/run/c.sock"], http="unix:/run/a.sock"
+        )
+        # NICs may come, and will need it.
+        assert sockets.is_dir()
+
+    def test_the_api_is_for_this_host(
+        self, runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = tmp_path / "x.toml"
+        config.write_text("")
+        assert main(["serve", "-c", str(config), "--http", "0.0.0.0:80"]) == ExitCode.USAGE
+        assert capsys.readouterr().err.startswith(
+            "mvirt-net: --http: 0.0.0.0:80: not a loopback address"
+        )
+        assert not runs.calls
+
+    @pytest.mark.parametrize(
+        ("line", "flags", "expected"),
+        [
+            ("", [], None),
+            ("state = '/x/state.db'", [], Path("/x/state.db")),
+            ("state = '/x/state.db'", ["--no-state"], False),
+            ("state = '/x/state.db'", ["--state", "/y/state.db"], Path("/y/state.db")),
+            ("state = false", [], False),
+            ("state = false", ["--state", "/y/state.db"], Path("/y/state.db")),
+            ("", ["--state", "state.db"], Path.cwd() / "state.db"),
+            ("[api]\nhttp = 'unix:/x'", ["--no-state"], False),
+            ("state = false\n[api]\nhttp = 'unix:/x'", [], False),
+        ],
+    )
+    def test_state(
+        self, runs: Runs, tmp_path: Path, line: str, flags: list[str], expected: Path | None
+    ) -> None:
+        config = tmp_path / "x.toml"
+        config.write_text(line)
+        assert main(["serve", "-c", str(config), *flags]) == ExitCode.OK
+        assert runs.config.state == expected
+
+    @pytest.mark.parametrize(
+        ("environ", "uid", "expected"),
+        [
+            ({"STATE_DIRECTORY": "{0}/a/b:/c", "XDG_STATE_HOME": "/x"}, 0, "{0}/a/b"),
+            ({"XDG_STATE_HOME": "{0}/a"}, 7, "{0}/a/mvirt-net"),
+            ({"HOME": "{0}"}, 7, "{0}/.local/state/mvirt-net"),
+        ],
+    )
+    def test_state_by_default(
+        self,
+        runs: Runs,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        environ: dict[str, str],
+        uid: int,
+        expected: str,
+    ) -> None:
+        """Where it can be controlled; the folder is made, for the daemon alone."""
+        for name in ("STATE_DIRECTORY", "XDG_STATE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value.format(tmp_path))
+        monkeypatch.setattr(os, "geteuid", lambda: uid)
+        config = tmp_path / "x.toml"
+        config.write_text("")
+        sockets = ("--socket-dir", str(tmp_path / "s"))
+        assert main(["serve", "-c", str(config), *sockets, "--http", "unix:/x"]) == ExitCode.OK
+        folder = Path(expected.format(tmp_path))
+        assert runs.config.state == folder / "state.db"
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+    def test_reload_reads_the_file_again_and_keeps_the_flags(
+        self, runs: Runs, tmp_path: Path
+    ) -> None:
+        config = tmp_path / "x.toml"
+        config.write_text("")
+        flags = ["--workers", "3", "--state", "/x/state.db", "--socket-mode", "0600"]
+        assert main(["serve", "-c", str(config), *flags, "--socket-dir", str(tmp_path)]) == 0
+        reload = runs.options.reload
+        assert reload is not None
+        assert reload() == runs.config
+        config.write_text("[[network]]\nname = 'blue'\n[[nic]]\nname = 'vm1'\nnetwork = 'blue'\n")
+        read = reload()
+        assert (read.polling.workers, read.state) == (3, Path("/x/state.db"))
+        [nic] = read.nics
+        assert nic.socket_mode == read.defaults.socket_mode == FileMode(0o600)
+        assert nic.socket_path == tmp_path / "vm1.sock"
+        config.write_text("[[nic]]")
+        with pytest.raises(ConfigFileError):
+            reload()
+
     def test_socket_dir_is_not_made_for_nothing(self, runs: Runs, tmp_path: Path) -> None:
         config = tmp_path / "x.toml"
         config.write_text("")
         assert main(["serve", "-c", str(config), "--socket-dir", str(tmp_path / "s")]) == 0
-        assert runs.config == DaemonConfig()
+        assert runs.config == DaemonConfig(socket_dir=tmp_path / "s")
         assert not (tmp_path / "s").exists()
 
     def test_socket_dir_cannot_be_made(

@@ -21,10 +21,13 @@ from mvirt_net.model import (
     PollingSpec,
     SocketAccess,
 )
+from mvirt_net.registry import plan
 
 SOCKETS = Path("/run/sockets")
 
 WHOLE = """
+state = "/var/lib/mvirt-net/state.db"
+
 [[network]]
 name = "blue"
 ipv4_subnet = "10.0.0.0/24"
@@ -33,6 +36,7 @@ ipv6_prefix = "fd00:0:0:1::/64"
 dns_servers = ["9.9.9.9", "2620:fe::fe"]
 ntp_servers = ["10.0.0.123"]
 mtu = 9000
+is_public = true
 
 [[nic]]
 name = "vm1"
@@ -60,7 +64,8 @@ def write(tmp_path: Path, text: str | bytes) -> Path:
 
 
 def load_text(tmp_path: Path, text: str) -> DaemonConfig:
-    return load(write(tmp_path, text), socket_dir=SOCKETS)
+    """Networks and NICs of a file, each NIC with what it is given."""
+    return plan(load(write(tmp_path, text), socket_dir=SOCKETS)).config
 
 
 def problems(tmp_path: Path, text: str | bytes) -> list[str]:
@@ -85,6 +90,7 @@ class TestGood:
                     dns_servers=(IPv4Address("9.9.9.9"), IPv6Address("2620:fe::fe")),
                     ntp_servers=(IPv4Address("10.0.0.123"),),
                     mtu=9000,
+                    is_public=True,
                 ),
             ),
             (
@@ -104,7 +110,19 @@ class TestGood:
                     allow_gid=[107],
                 ),
             ),
+            socket_dir=SOCKETS,
+            state=Path("/var/lib/mvirt-net/state.db"),
         )
+
+    def test_no_state(self, tmp_path: Path) -> None:
+        assert load_text(tmp_path, "state = false").state is False
+        assert load_text(tmp_path, "").state is None
+
+    @pytest.mark.parametrize("value", ["true", "1", '"state.db"', "[]"])
+    def test_wrong_state(self, value: str, tmp_path: Path) -> None:
+        [problem] = problems(tmp_path, f"state = {value}")
+        assert problem.startswith("state: ")
+        assert problem.endswith(" is neither an absolute path nor false")
 
     def test_polling(self, tmp_path: Path) -> None:
         text = "[polling]\nworkers = 2\nbusy_poll = 100\nworker_cpus = [2, 3]\n"
@@ -129,7 +147,7 @@ class TestGood:
         assert problem.startswith(f"polling.{expected}")
 
     def test_empty(self, tmp_path: Path) -> None:
-        assert load_text(tmp_path, "") == DaemonConfig()
+        assert load_text(tmp_path, "") == DaemonConfig(socket_dir=SOCKETS)
 
     def test_what_is_absent_is_given(self, tmp_path: Path) -> None:
         config = load_text(tmp_path, BLUE + '[[nic]]\nname = "vm1"\nnetwork = "blue"\n')

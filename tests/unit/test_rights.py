@@ -220,7 +220,7 @@ class TestSandbox:
         """Not by a guest, a bug of ours and its traceback, signals, or the end."""
         path = tmp_path / "s"
         args = (*single(path), "--mac-addr", MAC, "--pid", f"{tmp_path}/pid")
-        with started(*args, command=("-c", _TELLS_OF_IMPORTS)) as daemon:
+        with started(*args, command=("-c", TELLS_OF_IMPORTS)) as daemon:
             daemon.wait_ready()
             await serves_a_guest(nursery, path)
             with socket.socket(socket.AF_UNIX) as hostile:
@@ -229,7 +229,7 @@ class TestSandbox:
                 assert hostile.recv(1) == b""
             daemon.send(signal.SIGUSR1)
             daemon.send(signal.SIGHUP)
-            daemon.wait_event("configuration is not reloaded, that needs a restart")
+            daemon.wait_event("there is no configuration file to reload")
             client = await VhostTestClient.connect(nursery, path)
             await client.send_packet(dhcp_discover(MAC, 0xBAD))
             assert "a bug" in daemon.wait_event("service failed")["exception"]
@@ -310,7 +310,7 @@ def outcomes(folder: Path, attempts: Iterable[str], *args: str) -> dict[str, str
 
 
 # The interpreter tells of each module that is looked for, found or not (sys.addaudithook).
-_TELLS_OF_IMPORTS = """
+TELLS_OF_IMPORTS = """
 import sys
 from mvirt_net import cli, sandbox
 from mvirt_net.dataplane.dhcpv4 import Dhcpv4Server

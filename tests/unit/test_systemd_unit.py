@@ -16,6 +16,7 @@ import trio
 from mvirt_net import cli
 from mvirt_net.exits import ExitCode
 from tests.harness import VhostTestClient
+from tests.harness.driven import driven
 from tests.harness.process import (
     HOT,
     MAC,
@@ -73,6 +74,7 @@ def test_template_of_the_how_to(tmp_path: Path) -> None:
     text = template.read_text()
     assert "--config /etc/mvirt-net/%i.toml" in text
     assert "\nRuntimeDirectory=mvirt-net/%i\n" in text
+    assert "\nStateDirectory=mvirt-net/%i\n" in text
     verify(text, tmp_path / "mvirt-net@blue.service")
 
 
@@ -98,7 +100,11 @@ def test_starts_what_there_is() -> None:
     assert ctx.params["path"] == Path("/etc/mvirt-net.toml")
     assert ctx.params["socket_group"] == "0"
     for status in settings("RestartPreventExitStatus")[0].split():
-        assert ExitCode(int(status)) in (ExitCode.USAGE, ExitCode.BAD_CONFIG)
+        assert ExitCode(int(status)) in (
+            ExitCode.USAGE,
+            ExitCode.BAD_STATE,
+            ExitCode.BAD_CONFIG,
+        )
 
 
 @needs_systemd
@@ -128,6 +134,27 @@ async def test_system_calls_are_allowed(
         assert daemon.wait() == ExitCode.OK, log
     used = system_calls(trace.read_text())
     assert {"accept4", "mmap", "landlock_restrict_self", "unlink", "sched_setaffinity"} <= used
+    assert used - allowed_system_calls() == set()
+
+
+@needs_systemd
+@needs("strace", "strace")
+def test_system_calls_of_control(folder: Path, tmp_path: Path) -> None:
+    """Likewise: what is created is stored, and the configuration is read again."""
+    trace, config = tmp_path / "trace", folder / "x.toml"
+    config.write_text("")
+    strace = ("strace", "-f", "--quiet=all", "-o", str(trace))
+    args = ("serve", "-c", str(config), "--socket-dir", str(folder), "--state", f"{folder}/state")
+    with driven(*args, as_nobody=True, wrapper=strace) as (daemon, verbs):
+        verbs.create_network({"name": "blue", "ipv4_subnet": "10.0.0.0/24"})
+        verbs.create_nic({"network": "blue", "name": "vm1"})
+        daemon.send_to_child(signal.SIGHUP)
+        daemon.wait_event("configuration reloaded")
+        verbs.delete_network("blue", force=True)
+        daemon.send_to_child(signal.SIGTERM)
+        assert daemon.wait() == ExitCode.OK
+    used = system_calls(trace.read_text())
+    assert {"fdatasync", "bind", "unlink"} <= used
     assert used - allowed_system_calls() == set()
 
 

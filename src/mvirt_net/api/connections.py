@@ -44,8 +44,8 @@ MAX_STREAMS = 32
 """Requests of one connection at a time, in HTTP/2."""
 MAX_HEADERS = 16 << 10
 """Bytes of a request's first line and headers."""
-READ_SIZE = 4096
-"""Bytes that are looked at in one go: of the smallest frames that is about 5 ms of work."""
+READ_SIZE = 1024
+"""Bytes that are looked at in one go: of the smallest frames that is some milliseconds of work."""
 HANG_UP_TIMEOUT = 1.0
 """Seconds in which everything must be over that a client had asked for which hung up."""
 WRITE_TIMEOUT = 10.0
@@ -67,18 +67,26 @@ class Client:
     """A connection, as `TCPServer` uses a trio.SocketStream.
 
     What it sends it sends shielded from cancellation, so only `close` ends that before its time.
+
+    Args:
+        stream: the client's to close.
+        turns: of all clients of a listener.
     """
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, turns: trio.Lock) -> None:
         self.socket = stream.socket
         self.scope = trio.CancelScope()
         """For `TCPServer`, which outlives a client that hangs up by its idle timeout."""
         self._stream = stream
+        self._turns = turns
 
     async def receive_some(self, max_bytes: int) -> bytes:
         data = b""
         try:
             data = bytes(await self._stream.receive_some(min(max_bytes, READ_SIZE)))
+            # One client for each turn of the event loop, in which everybody else has one, too.
+            async with self._turns:
+                await trio.lowlevel.checkpoint()
         finally:
             if not data:
                 self.scope.deadline = trio.current_time() + HANG_UP_TIMEOUT
@@ -126,6 +134,7 @@ class Listener(trio.abc.Listener[Any]):
         self._access = access
         self._unix = unix
         self._clients: set[Client] = set()
+        self._turns = trio.Lock()
         self._slots = trio.Semaphore(MAX_CONNECTIONS)
         self._warned_at = float("-inf")
 
@@ -147,11 +156,11 @@ class Listener(trio.abc.Listener[Any]):
     async def accept(self) -> Client:
         """The next client, when there is room for one."""
         if self._slots.value == 0:
-            self._warn("all connections are taken, clients wait", limit=MAX_CONNECTIONS)
+            self._warn("all connections are taken, others wait", limit=MAX_CONNECTIONS)
         await self._slots.acquire()
         while True:
             try:
-                return Client(await self._listener.accept())
+                return Client(await self._listener.accept(), self._turns)
             except OSError as error:
                 self._warn("cannot accept", error=error.strerror)
                 await trio.sleep(ACCEPT_PAUSE)

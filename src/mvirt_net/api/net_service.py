@@ -11,6 +11,7 @@ from typing import Any
 from .._version import __version__
 from ..control import Control, ControlError, NetworkRecord, NicRecord, NicState
 from .descriptors import Schema
+from .exchange import in_turns
 from .grpc import CallError, Method, Methods, Receive, Send, Status
 
 SERVICE = "mvirt.net.NetService"
@@ -103,7 +104,8 @@ class NetService:
         return self._network(self._control.get_network(_identifier(request)))
 
     async def _list_networks(self, _request: Any) -> Any:
-        networks = [self._network(record) for record in self._control.list_networks()]
+        records = self._control.list_networks()
+        networks = [self._network(record) async for record in in_turns(records)]
         return self._message("ListNetworksResponse")(networks=networks)
 
     async def _update_network(self, request: Any) -> Any:
@@ -153,7 +155,8 @@ class NetService:
 
     async def _list_nics(self, request: Any) -> Any:
         records = self._control.list_nics(request.network_id or None)
-        return self._message("ListNicsResponse")(nics=[self._nic(record) for record in records])
+        nics = [self._nic(record) async for record in in_turns(records)]
+        return self._message("ListNicsResponse")(nics=nics)
 
     async def _update_nic(self, request: Any) -> Any:
         record = await self._control.update_nic(

@@ -13,7 +13,7 @@ _TEXT_OR_NULL = {"type": ["string", "null"]}
 _TEXTS = {"type": "array", "items": _TEXT}
 _NUMBER = {"type": "integer"}
 _FLAG = {"type": "boolean"}
-_KINDS = {
+_KINDS: dict[str, dict[str, Any]] = {
     "text": _TEXT,
     "text?": _TEXT_OR_NULL,
     "texts": _TEXTS,

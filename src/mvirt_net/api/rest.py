@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl, urlsplit
 import attrs
 
 from ..control import Control, ControlError, ErrorKind, NetworkRecord, NicRecord
+from .exchange import in_turns
 from .http import HttpError, Request, Response, json_body
 
 JSON = "application/json"
@@ -101,7 +102,8 @@ class Rest:
     # Networks.
 
     async def list_networks(self, _call: Call) -> Response:
-        return _ok({"networks": [network_json(r) for r in self.control.list_networks()]})
+        records = self.control.list_networks()
+        return _ok({"networks": [network_json(record) async for record in in_turns(records)]})
 
     async def create_network(self, call: Call) -> Response:
         fields = dict(call.body)
@@ -123,7 +125,7 @@ class Rest:
 
     async def list_nics(self, call: Call) -> Response:
         records = self.control.list_nics(call.query.get("network"))
-        return _ok({"nics": [nic_json(record) for record in records]})
+        return _ok({"nics": [nic_json(record) async for record in in_turns(records)]})
 
     async def create_nic(self, call: Call) -> Response:
         fields = dict(call.body)
@@ -143,7 +145,8 @@ class Rest:
     # The rest.
 
     async def stats(self, _call: Call) -> Response:
-        return _ok({"nics": {name: stats_json(s) for name, s in self.control.stats().items()}})
+        stats = self.control.stats().items()
+        return _ok({"nics": {name: stats_json(s) async for name, s in in_turns(stats)}})
 
     async def watch(self, _call: Call) -> Response:
         return Response(200, self._changes(), NDJSON, (("cache-control", "no-store"),))
@@ -152,15 +155,17 @@ class Rest:
     async def _changes(self) -> AsyncIterator[AsyncIterator[bytes]]:
         async with self.control.watch() as changes:
             # Nothing happens between the two, for nothing is awaited.
-            known = [_change("network", r.id, r) for r in self.control.list_networks()]
-            known += [_change("nic", r.id, r) for r in self.control.list_nics()]
+            known: list[tuple[str, Any]] = [
+                ("network", record) for record in self.control.list_networks()
+            ]
+            known += [("nic", record) for record in self.control.list_nics()]
             lines = self._lines(known, changes)
             async with contextlib.aclosing(lines):
                 yield lines
 
-    async def _lines(self, known: list[bytes], changes: Any) -> AsyncGenerator[bytes, None]:
-        for line in known:
-            yield line
+    async def _lines(self, known: list[Any], changes: Any) -> AsyncGenerator[bytes, None]:
+        for resource, record in known:
+            yield _change(resource, record.id, record)
         yield json_body({"type": "complete"})
         async for change in changes:
             yield _change(change.resource, change.id, change.record)
