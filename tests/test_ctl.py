@@ -454,6 +454,14 @@ class TestStrangeAnswers:
             result = ctl("network", "list", "-S", str(tmp_path / "s"))
         assert result.code == ExitCode.NO_DAEMON
 
+    def test_text_that_the_terminal_cannot_show(self, tmp_path: Path) -> None:
+        with answering(tmp_path / "s", answer({"name": "groß 世"})):
+            env = {**environment(tmp_path / "s"), "PYTHONIOENCODING": "latin-1"}
+            result = subprocess.run(
+                [*COMMAND, "nic", "show", "x"], env=env, capture_output=True, check=True
+            )
+        assert result.stdout == b"name:  gro\xdf \\u4e16\n"
+
     def test_hostile_text(self, ctl: Ctl, tmp_path: Path) -> None:
         """Whatever is said, no byte of it moves the cursor or writes into the title."""
         evil = "\x1b]0;title\x07\x1b[2J\r\n\x9b\x7f\u202e"
