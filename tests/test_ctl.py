@@ -166,6 +166,23 @@ class TestNetworks:
         forced = done("network", "delete", "red", "--force")
         assert forced.out == "network red deleted, and its NICs (1)\n"
 
+    def test_update(self, done: Ctl) -> None:
+        def servers(*args: str) -> tuple[list[str], list[str]]:
+            record = done("network", "update", "red", *args, "--json").json
+            return record["dns_servers"], record["ntp_servers"]
+
+        done("network", "create", "red", "--ipv4-subnet", "10.5.0.0/24", "--dns", "1.1.1.1")
+        assert servers("--ntp", "10.5.0.9") == (["1.1.1.1"], ["10.5.0.9"])
+        two = ("--dns", "8.8.8.8", "--dns", "9.9.9.9")
+        assert servers(*two) == (["8.8.8.8", "9.9.9.9"], ["10.5.0.9"])
+        assert servers("--no-dns", "--no-ntp") == ([], [])
+        done("network", "delete", "red")
+
+    def test_public(self, done: Ctl) -> None:
+        done("network", "create", "red", "--ipv4-subnet", "10.5.0.0/24", "--public")
+        assert "is_public:     yes" in done("network", "show", "red").lines
+        done("network", "delete", "red")
+
     def test_update_asks_for_something(self, ctl: Ctl) -> None:
         assert ctl("network", "update", "blue").code == ExitCode.USAGE
         both = ctl("network", "update", "blue", "--dns", "1.1.1.1", "--no-dns")
@@ -436,6 +453,14 @@ class TestStrangeAnswers:
         with answering(tmp_path / "s", answer({"networks": ["x" * 2000]})):
             result = ctl("network", "list", "-S", str(tmp_path / "s"))
         assert result.code == ExitCode.NO_DAEMON
+
+    def test_text_that_the_terminal_cannot_show(self, tmp_path: Path) -> None:
+        with answering(tmp_path / "s", answer({"name": "groß 世"})):
+            env = {**environment(tmp_path / "s"), "PYTHONIOENCODING": "latin-1"}
+            result = subprocess.run(
+                [*COMMAND, "nic", "show", "x"], env=env, capture_output=True, check=True
+            )
+        assert result.stdout == b"name:  gro\xdf \\u4e16\n"
 
     def test_hostile_text(self, ctl: Ctl, tmp_path: Path) -> None:
         """Whatever is said, no byte of it moves the cursor or writes into the title."""

@@ -534,10 +534,9 @@ def serve(
     socket_dir = socket_dir or daemon_socket_dir()
     access, account = _socket_access(ctx, options), options["runas"]
 
-    polling = _polling_flags(options)
-
     alone = f"unix:{socket_dir.absolute() / CONTROL_SOCKET}"
     http = [alone if address == CONTROL_SOCKET else address for address in http]
+    polling = _polling_flags(options)
 
     def read() -> DaemonConfig:
         """Called again for each reload."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import io
 import os
 import signal
 import sys
@@ -195,6 +196,9 @@ VerbGroup.group_class = VerbGroup
 class _Ctl(VerbGroup):
     def invoke(self, ctx: click.Context) -> Any:
         """A client ends as its user expects: by SIGINT or SIGPIPE, with nothing on stderr."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # What the user's encoding cannot say is no reason to say nothing.
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
