@@ -165,8 +165,8 @@ async def test_nobody_is_served_before_on_listening_has_returned(
     nics: list[mvirt_net.Nic] = []
     add_nic = Switch.add_nic
 
-    async def add_nic_and_connect(self: Switch, spec: NicSpec) -> mvirt_net.Nic:
-        nics.append(await add_nic(self, spec))
+    async def add_nic_and_connect(self: Switch, spec: NicSpec, **how: Any) -> mvirt_net.Nic:
+        nics.append(await add_nic(self, spec, **how))
         frontends.append(await Connection.open(tmp_path / f"{spec.name}.sock"))
         nursery.start_soon(frontends[-1].get_features)
         await trio.testing.wait_all_tasks_blocked()

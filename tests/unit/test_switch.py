@@ -473,7 +473,9 @@ class TestOpenSwitch:
     ) -> None:
         serve, gate = Nic.serve, trio.Event()
 
-        async def slow_serve(nic: Nic, task_status: trio.TaskStatus[None]) -> None:
+        async def slow_serve(
+            nic: Nic, _listener: None, *, task_status: trio.TaskStatus[None]
+        ) -> None:
             await gate.wait()
             await serve(nic, task_status=task_status)
 
