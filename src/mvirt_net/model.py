@@ -278,8 +278,8 @@ class NicStats:
     icmp_errors: int
     """Dropped TX frames whose sender was told why by ICMP."""
     slow_signals: int
-    """Of its call and err eventfds, and counts of its kick eventfds taken, that its frontend had made
-    to take some milliseconds each."""
+    """Of its call and err eventfds, and counts of its kick eventfds taken, that its frontend had
+    made to take some milliseconds each."""
     drops: Mapping[DropReason, int]
     """Only the reasons seen so far."""
     refused_frontends: int = 0
