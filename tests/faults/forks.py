@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from typing import IO, NoReturn, cast
 
 import attrs
 
-from mvirt_net import cli
+from mvirt_net import cli, nic
 
 from .shim import arm
 
@@ -112,6 +113,8 @@ def _be_daemon(args: list[str], stderr: str, armed: bool) -> NoReturn:
     os.dup2(fd, _STDERR)
     os.close(fd)
     os.dup2(_STDOUT, _READY_FD)
+    # Hundreds of frontends come and go, and the tests go by what is said of each.
+    nic.LINE_BURST = math.inf
     sys.argv[1:] = [*args, "--ready-fd", str(_READY_FD)]
     if armed:
         arm()
