@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 
@@ -74,6 +75,24 @@ async def test_thread_that_cannot_be_had(kick: int, monkeypatch: pytest.MonkeyPa
             with watcher.ring(started(rig).port, 0, bell.ring) as watch:
                 assert watch is not None
                 watch.begin(kick, 1, 0.0)
+                with trio.fail_after(30):
+                    await bell.rung.wait()
+            with watcher.ring(rig.port, 0, bell.ring) as watch:
+                assert watch is None
+
+
+async def test_the_thread_cannot_be_listened_to(kick: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(_fd: int) -> None:
+        await trio.lowlevel.checkpoint()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", refuse)
+    bell = Bell()
+    with open_rig() as rig:
+        async with trio.open_nursery() as nursery:
+            watcher = KickWatcher((), nursery)
+            with watcher.ring(started(rig).port, 0, bell.ring) as watch:
+                assert watch is not None
                 with trio.fail_after(30):
                     await bell.rung.wait()
             with watcher.ring(rig.port, 0, bell.ring) as watch:

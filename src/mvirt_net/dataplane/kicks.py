@@ -110,9 +110,14 @@ class KickWatcher:
 
     async def _listen(self, watcher: Watcher) -> None:
         """Wake the tasks whose rings were given back."""
-        while True:
-            await trio.lowlevel.wait_readable(watcher.fd)
-            read_event(watcher.fd)
-            for key in watcher.returned():
-                if key in self._wakes:
-                    self._wakes[key]()
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(watcher.fd)
+                read_event(watcher.fd)
+                for key in watcher.returned():
+                    if key in self._wakes:
+                        self._wakes[key]()
+        except OSError as error:
+            # The kernel has no memory for it, or lets this user wait for no more descriptors.
+            _log.warning("kicks are waited for in trio", reason=str(error))
+            self.close()
