@@ -217,6 +217,7 @@ def test_bodies_that_are_no_json(
         ({"host": "localhost"}, 200),
         ({"origin": "http://example.com"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
         ({"host": "localhost", "origin": "http://localhost"}, 200),
         ({"sec-fetch-site": "cross-site"}, 403),
     ],

@@ -230,6 +230,25 @@ async def test_reader_that_does_not_read_holds_up_nobody(backend: TestBackend) -
     assert backend.nic.stats().drops[DropReason.ETHERTYPE] >= capture.captured.lost
 
 
+async def test_reader_that_goes_when_it_has_not_read_in_time(backend: TestBackend) -> None:
+    """The thread comes back with an error, and closes the file all the same."""
+    client = await backend.connect()
+    reader, writer = os.pipe()
+    capture = await backend.switch.start_capture(writer)
+    while not capture.captured.lost:
+        for _ in range(200):
+            await client.send_packet(ethernet_frame(GATEWAY_MAC, MAC, 0x88B5, bytes(1400)))
+    await capture.aclose()
+    os.close(reader)
+    with trio.fail_after(30):
+        while True:
+            try:
+                os.fstat(writer)
+            except OSError:
+                break
+            await trio.sleep(0.01)
+
+
 async def test_descriptor_of_a_pipe_is_read_while_it_runs(backend: TestBackend) -> None:
     client = await backend.connect()
     reader, writer = os.pipe()

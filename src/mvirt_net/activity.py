@@ -25,7 +25,7 @@ import trio
 
 from .control import Change, Control, NetworkRecord, NicRecord, NicState
 from .model import NicStats
-from .nic import NicEvent
+from .nic import Nic, NicEvent
 from .switch import Switch
 
 EVENTS = 100
@@ -128,18 +128,20 @@ class Traffic:
     """The counters of a NIC as of the last sample, and what became of them lately.
 
     Args:
+        nic: whose; another one may have its name by the next sample.
         stats, at: the first sample, and its time in seconds.
     """
 
-    def __init__(self, stats: NicStats = _NOTHING, at: float = 0.0) -> None:
+    def __init__(self, nic: Nic | None = None, stats: NicStats = _NOTHING, at: float = 0.0) -> None:
+        self._nic = nic
         self.stats = stats
         self.curves = Curves()
         self._at = at
 
-    def add(self, stats: NicStats, at: float) -> Rates:
+    def add(self, nic: Nic | None, stats: NicStats, at: float) -> Rates:
         """Another sample, `at` a later time in seconds. Returns the rates since the last one."""
-        if stats.tx_frames < self.stats.tx_frames or stats.rx_frames < self.stats.rx_frames:
-            self.stats = _NOTHING  # it is another one of the same name
+        if nic is not self._nic:
+            self._nic, self.stats = nic, _NOTHING
         rates = _rates(self.stats, stats, at - self._at)
         self.stats, self._at = stats, at
         self.curves.add(rates)
@@ -268,9 +270,9 @@ class Activity:
             if nic is self._switch.nics.get(name):  # it may have gone meanwhile
                 at = trio.current_time()
                 if (traffic := before.get(name)) is None:
-                    traffic = Traffic(nic.stats(), at)
+                    traffic = Traffic(nic, nic.stats(), at)
                 else:
-                    total += traffic.add(nic.stats(), at)
+                    total += traffic.add(nic, nic.stats(), at)
                 after[name] = traffic
             if count % SLICE == 0:
                 await trio.lowlevel.checkpoint()

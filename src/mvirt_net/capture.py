@@ -92,10 +92,12 @@ class _File:
 
     def write(self, blocks: bytes) -> None:
         """Write all of it, however long that takes; for a thread. Raises OSError."""
-        with self._lock:
-            self._write(blocks)
-        if self._closing:
-            self.close()
+        try:
+            with self._lock:
+                self._write(blocks)
+        finally:
+            if self._closing:
+                self.close()
 
     def _write(self, blocks: bytes) -> None:
         done = 0
@@ -103,7 +105,9 @@ class _File:
             try:
                 done += os.write(self._fd, memoryview(blocks)[done:])
             except BlockingIOError:
-                select.select([], [self._fd], [])
+                writable = select.poll()
+                writable.register(self._fd, select.POLLOUT)
+                writable.poll()
             except OSError:
                 self._cut_back(done - whole_blocks(blocks, done))
                 raise
@@ -227,6 +231,10 @@ class Capture:
                 await self._write_all()
             except (OSError, RuntimeError) as error:
                 failure = _why(error)
+            except Exception as error:
+                # A bug costs the capture, not the NICs.
+                failure = "internal error"
+                _log.error("capture failed", file=self._name, exc_info=error)
         if self._scope.cancelled_caught:
             failure = "the file could not be written in time"
         self._finish(failure)

@@ -618,7 +618,7 @@ def trace_command(
     **fields: Any,
 ) -> None:
     """Say where a packet would go, and why, without a daemon or a guest."""
-    config = _load(path, socket_dir or daemon_socket_dir())
+    config = plan(_load(path, socket_dir or daemon_socket_dir())).config
     if (packet is None) == (fields["dst"] is None):
         raise click.UsageError("exactly one of --packet and --dst is needed", ctx)
     try:

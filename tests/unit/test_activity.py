@@ -42,6 +42,9 @@ START = datetime(2026, 11, 29, 12, tzinfo=UTC)
 NOTHING = NicStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {})
 
 
+NIC = {"name": "vm1", "network": "blue", "mac_address": MAC}
+
+
 def ticking() -> Iterator[datetime]:
     now = START
     while True:
@@ -77,7 +80,7 @@ async def watching(folder: Path) -> AsyncIterator[Scene]:
     async with open_switch(polling=IN_TRIO) as switch, trio.open_nursery() as nursery:
         control = Control(switch, folder)
         await control.create_network({"name": "blue", "ipv4_subnet": "10.0.0.0/24"})
-        await control.create_nic({"name": "vm1", "network": "blue", "mac_address": MAC})
+        await control.create_nic(NIC)
         activity = Activity(control, switch)
         nursery.start_soon(control.run)
         nursery.start_soon(activity.run)
@@ -173,7 +176,7 @@ async def test_the_last_samples_are_kept() -> None:
 
 
 async def test_rates_are_per_second() -> None:
-    traffic = Traffic(NOTHING, at=10.0)
+    traffic = Traffic(None, NOTHING, at=10.0)
     later = attrs.evolve(
         NOTHING,
         tx_frames=10,
@@ -182,15 +185,30 @@ async def test_rates_are_per_second() -> None:
         rx_bytes=3000,
         drops={DropReason.NO_ROUTE: 4, DropReason.FRAGMENT: 2},
     )
-    assert traffic.add(later, at=12.0) == Rates(500, 5, 1500, 10, 3)
-    assert traffic.add(later, at=14.0) == Rates()
+    assert traffic.add(None, later, at=12.0) == Rates(500, 5, 1500, 10, 3)
+    assert traffic.add(None, later, at=14.0) == Rates()
     assert (list(traffic.curves.tx), list(traffic.curves.rx)) == ([500, 0], [1500, 0])
 
 
-async def test_a_nic_that_took_the_place_of_another_starts_from_nothing() -> None:
-    traffic = Traffic(attrs.evolve(NOTHING, tx_frames=100, tx_bytes=10_000), at=0.0)
-    other = attrs.evolve(NOTHING, tx_frames=10, tx_bytes=1000)
-    assert traffic.add(other, at=2.0) == Rates(tx_bytes=500, tx_frames=5)
+async def test_a_nic_that_took_the_place_of_another_starts_from_nothing(folder: Path) -> None:
+    """Though it may have sent more frames by now, and fewer bytes, than the one before."""
+    async with watching(folder) as scene:
+        client = await scene.connect(folder)
+        await scene.activity.look()
+        await client.send_packet(UNKNOWN + bytes(1000))
+        await trio.sleep(INTERVAL)
+        await wait_all_tasks_blocked()
+        await scene.control.delete_nic("vm1")
+        await scene.control.create_nic(NIC)
+        client = await scene.connect(folder)
+        for _ in range(2):
+            await client.send_packet(UNKNOWN)
+        await trio.sleep(INTERVAL)
+        await wait_all_tasks_blocked()
+        rates = scene.activity.traffic["vm1"].curves.now
+        assert rates == Rates(
+            tx_bytes=2 * len(UNKNOWN) / INTERVAL, tx_frames=2 / INTERVAL, drops=2 / INTERVAL
+        )
 
 
 async def test_nothing_is_sampled_while_nobody_looks(folder: Path) -> None:

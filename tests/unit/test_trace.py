@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tests.harness.packets import dhcp_discover
 
 from .test_ffi_forward import assert_right
 
+ROOT = Path(__file__).parents[2]
 MAC, MAC_B = "52:54:00:00:00:0a", "52:54:00:00:00:0b"
 GATEWAY = "02:00:00:00:00:01"
 CONFIG = plan(
@@ -186,6 +189,18 @@ def test_command_tells_each_step(command: list[str], capsys: pytest.CaptureFixtu
         "target 10.0.0.6: by 10.0.0.6/32 that of vm2",
         f"vm2 receives {GATEWAY} > {MAC_B}, 10.0.0.5 > 10.0.0.6, udp, TTL 8, 42 bytes",
     ]
+
+
+def test_examples_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a file that leaves addresses to the daemon."""
+    page = (ROOT / "docs" / "how-to" / "capture.md").read_text()
+    examples = re.findall(r"^\$ mvirt-net (trace .*)\n((?:[^$`].*\n)+)", page, re.M)
+    assert len(examples) == 2
+    for arguments, said in examples:
+        one, *others = shlex.split(arguments)
+        others = [str(ROOT / word) if word.startswith("examples/") else word for word in others]
+        assert main([one, *others]) == 0
+        assert capsys.readouterr().out == said
 
 
 def test_command_for_programs(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -483,10 +483,18 @@ def _check_origin(request: Request) -> None:
     if not _is_loopback(host):
         raise HttpError(421, f"{host!r} is not what this host calls itself")
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and _host_of(origin) != host:
         raise HttpError(403, f"not for pages from {origin!r}")
     if request.headers.get("sec-fetch-site") == "cross-site":
         raise HttpError(403, "not for pages from elsewhere")
+
+
+def _host_of(origin: str) -> str | None:
+    """None when it is no URL."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _is_loopback(host: str) -> bool:
