@@ -193,6 +193,7 @@ def test_refusals(
         (b'{"name": "x"}', "text/plain", 415),
         (b'{"name": "x", "name": "y"}', "application/json", 400),
         (b'{"mtu": NaN}', "application/json", 400),
+        (b'{"\\ud800": 1}', "application/json", 400),
         (b"{", "application/json", 400),
         (b"\xff", "application/json", 400),
         (b"[" * 100_000, "application/json", 400),

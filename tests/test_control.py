@@ -29,6 +29,8 @@ from mvirt_net import (
 )
 from mvirt_net.config import load
 from mvirt_net.control import (
+    MAX_PREFIXES,
+    MAX_SERVERS,
     WATCH_BACKLOG,
     Change,
     Control,
@@ -289,7 +291,15 @@ class TestNetworks:
         before = await rig.blue()
         with refused(ErrorKind.INVALID_ARGUMENT, "1.1.1", "dns_servers"):
             await rig.control.update_network("blue", dns_servers=["1.1.1"])
+        with refused(ErrorKind.INVALID_ARGUMENT, "more than 16", "ntp_servers"):
+            await rig.control.update_network("blue", ntp_servers=["1.1.1.1"] * (MAX_SERVERS + 1))
         assert rig.control.get_network("blue") == before
+
+    async def test_refusals_are_short_whatever_they_quote(self, rig: Rig) -> None:
+        with pytest.raises(ControlError) as info:
+            await rig.control.create_network({"name": "x" * 1_000_000, "ipv4_subnet": "10.0.0.0/8"})
+        assert info.value.message.startswith("'xxx")
+        assert len(info.value.message) <= 500
 
 
 class TestNics:
@@ -345,6 +355,11 @@ class TestNics:
             ({"socket_mode": "rw"}, "not a mode", "socket_mode"),
             ({"name": "../x"}, "is not a name", "name"),
             ({"colour": 1}, "no such field", "colour"),
+            (
+                {"routed_ipv4_prefixes": ["10.1.0.0/24"] * (MAX_PREFIXES + 1)},
+                "more than 256",
+                "routed_ipv4_prefixes",
+            ),
         ],
     )
     async def test_wrong(self, rig: Rig, fields: dict[str, Any], message: str, field: str) -> None:

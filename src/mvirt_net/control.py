@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Sized
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -42,6 +42,8 @@ from .switch import Switch
 from .watching import WATCH_BACKLOG, Watchers
 
 __all__ = [
+    "MAX_PREFIXES",
+    "MAX_SERVERS",
     "WATCH_BACKLOG",
     "Change",
     "Control",
@@ -51,6 +53,14 @@ __all__ = [
     "NicRecord",
     "NicState",
 ]
+
+MAX_SERVERS = 16
+"""Of a kind that a verb may give to a network."""
+MAX_PREFIXES = 256
+"""Of a family that a verb may have routed to a NIC: each takes up to 0.5 ms."""
+
+_SERVERS = frozenset({"dns_servers", "ntp_servers"})
+_PREFIXES = frozenset({"routed_ipv4_prefixes", "routed_ipv6_prefixes"})
 
 _log = get_logger(__name__)
 
@@ -458,6 +468,7 @@ class Control:
 
     def _evolved(self, entry: _Entry, changes: Mapping[str, Any]) -> _Entry:
         with refusals():
+            _check_lengths(changes)
             spec: Any = attrs.evolve(entry.spec, **_said(changes))
         return attrs.evolve(entry, spec=spec, updated_at=self._now())
 
@@ -525,4 +536,13 @@ def _spec(cls: type[_Spec], fields: Mapping[str, Any]) -> _Spec:
     for key in fields:
         if key not in known:
             raise ConfigError(str(key), "there is no such field")
+    _check_lengths(fields)
     return cls(**fields)
+
+
+def _check_lengths(fields: Mapping[str, Any]) -> None:
+    """Before anything is made of them: packets wait meanwhile. Raises ConfigError."""
+    for keys, most in ((_SERVERS, MAX_SERVERS), (_PREFIXES, MAX_PREFIXES)):
+        for key in keys & fields.keys():
+            if isinstance(fields[key], Sized) and len(fields[key]) > most:
+                raise ConfigError(key, f"more than {most}")

@@ -21,6 +21,8 @@ from .errors import (
     TooManyCapturesError,
 )
 
+MAX_MESSAGE = 500
+
 
 class ErrorKind(enum.Enum):
     """What a caller can do about it; the names are those of gRPC's codes."""
@@ -38,11 +40,14 @@ class ControlError(MvirtNetError):
 
     Args:
         kind: what a caller can do about it.
-        message: one line, without the field.
+        message: one line, without the field; cut off after `MAX_MESSAGE` characters, as it may
+            quote what was asked for.
         field: what it is about, the name of a field of a specification; may be empty.
     """
 
     def __init__(self, kind: ErrorKind, message: str, field: str = "") -> None:
+        if len(message) > MAX_MESSAGE:
+            message = message[: MAX_MESSAGE - 1] + "…"
         super().__init__(message)
         self.kind = kind
         self.message = message

@@ -12,7 +12,7 @@ import trio
 
 from mvirt_net.api.descriptors import Schema, load_files
 from mvirt_net.api.exchange import STALL_TIMEOUT, Budget
-from mvirt_net.api.grpc import REQUEST_TIMEOUT, GrpcApp, Method, Receive, Send
+from mvirt_net.api.grpc import REQUEST_TIMEOUT, CallError, GrpcApp, Method, Receive, Send, Status
 from tests.harness.clock import virtual_time
 from tests.unit.test_api_connections import GET, H2Client, connected, serving
 
@@ -118,6 +118,20 @@ async def test_a_body_that_is_no_message_ends_the_call(
             found = await answer(H2Client(stream), GOOD, body, end=end)
     assert found["grpc-status"] == status
     assert words in found.get("grpc-message", "")
+
+
+async def test_what_an_end_says_is_short(tmp_path: Path) -> None:
+    """HPACK takes seconds for a long header, and all guests' services wait."""
+    path = tmp_path / "x.sock"
+
+    async def refuse(_request: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        raise CallError(Status.INVALID_ARGUMENT, "ä" * 1_000_000)
+
+    methods = {"/x/unary": Method(REQUEST, unary=refuse)}
+    async with serving(path, GrpcApp(methods, Budget())), connected(path) as stream:
+        found = await answer(H2Client(stream), GOOD, message(b""))
+    assert (found["grpc-status"], found["grpc-message"]) == ("3", "%C3%A4" * 1000)
 
 
 @pytest.mark.parametrize("timeout", ["1S", "1000m", "1000000u", "soon"])

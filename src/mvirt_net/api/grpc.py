@@ -37,6 +37,8 @@ from .exchange import (
 )
 
 MAX_MESSAGE = 4 << 20
+MAX_STATUS_MESSAGE = 1000
+"""Characters."""
 """Bytes of a request's message, compressed or not: what gRPC libraries allow by default."""
 REQUEST_TIMEOUT = 30.0
 """Seconds in which a client must have sent a request that it has begun."""
@@ -307,7 +309,8 @@ async def _send_end(exchange: Exchange, end: CallError) -> None:
         await _begin(exchange)
     trailers = [(b"grpc-status", b"%d" % end.status)]
     if end.message:
-        trailers.append((b"grpc-message", _percent_encode(end.message)))
+        # HPACK takes a time that grows with the square of a header's length.
+        trailers.append((b"grpc-message", _percent_encode(end.message[:MAX_STATUS_MESSAGE])))
     await exchange.end(trailers)
 
 

@@ -101,8 +101,12 @@ class HttpError(Exception):
 
 
 def json_body(value: Any) -> bytes:
-    """JSON in UTF-8 with a line feed at its end, for those who look at it in a terminal."""
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+    """JSON in UTF-8 with a line feed at its end, for those who look at it in a terminal.
+
+    Half a surrogate pair, which UTF-8 cannot say, is written as both JSON and Python do, by its
+    number.
+    """
+    return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 @attrs.frozen
