@@ -129,12 +129,7 @@ mutants: .make/package .make/tools
 # Parts of their own, so that `make -k lint` goes through all of them.
 lint: lint-format lint-python lint-types lint-imports lint-c
 
-lint-COMPLETION := contrib/completion
-completion: .make/package
-	@for shell in bash zsh fish; do _MVIRT_NET_COMPLETE=$${shell}_source $(BIN)/mvirt-net \
-	>$(COMPLETION)/mvirt-net.$$shell || exit; done
-
-format: .make/tools
+lint-format: .make/tools
 	$(BIN)/ruff format --check $(PY_FILES)
 
 lint-python: .make/tools
@@ -162,6 +157,11 @@ lint-c: .make/tools
 	for file in $(C_SOURCES) $(LINTED_C); do echo "$$cc -Werror $$file"; \
 	case $$file in bench/peers/*) more="$(DPDK_FLAGS)";; *) more=-Isrc/mvirt_net/ffi;; esac; \
 	$$cc $$flags $$more -Wconversion -Werror -c -o /dev/null $$file || exit; done; done
+
+COMPLETION := contrib/completion
+completion: .make/package
+	@for shell in bash zsh fish; do _MVIRT_NET_COMPLETE=$${shell}_source $(BIN)/mvirt-net \
+	>$(COMPLETION)/mvirt-net.$$shell || exit; done
 
 # Without source information, the comments that is, so that only what counts changes the result.
 PROTOS := src/mvirt_net/api/proto
