@@ -71,11 +71,12 @@ async def serve(
             captures = CaptureControl(switch, capture_dir)
             control = Control(switch, config.socket_dir, store, config.defaults)
             try:
-                await control.start(config, listeners)
-                on_control(control)
-                if capture is not None:
-                    await switch.start_capture(**attrs.asdict(capture))
+                # First, so that a stored NIC with the socket path of an interface is what waits.
                 async with _controlled(config.api, control, captures, switch) as serve_clients:
+                    await control.start(config, listeners)
+                    on_control(control)
+                    if capture is not None:
+                        await switch.start_capture(**attrs.asdict(capture))
                     if on_listening() is not False:
                         admission.set()
                         serve_clients()

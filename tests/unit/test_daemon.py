@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -13,14 +15,17 @@ import trio.testing
 import mvirt_net
 from mvirt_net import (
     ConfigError,
+    Control,
     DaemonConfig,
     DuplicateError,
     NetworkSpec,
     NicSpec,
+    NicState,
     SocketInUseError,
     SocketPathError,
     Switch,
 )
+from mvirt_net.model import ApiSpec
 from tests.harness.client import VhostTestClient
 from tests.harness.packets import GATEWAY_IP, arp_request, is_arp_reply
 from tests.harness.vhost_user import Connection
@@ -226,3 +231,24 @@ async def test_nobody_is_served_when_on_listening_says_so(
         frontend.close()
     assert not any(nic.connected for nic in switch.nics.values())
     assert not list(tmp_path.glob("*.sock"))
+
+
+async def test_a_stored_nic_on_the_socket_of_an_interface(tmp_path: Path) -> None:
+    """It was made while there was none; now it has to wait, and the daemon has not."""
+    path = tmp_path / "control.sock"
+    for api in (ApiSpec(), ApiSpec(http=f"unix:{path}")):
+        stored = attrs.evolve(
+            config(tmp_path), api=api, state=tmp_path / "state.db", socket_dir=tmp_path
+        )
+        found: list[Control] = []
+        async with trio.open_nursery() as nursery:
+            start = partial(mvirt_net.serve, stored, on_control=found.append)
+            await nursery.start(start)
+            [control] = found
+            if not api.is_wanted:
+                await control.create_nic({"name": "control", "network": "blue"})
+            [nic] = control.list_nics()
+            nursery.cancel_scope.cancel()
+    assert nic.spec.socket_path == path
+    assert (nic.state, "another process" in nic.error) == (NicState.ERROR, True)
+    assert not path.exists()
