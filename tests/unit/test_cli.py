@@ -520,7 +520,7 @@ class TestConfigFile:
         def refuse(path: Path, *_: Any) -> None:
             raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr(cli, "load", refuse)
+        monkeypatch.setattr("mvirt_net.cli.file.load", refuse)
         assert main(["check-config", "/x.toml"]) == ExitCode.NO_PERMISSION
         assert capsys.readouterr().err == "mvirt-net: /x.toml: Permission denied\n"
 

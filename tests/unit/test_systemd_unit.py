@@ -142,7 +142,7 @@ def test_starts_what_there_is() -> None:
     args[args.index("kvm")] = "0"
     # With its parent: click keeps the help option that a command had first.
     parent = cli.command.make_context("mvirt-net", ["serve"])
-    ctx = cli.serve.make_context("serve", args, parent=parent)
+    ctx = cli.command.commands["serve"].make_context("serve", args, parent=parent)
     assert ctx.params["path"] == Path("/etc/mvirt-net.toml")
     assert ctx.params["socket_group"] == "0"
     for status in settings("RestartPreventExitStatus")[0].split():
