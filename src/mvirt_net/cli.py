@@ -35,7 +35,13 @@ from .endpoints import DEFAULT_GRPC
 from .errors import ConfigError
 from .exits import PROGRAM, ExitCode, report
 from .ffi import MAX_FRAME
-from .inherited import FIRST_ACTIVATED_FD, match_activated, take_activated, take_socket
+from .inherited import (
+    FIRST_ACTIVATED_FD,
+    is_listening,
+    match_activated,
+    take_activated,
+    take_socket,
+)
 from .logsetup import LogFormat, set_up_logging
 from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec, PollingSpec, SocketAccess
 from .places import CONTROL_SOCKET, daemon_socket_dir
@@ -330,11 +336,18 @@ def _serve_single(
         **{key: options.pop(key) for key in ("mac_addr", "mtu", "dns", "ntp", "netmask")},
     )
     try:
-        sock = None if fd is None else take_socket(fd)
+        inherited = {} if fd is None else _single_socket(config, take_socket(fd))
     except ValueError as error:
         raise click.UsageError(f"--fd: {fd}: {error}", ctx) from error
     config = _with_polling(ctx, config, _polling_flags(options))
-    _run(ctx, config, one_off=one_off, sock=sock, **options)
+    _run(ctx, config, one_off=one_off, **inherited, **options)
+
+
+def _single_socket(config: DaemonConfig, sock: socket.socket) -> dict[str, Any]:
+    """How `runner.RunOptions` says where frontends come from."""
+    if is_listening(sock):
+        return {"listeners": {config.nics[0].name: sock}}
+    return {"sock": sock}
 
 
 _FLAGS = {

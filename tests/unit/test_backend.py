@@ -6,6 +6,7 @@ import collections
 import contextlib
 import itertools
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import trio
 import trio.testing
 
-from mvirt_net.dataplane import ArpResponder, IcmpResponder, VhostNetBackend
+from mvirt_net.dataplane import ArpResponder, IcmpResponder, Lookout, VhostNetBackend
 from mvirt_net.dataplane.backend import (
     BREAKS_LOGGED,
     POLL_INTERVAL,
@@ -87,13 +88,20 @@ class Serving:
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         with open_unix_listener(self.path, SocketAccess()) as listener:
             task_status.started()
-            sock = await listener.accept()
+            await trio.lowlevel.wait_readable(listener.sock)
+            sock = listener.accept_nowait()
+        assert sock is not None
+        with contextlib.closing(Lookout(self.nursery)) as lookout:
+            await self.serve(sock, lookout)
+
+    async def serve(self, sock: socket.socket, lookout: Lookout) -> None:
         self.backend = VhostNetBackend(
             sock,
             self.port,
             mac=MAC,
             mtu=1500,
             services=lambda _mtu: self.services,
+            lookout=lookout,
             on_connected=self.count_connection,
             on_fault=self.faults.append,
         )

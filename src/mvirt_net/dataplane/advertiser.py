@@ -20,6 +20,8 @@ class RouterAdvertiser:
         send: takes a whole Ethernet frame for the guest.
     """
 
+    __slots__ = ("_changed", "_is_up", "_ndp", "_schedule", "_send")
+
     def __init__(self, is_up: Callable[[], bool], send: Callable[[bytes], object]) -> None:
         self._is_up = is_up
         self._send = send

@@ -28,6 +28,8 @@ class SlowPath:
         log: gets a traceback when a service fails, once for each kind.
     """
 
+    __slots__ = ("_errors", "_failed", "_limit", "_log", "_send", "services")
+
     def __init__(
         self,
         mac: MacAddress,

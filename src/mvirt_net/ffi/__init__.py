@@ -123,6 +123,8 @@ class GuestMemory:
     Close a table only when no `Port` uses it any more. A mapping goes with its last table.
     """
 
+    __slots__ = ("_handle",)
+
     def __init__(self, handle: Any) -> None:
         self._handle = _allocated("memory table", handle)
 
@@ -396,15 +398,26 @@ class Port:
         CoreError: out of memory.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_captures",
+        "_handle",
+        "_memory",
+        "_network",
+        "hot_pairs",
+        "takeovers",
+        "wake",
+    )
+
     def __init__(self, network: Network, mac: MacAddress) -> None:
         self.wake: Callable[[], None] = _nobody
         """Called when a drain of another port finds that this one is to be flushed."""
-        self.hot_pairs: set[int] = set()
+        self.hot_pairs: frozenset[int] = frozenset()
         """Those whose TX ring a `Poller` has."""
         self.takeovers = 0
         """How often one took one."""
         self._network = network
-        self._captures: set[CaptureRing] = set()
+        self._captures: frozenset[CaptureRing] = frozenset()
         tag = network._add(self)
         self._handle = _allocated("port", lib.mv_port_new(network._handle, mac.packed, tag))
         # What C points to must not be freed under it.
@@ -625,7 +638,7 @@ class Port:
 
     def close(self) -> None:
         """Free the port. Nothing else may be called afterwards, but for `close` itself."""
-        for ring in list(self._captures):
+        for ring in self._captures:
             ring.untap(self)
         handle, self._handle = self._handle, ffi.NULL
         self._memory = None
@@ -691,7 +704,7 @@ class HotRing:
             os.close(self.fd)
             raise
         self._pair = pair
-        port.hot_pairs.add(pair)
+        port.hot_pairs |= {pair}
         port.takeovers += 1
 
     @property
@@ -724,7 +737,7 @@ class HotRing:
         handle, self._handle = self._handle, ffi.NULL
         lib.mv_hot_free(handle)
         os.close(self.fd)
-        self._port.hot_pairs.remove(self._pair)
+        self._port.hot_pairs -= {self._pair}
 
 
 def _comments() -> Any:
@@ -773,7 +786,7 @@ class CaptureRing:
         """
         number = _check("capture", lib.mv_capture_tap(self._handle, port._handle))
         self._ports.add(port)
-        port._captures.add(self)
+        port._captures |= {self}
         return number
 
     def untap(self, port: Port) -> None:
@@ -781,7 +794,7 @@ class CaptureRing:
         if port in self._ports:
             lib.mv_capture_untap(self._handle, port._handle)
             self._ports.remove(port)
-            port._captures.remove(self)
+            port._captures -= {self}
 
     def untap_all(self) -> None:
         """The same for all ports."""
