@@ -158,6 +158,7 @@ class Nic:
         "_in_place",
         "_leases",
         "_line",
+        "_lines",
         "_listener",
         "_log",
         "_mac",
@@ -181,9 +182,8 @@ class Nic:
         self._surroundings = surroundings
         self._leases = 0
         self._connections = 0
-        lines = WorkLimit(LINE_RATE, LINE_BURST)
-        limit = Limited(lambda: lines.take(1, trio.current_time()))
-        self._log = get_logger(__name__, limit).bind(nic=spec.name)
+        self._lines = WorkLimit(LINE_RATE, LINE_BURST)
+        self._log = get_logger(__name__, Limited(self._may_log)).bind(nic=spec.name)
         self._port = Port(routes, self._mac)
         try:
             self._port.set_routes(spec.routes)
@@ -346,7 +346,7 @@ class Nic:
         if admission is None or admission.is_set():
             self._await_frontend()
         else:
-            self._surroundings.nursery.start_soon(self._await_admission, admission)
+            self._surroundings.nursery.start_soon(self._await_frontend_after, admission.wait)
 
     async def serve_connection(self, sock: trio.socket.SocketType) -> None:
         """Serve one connected frontend until it goes, after the one before has gone.
@@ -390,6 +390,9 @@ class Nic:
             self._listener.close()
         self._port.close()
         await trio.lowlevel.checkpoint()
+
+    def _may_log(self) -> bool:
+        return self._lines.take(1, trio.current_time())
 
     def _check_open(self) -> None:
         if self._closed:
@@ -480,8 +483,12 @@ class Nic:
                 self._notify()
 
     def _admits(self, sock: socket.socket) -> bool:
-        """Whether a process may connect; if not, count it, and say it if that was not done just now."""
-        peer = peer_credentials(sock)
+        """Whether a process may connect. If not, count it, and say it if that was not just done."""
+        try:
+            peer = peer_credentials(sock)
+        except OSError as error:
+            self._log.error("connection failed", reason=error.strerror)
+            return False
         if peer.may_connect(self.spec):
             return True
         self._refused += 1

@@ -33,6 +33,7 @@ from mvirt_net.model import GATEWAY_MAC, DropReason, MacAddress, PuntKind, Socke
 from mvirt_net.unix_listener import open_unix_listener
 from mvirt_net.vhost_user import Session
 from tests.harness.client import RX_QUEUE_IDX, TX_QUEUE_IDX, VhostTestClient
+from tests.harness.memory import create_memfd
 from tests.harness.packets import (
     GATEWAY_IP,
     arp_request,
@@ -683,6 +684,18 @@ class TestEnd:
         [memory] = client.memory.get_region_info()
         os.ftruncate(memory.fd, 0)
         serving.backend.inject(FRAME)
+        assert isinstance(await serving.wait_error(), GuestMemoryLost)
+
+    async def test_m29_memory_that_vanishes_while_it_is_replaced(self, serving: Serving) -> None:
+        """It was the connection's, whichever table is in use when somebody looks."""
+        client = await serving.connect()
+        [memory] = client.memory.get_region_info()
+        os.ftruncate(memory.fd, 0)
+        serving.backend.inject(FRAME)
+        fd = create_memfd(memory.mmap_offset + memory.size)
+        with contextlib.suppress(BackendHungUpError, OSError):
+            await client.connection.set_mem_table([attrs.evolve(memory, fd=fd)])
+        os.close(fd)
         assert isinstance(await serving.wait_error(), GuestMemoryLost)
 
     async def test_cancelled_at_every_step(self, serve: Serve) -> None:

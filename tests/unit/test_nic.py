@@ -615,6 +615,7 @@ class TestClose:
             theirs.connect(str(running.path))
             running.nic._accept()
             await running.nic.aclose()
+            await trio.testing.wait_all_tasks_blocked()
             assert theirs.recv(1) == b""
 
     async def test_while_nobody_can_be_accepted(
@@ -693,6 +694,16 @@ class TestAllowed:
             await guarded.nic.serve_connection(ours)
             assert await theirs.recv(1) == b""
         assert guarded.nic.stats().refused_frontends == 1
+
+    async def test_nobody_can_say_who_it_is(
+        self, guarded: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr("mvirt_net.nic.peer_credentials", no_descriptors)
+            with contextlib.closing(await Connection.open(guarded.path)) as connection:
+                await connection.wait_hung_up()
+        await exchange(await guarded.connect())
+        assert guarded.messages(caplog) == ["connection failed"]
 
     async def test_others_are_sent_away_at_once(
         self,

@@ -177,7 +177,8 @@ class VhostNetBackend:
         """By the kick eventfd that is waited for."""
         self._broken: frozenset[int] = frozenset()
         self._slow_path = SlowPath(mac, {}, port.enqueue, self._log)
-        self._advertiser = RouterAdvertiser(lambda: port.is_up, self.inject)
+        self._advertiser: RouterAdvertiser | None = None
+        """Of a NIC with IPv6, which it has or not, for good."""
         self._starved_until: dict[int, float] = {}
         """When the frame that needs more buffers than there are will be given up, by RX ring."""
         self._refusal_log = BoundedLog(self._log, REFUSALS_LOGGED, "refused requests")
@@ -207,7 +208,7 @@ class VhostNetBackend:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
                     self._serve_pair(device, 0)
-                    if self._advertiser.in_use:
+                    if self._advertiser is not None:
                         nursery.start_soon(self._advertiser.run)
                     await self._control(device)
                     nursery.cancel_scope.cancel()
@@ -248,9 +249,20 @@ class VhostNetBackend:
         services = self._make_services(self._mtu_of_guest)
         self._slow_path.services = services
         ndp = services.get(PuntKind.NDP)
-        self._advertiser.use(ndp if isinstance(ndp, NdpResponder) else None)
-        if advertise:
-            self._advertiser.begin_anew()
+        if isinstance(ndp, NdpResponder):
+            if self._advertiser is None:
+                self._advertiser = RouterAdvertiser(ndp, self._can_receive, self.inject)
+            self._advertiser.use(ndp)
+            if advertise:
+                self._advertiser.begin_anew()
+
+    def _can_receive(self) -> bool:
+        return self._port.is_up
+
+    def _follow_link(self) -> None:
+        """The guest may have begun to receive, or have ended that."""
+        if self._advertiser is not None:
+            self._advertiser.follow_link()
 
     def _serve_ring(self, device: VhostDevice, index: int) -> None:
         """The first ring of a pair that starts brings the tasks of both."""
@@ -311,7 +323,7 @@ class VhostNetBackend:
             self._look_for_break(queue)
             if pair:
                 # Its first buffers may have come, and the guest have no other pair.
-                self._advertiser.follow_link()
+                self._follow_link()
             await self._until_next(queue, step, device)
 
     def _lose_memory(self) -> None:
@@ -437,7 +449,7 @@ class VhostNetBackend:
         """
         if not self._port.ring_broken(index):
             self._broken -= {index}
-        self._advertiser.follow_link()
+        self._follow_link()
         self._wake(index)
 
     def _wake(self, index: int) -> None:
