@@ -175,7 +175,7 @@ class VhostNetBackend:
         self._nursery: trio.Nursery
         self._watches: dict[int, Watch] = {}
         """By the kick eventfd that is waited for."""
-        self._broken: frozenset[int] = frozenset()
+        self._broken: tuple[int, ...] = ()
         self._slow_path = SlowPath(mac, {}, port.enqueue, self._log)
         self._advertiser: RouterAdvertiser | None = None
         """Of a NIC with IPv6, which it has or not, for good."""
@@ -294,6 +294,8 @@ class VhostNetBackend:
                 self._on_connected = _nothing
                 if reply is not None:
                     await channel.send(reply)
+                # Nothing is kept while the frontend is silent, for hundreds may be.
+                del message, reply
         except ConnectionBroken as error:
             self._end = error
 
@@ -447,8 +449,8 @@ class VhostNetBackend:
         A start mends a ring that was broken. The ring's task may find it broken anew when it looks
         for the first time, so it must be noted here that this is another break.
         """
-        if not self._port.ring_broken(index):
-            self._broken -= {index}
+        if index in self._broken and not self._port.ring_broken(index):
+            self._broken = tuple(other for other in self._broken if other != index)
         self._follow_link()
         self._wake(index)
 
@@ -530,7 +532,7 @@ class VhostNetBackend:
         """Say it once when a driver has broken its ring; a restart of the ring mends it."""
         if index in self._broken or not self._port.ring_broken(index):
             return
-        self._broken |= {index}
+        self._broken += (index,)
         self._break_log.warning("ring broken", queue=_queue_name(index))
         self._on_fault(f"the guest's driver broke its {_queue_name(index)} ring")
 

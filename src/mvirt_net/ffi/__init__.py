@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import attrs
 
@@ -247,6 +247,7 @@ def unmap_aside(begin: bool) -> None:
 
 
 Prefix = IPv4Network | IPv6Network
+_T = TypeVar("_T")
 
 
 def _prefixes(prefixes: Iterable[Prefix]) -> tuple[Any, int]:
@@ -412,12 +413,12 @@ class Port:
     def __init__(self, network: Network, mac: MacAddress) -> None:
         self.wake: Callable[[], None] = _nobody
         """Called when a drain of another port finds that this one is to be flushed."""
-        self.hot_pairs: frozenset[int] = frozenset()
+        self.hot_pairs: tuple[int, ...] = ()
         """Those whose TX ring a `Poller` has."""
         self.takeovers = 0
         """How often one took one."""
         self._network = network
-        self._captures: frozenset[CaptureRing] = frozenset()
+        self._captures: tuple[CaptureRing, ...] = ()
         tag = network._add(self)
         self._handle = _allocated("port", lib.mv_port_new(network._handle, mac.packed, tag))
         # What C points to must not be freed under it.
@@ -645,6 +646,10 @@ class Port:
         lib.mv_port_free(handle)
 
 
+def _without(items: tuple[_T, ...], item: _T) -> tuple[_T, ...]:
+    return tuple(other for other in items if other != item)
+
+
 def _nobody() -> None:
     """Who is woken while nobody serves a port."""
 
@@ -704,7 +709,7 @@ class HotRing:
             os.close(self.fd)
             raise
         self._pair = pair
-        port.hot_pairs |= {pair}
+        port.hot_pairs += (pair,)
         port.takeovers += 1
 
     @property
@@ -737,7 +742,7 @@ class HotRing:
         handle, self._handle = self._handle, ffi.NULL
         lib.mv_hot_free(handle)
         os.close(self.fd)
-        self._port.hot_pairs -= {self._pair}
+        self._port.hot_pairs = _without(self._port.hot_pairs, self._pair)
 
 
 def _comments() -> Any:
@@ -786,7 +791,7 @@ class CaptureRing:
         """
         number = _check("capture", lib.mv_capture_tap(self._handle, port._handle))
         self._ports.add(port)
-        port._captures |= {self}
+        port._captures += (self,)
         return number
 
     def untap(self, port: Port) -> None:
@@ -794,7 +799,7 @@ class CaptureRing:
         if port in self._ports:
             lib.mv_capture_untap(self._handle, port._handle)
             self._ports.remove(port)
-            port._captures -= {self}
+            port._captures = _without(port._captures, self)
 
     def untap_all(self) -> None:
         """The same for all ports."""
