@@ -275,9 +275,7 @@ class TestFrontends:
         client.received.clear()
         await exchange(client)
 
-    async def test_socketpair(
-        self, surroundings: Surroundings, nursery: trio.Nursery
-    ) -> None:
+    async def test_socketpair(self, surroundings: Surroundings, nursery: trio.Nursery) -> None:
         nic = Nic(SPEC, NETWORK, Network(), surroundings)
         ours, theirs = trio.socket.socketpair()
         nursery.start_soon(nic.serve_connection, ours)
@@ -450,7 +448,6 @@ class TestFailures:
             with contextlib.closing(await Connection.open(running.path)) as connection:
                 await connection.wait_hung_up()
         await exchange(await running.connect())
-
 
     async def test_memory_that_cannot_be_looked_after(
         self, running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -38,9 +38,7 @@ class WatchedRing:
     # With a generator each connection would take half a KiB more.
     __slots__ = ("_key", "_wakes", "_watch")
 
-    def __init__(
-        self, watch: Watch | None, wakes: dict[int, Callable[[], None]], key: int
-    ) -> None:
+    def __init__(self, watch: Watch | None, wakes: dict[int, Callable[[], None]], key: int) -> None:
         self._watch = watch
         self._wakes = wakes
         self._key = key
