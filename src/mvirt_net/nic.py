@@ -208,7 +208,7 @@ class Nic:
         """Of all that uses the port, see `_Use`."""
         self._closed = False
         self._changed: trio.Event | None = None
-        """Set when `_connected`, `_line`, `_scopes` or `_closed` change; None: nobody waits for it."""
+        """What `_wait_change` waits for, while anybody does."""
 
     @property
     def connected(self) -> bool:

@@ -1,9 +1,9 @@
 """Networks and NICs that come and go while their neighbours run.
 
-A `Switch` owns a nursery, in which each connected frontend has its tasks, and all NICs together have
-some. What may be in a switch together is decided by its `registry.Registry`; here is when things
-begin and end. A NIC is entered in the registry before its socket exists and leaves it after the
-socket is gone, so that two callers never fight for a name, an address or a path.
+A `Switch` owns a nursery, in which each connected frontend has its tasks, and all NICs together
+have some. What may be in a switch together is decided by its `registry.Registry`; here is when
+things begin and end. A NIC is entered in the registry before its socket exists and leaves it after
+the socket is gone, so that two callers never fight for a name, an address or a path.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from .registry import Registry
 EVENT_BACKLOG = 1024
 """Events that a subscriber may be behind."""
 PLACE_INTERVAL = 60.0
-"""Seconds in which the switch looks whether the socket file of each NIC is still there: nobody tells
-us when it goes, and who finds no socket looks into the log. With 512 NICs that is 40 ms, 0.07 % of a
-processor, and no guest is served meanwhile: so NIC by NIC, one after another."""
+"""Seconds in which the switch looks whether the socket file of each NIC is still there: nobody
+tells us when it goes, and who finds no socket looks into the log. With 512 NICs that is 40 ms,
+0.07 % of a processor, and no guest is served meanwhile: so NIC by NIC, one after another."""
 
 _log = get_logger(__name__)
 

@@ -14,7 +14,6 @@ moment at which the socket is open to more people than it is meant for.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket

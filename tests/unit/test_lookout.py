@@ -11,7 +11,6 @@ import pytest
 import trio
 import trio.testing
 
-from mvirt_net.dataplane import lookout as lookout_module
 from mvirt_net.dataplane.lookout import AT_ONCE, RETRY_PAUSE, Lookout
 
 
@@ -154,7 +153,7 @@ async def test_goes_on_when_it_could_not_wait_for_a_while(
         await wait_readable(fd)
 
     called: list[float] = []
-    monkeypatch.setattr(lookout_module.trio.lowlevel, "wait_readable", failing)
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", failing)
     os.eventfd_write(events[0], 1)
     for _ in range(2):  # the first one by the wait that has begun already
         lookout.watch(events[0], lambda: called.append(trio.current_time()))

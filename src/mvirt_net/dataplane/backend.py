@@ -1,7 +1,7 @@
 """One connection of a frontend: its conversation and its rings, in one nursery.
 
-Three tasks or four, and two more for each further queue pair that the frontend starts. None outlives
-`VhostNetBackend.serve`:
+Three tasks or four, and two more for each further queue pair that the frontend starts. None
+outlives `VhostNetBackend.serve`:
 
 * **control**, the task that serves the connection, reads requests, has the session carry them out,
   writes replies;
@@ -11,8 +11,8 @@ Three tasks or four, and two more for each further queue pair that the frontend 
 * the **advertiser** tells the guest of its router, unasked, while it can receive; a NIC without
   IPv6 has none.
 
-There may be hundreds of connections with nothing to do, and each of these tasks takes 3 KiB then. So
-what hardly ever happens, that guest memory vanishes, is waited for by the `Lookout` of all NICs.
+There may be hundreds of connections with nothing to do, and each of these tasks takes 3 KiB then.
+So what hardly ever happens, that guest memory vanishes, is waited for by the `Lookout` of all NICs.
 
 The ring tasks know nothing of the vhost-user state. They call the core, which does as much as the
 state of its ring allows, and sleep on what it says comes next; whoever changes a ring rings the

@@ -1,8 +1,8 @@
 """One task that waits for what hundreds of NICs wait for.
 
-A task that waits for a descriptor takes 3 KiB, and a wait of trio's alone takes one. So what idle NICs
-wait for (the next frontend, the loss of guest memory) is in one epoll instance, and one task waits
-for that.
+A task that waits for a descriptor takes 3 KiB, and a wait of trio's alone takes one. So what idle
+NICs wait for (the next frontend, the loss of guest memory) is in one epoll instance, and one task
+waits for that.
 """
 
 from __future__ import annotations
