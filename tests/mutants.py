@@ -98,8 +98,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "m53",
         _BACKEND_PY,
-        "            watch.end()\n        trio.lowlevel.notify_closing(fd)",
-        "            pass\n        trio.lowlevel.notify_closing(fd)",
+        "            watch.end()\n        self._lookout.forget(fd)",
+        "            pass\n        self._lookout.forget(fd)",
         ("tests/test_watched_rings.py::TestChanges::test_former_kick_is_not_waited_for",),
     ),
     Mutant(

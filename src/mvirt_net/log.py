@@ -26,6 +26,8 @@ class Limited:
         take: whether there may be one more just now.
     """
 
+    __slots__ = ("_left_out", "_take")
+
     def __init__(self, take: Callable[[], bool]) -> None:
         self._take = take
         self._left_out = 0

@@ -345,12 +345,15 @@ def _ip(value: Any) -> IPv4Address | IPv6Address:
     return address if isinstance(address, IPv4Address) else _ipv6(address)
 
 
+# What is a value already stays the same object: there are several specifications of one NIC.
+
+
 def _ipv4(value: Any) -> IPv4Address:
-    return IPv4Address(_no_number(value))
+    return value if isinstance(value, IPv4Address) else IPv4Address(_no_number(value))
 
 
 def _ipv6(value: Any) -> IPv6Address:
-    address = IPv6Address(_no_number(value))
+    address = value if isinstance(value, IPv6Address) else IPv6Address(_no_number(value))
     if address.scope_id is not None:
         raise ValueError(f"{str(address)!r} has a zone, which means something on its own host only")
     return address
@@ -386,7 +389,7 @@ def _ipv6_networks(values: Iterable[Any]) -> tuple[IPv6Network, ...]:
 def _path(value: Any) -> Path:
     if not isinstance(value, str | PathLike):
         raise TypeError(f"{value!r} is not text")
-    return Path(value)
+    return value if isinstance(value, Path) else Path(value)
 
 
 def _mode(value: Any) -> FileMode:

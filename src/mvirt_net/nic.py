@@ -15,20 +15,21 @@ and costs that connection and nothing else.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import errno
 import socket
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
+from types import TracebackType
 
 import attrs
 import trio
 
 from .capture import Capture
 from .dataplane import (
+    Lookout,
     RequestTimes,
+    Service,
     VhostNetBackend,
     Workers,
     WorkLimit,
@@ -38,16 +39,12 @@ from .dataplane import (
 from .errors import ConnectionBroken, CoreError, GuestMemoryLost, leaves
 from .ffi import Network, Port, RingState
 from .log import Limited, get_logger
-from .model import MacAddress, NetworkSpec, NicSpec, NicStats
+from .model import MacAddress, NetworkSpec, NicSpec, NicStats, PuntKind
 from .peer import PeerCredentials, peer_credentials
-from .unix_listener import UnixListener, open_unix_listener
+from .unix_listener import Listener, open_unix_listener
 
 TURN_TIME_LIMIT = 1.0
 """Seconds that a second frontend waits for the first one to go."""
-PLACE_INTERVAL = 60.0
-"""Seconds between looks at whether the socket file is still there: nobody tells us when it goes,
-and who finds no socket looks into the log. With 512 NICs that is 40 ms, 0.07 % of a processor, and
-no guest is served meanwhile: each NIC looks at a moment of its own."""
 ACCEPT_PAUSE = 0.1
 """Seconds before the next attempt when a connection cannot be accepted, as without descriptors."""
 REFUSAL_INTERVAL = 1.0
@@ -84,16 +81,57 @@ class NicEvent:
     detail: str = ""
 
 
-@attrs.frozen
-class _InheritedListener:
-    """A listening socket that somebody else has made; its file, if it has one, is theirs."""
+@attrs.frozen(kw_only=True)
+class Surroundings:
+    """What a NIC shares with the others of its switch."""
 
-    sock: trio.socket.SocketType
+    nursery: trio.Nursery
+    """Where its connections run; none of them fails in it."""
+    lookout: Lookout
+    """What they wait for."""
+    workers: Workers | None = None
+    """Who may poll the TX rings of guests; None: nobody."""
+    times: RequestTimes = attrs.field(factory=RequestTimes)
+    """What requests of frontends take is added to it."""
+    publish: Callable[[NicEvent], None] = lambda _event: None
+    """Called with each event of the NIC, in their order; must not raise or wait."""
+    admission: trio.Event | None = None
+    """Frontends that come to the NIC's socket wait until it is set; None: they do not."""
 
-    async def accept(self) -> trio.socket.SocketType:
-        """As `UnixListener.accept`."""
-        connection, _ = await self.sock.accept()
-        return connection
+
+class _Use:
+    """The time in which something uses the port of a NIC: `Nic.aclose` ends it, and waits for that.
+
+    Args:
+        nic: open.
+
+    Raises:
+        trio.ClosedResourceError: at the beginning of the block, if it was closed.
+    """
+
+    # With a generator each connection would take half a KiB more.
+    __slots__ = ("_nic", "_scope")
+
+    def __init__(self, nic: Nic) -> None:
+        self._nic = nic
+        self._scope = trio.CancelScope()
+
+    def __enter__(self) -> trio.CancelScope:
+        self._nic._check_open()
+        self._nic._scopes.append(self._scope)
+        return self._scope.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        try:
+            return self._scope.__exit__(kind, error, traceback)
+        finally:
+            self._nic._scopes.remove(self._scope)
+            self._nic._notify()
 
 
 class Nic:
@@ -103,49 +141,62 @@ class Nic:
         spec: with its MAC address filled in.
         network: the one that it is in.
         routes: of that network; this NIC's are in it until it is closed.
-        publish: called with each of its events, in their order; must not raise or wait.
-        admission: frontends that come to the NIC's socket wait until it is set; None: they do not.
-        workers: who may poll its guest's TX ring; None: nobody.
-        times: what requests of its frontends take is added to it.
+        surroundings: what it shares.
 
     Raises:
         CoreError: out of memory.
     """
 
+    __slots__ = (
+        "_accept_fails",
+        "_backend",
+        "_changed",
+        "_closed",
+        "_connected",
+        "_connections",
+        "_debt_told",
+        "_in_place",
+        "_leases",
+        "_line",
+        "_lines",
+        "_listener",
+        "_log",
+        "_mac",
+        "_network",
+        "_port",
+        "_refusal_told_at",
+        "_refused",
+        "_scopes",
+        "_surroundings",
+        "spec",
+    )
+
     def __init__(
-        self,
-        spec: NicSpec,
-        network: NetworkSpec,
-        routes: Network,
-        publish: Callable[[NicEvent], None] = lambda _event: None,
-        admission: trio.Event | None = None,
-        workers: Workers | None = None,
-        times: RequestTimes | None = None,
+        self, spec: NicSpec, network: NetworkSpec, routes: Network, surroundings: Surroundings
     ) -> None:
         if spec.mac_address is None:
             raise ValueError(f"NIC {spec.name!r} has no MAC address yet")
         self.spec = spec
         self._mac: MacAddress = spec.mac_address
         self._network = network
-        self._publish = publish
-        self._admission = admission
-        self._workers = workers
-        self._times = times
+        self._surroundings = surroundings
         self._leases = 0
         self._connections = 0
-        lines = WorkLimit(LINE_RATE, LINE_BURST)
-        limit = Limited(lambda: lines.take(1, trio.current_time()))
-        self._log = get_logger(__name__, limit).bind(nic=spec.name)
+        self._lines = WorkLimit(LINE_RATE, LINE_BURST)
+        self._log = get_logger(__name__, Limited(self._may_log)).bind(nic=spec.name)
         self._port = Port(routes, self._mac)
         try:
             self._port.set_routes(spec.routes)
         except BaseException:
             self._port.close()
             raise
-        self._line: list[trio.CancelScope] = []
-        """Of connections, by arrival: the first one has its turn, which its scope ends."""
+        self._listener: Listener | None = None
+        self._accept_fails = False
+        """Whether the last attempt to accept a frontend has failed."""
         self._in_place = True
         """Whether the socket file was there at the last look."""
+        self._line: list[trio.CancelScope] = []
+        """Of connections, by arrival: the first one has its turn, which its scope ends."""
         self._backend: VhostNetBackend | None = None
         self._connected = False
         self._refused = 0
@@ -153,11 +204,11 @@ class Nic:
         self._refusal_told_at: float | None = None
         self._debt_told = False
         """Whether the log says why its frontends wait now."""
-        self._scopes: set[trio.CancelScope] = set()
-        """Of all that uses the port: `serve` and each connection."""
+        self._scopes: list[trio.CancelScope] = []
+        """Of all that uses the port, see `_Use`."""
         self._closed = False
-        self._changed = trio.Event()
-        """Set, and replaced, when `_connected`, `_line`, `_scopes` or `_closed` change."""
+        self._changed: trio.Event | None = None
+        """What `_wait_change` waits for, while anybody does."""
 
     @property
     def connected(self) -> bool:
@@ -180,7 +231,7 @@ class Nic:
         await trio.lowlevel.checkpoint()
         while not self._connected:
             self._check_open()
-            await self._changed.wait()
+            await self._wait_change()
 
     def stats(self) -> NicStats:
         """The counters since the NIC was made. Raises trio.ClosedResourceError."""
@@ -269,19 +320,13 @@ class Nic:
             return self._port.enqueue(frame)
         return self._backend.inject(frame)
 
-    async def serve(
-        self,
-        listener: socket.socket | None = None,
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Listen on the NIC's socket path and serve frontends, until cancelled or closed.
+    def listen(self, inherited: socket.socket | None = None) -> None:
+        """Let frontends connect to the NIC's socket, until it is closed.
 
-        A NIC without socket path only waits for its end. `task_status.started` is called when
-        frontends can connect; nothing but a cancellation is raised after that.
+        A NIC without socket path has none, and then this does nothing.
 
         Args:
-            listener: a listening unix stream socket in place of one of our own; owned from here
+            inherited: a listening unix stream socket in place of one of our own; owned from here
                 on, but not its file.
 
         Raises:
@@ -290,21 +335,18 @@ class Nic:
             SocketPathError: it cannot be listened on for another reason.
             trio.ClosedResourceError: the NIC was closed before.
         """
-        with self._using_port():
-            if listener is not None:
-                with trio.socket.from_stdlib_socket(listener) as sock:
-                    task_status.started()
-                    del task_status
-                    await self._serve_listener(_InheritedListener(sock))
-            elif self.spec.socket_path is None:
-                task_status.started()
-                del task_status  # which holds on to all that was needed for waiting for us
-                await trio.sleep_forever()
-            else:
-                with open_unix_listener(self.spec.socket_path, self.spec) as own:
-                    task_status.started()
-                    del task_status
-                    await self._serve_listener(own, partial(self._look_at_place, own))
+        self._check_open()
+        if inherited is not None:
+            self._listener = Listener(inherited)
+        elif self.spec.socket_path is not None:
+            self._listener = open_unix_listener(self.spec.socket_path, self.spec)
+        else:
+            return
+        admission = self._surroundings.admission
+        if admission is None or admission.is_set():
+            self._await_frontend()
+        else:
+            self._surroundings.nursery.start_soon(self._await_frontend_after, admission.wait)
 
     async def serve_connection(self, sock: trio.socket.SocketType) -> None:
         """Serve one connected frontend until it goes, after the one before has gone.
@@ -319,123 +361,136 @@ class Nic:
         Raises:
             trio.ClosedResourceError: the NIC was closed before.
         """
-        with sock, self._using_port():
-            await self._admit(sock, settled=trio.Event())
+        with _standard_socket(sock) as standard:
+            await self._serve_in_turn(standard, _nothing)
 
-    async def serve_listener(self, sock: trio.socket.SocketType) -> None:
-        """Serve the frontends that come to `sock`, until cancelled or closed.
+    def look_at_place(self) -> None:
+        """Say it once when the socket file is gone.
 
-        Args:
-            sock: a listening unix stream socket; owned from here on, but not its file.
-
-        Raises:
-            trio.ClosedResourceError: the NIC was closed before.
+        The NIC stays, for the frontend that it may have, and because the file may come back.
         """
-        with sock, self._using_port():
-            await self._serve_all(_InheritedListener(sock))
+        if self._listener is None or self._closed:
+            return
+        was_in_place, self._in_place = self._in_place, self._listener.is_in_place
+        if was_in_place and not self._in_place:
+            self._log.warning("socket was removed or replaced", path=str(self.spec.socket_path))
 
     async def aclose(self) -> None:
         """End all that serves this NIC and free the port. Always runs to its end, which is near."""
         self._closed = True
         self._notify()
+        if self._listener is not None:
+            self._surroundings.lookout.forget(self._listener.sock.fileno())
         for scope in self._scopes:
             scope.cancel()
         with trio.CancelScope(shield=True):
             while self._scopes:
-                await self._changed.wait()
+                await self._wait_change()
+        if self._listener is not None:
+            self._listener.close()
         self._port.close()
         await trio.lowlevel.checkpoint()
 
-    @contextlib.contextmanager
-    def _using_port(self) -> Iterator[None]:
-        """For the time in which `aclose` must wait; it cancels the body."""
-        self._check_open()
-        with trio.CancelScope() as scope:
-            self._scopes.add(scope)
-            try:
-                yield
-            finally:
-                self._scopes.remove(scope)
-                self._notify()
+    def _may_log(self) -> bool:
+        return self._lines.take(1, trio.current_time())
 
     def _check_open(self) -> None:
         if self._closed:
             raise trio.ClosedResourceError(f"NIC {self.spec.name!r} was closed")
 
+    async def _wait_change(self) -> None:
+        """Until `_connected`, `_line`, `_scopes` or `_closed` change. A checkpoint."""
+        if self._changed is None:
+            self._changed = trio.Event()
+        await self._changed.wait()
+
     def _notify(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     def _event(self, kind: NicEventKind, detail: str = "") -> None:
-        self._publish(NicEvent(self.spec.name, kind, detail))
+        self._surroundings.publish(NicEvent(self.spec.name, kind, detail))
 
-    # Listening.
+    # Listening. No task is needed for it while nobody comes: with one, a NIC that waits would take
+    # twice the memory. Frontends are accepted one by one: whoever has to wait its turn holds up
+    # those behind it.
 
-    async def _serve_listener(
-        self,
-        listener: UnixListener | _InheritedListener,
-        look: Callable[[], None] = lambda: None,
-    ) -> None:
-        """`_serve_all`, as soon as anybody is to be served."""
-        if self._admission is not None:
-            await self._admission.wait()
-        await self._serve_all(listener, look)
+    def _await_frontend(self) -> None:
+        """Have the next frontend accepted."""
+        if self._closed:
+            return
+        assert self._listener is not None
+        try:
+            self._surroundings.lookout.watch(self._listener.sock.fileno(), self._accept)
+        except OSError as error:
+            self._accept_later(error)
 
-    async def _serve_all(
-        self,
-        listener: UnixListener | _InheritedListener,
-        look: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Accept frontends one by one: whoever has to wait its turn holds up those behind it.
-
-        Args:
-            listener: where they come from.
-            look: called at the end of each, and every `PLACE_INTERVAL` while none comes.
-        """
-        async with trio.open_nursery() as nursery:
-            while True:
-                # Not in a task of its own: that would be half of what a waiting NIC takes.
-                with trio.CancelScope(deadline=self._next_look()) as waiting:
-                    sock = await self._accept(listener)
-                if waiting.cancelled_caught:
-                    look()
-                    continue
-                settled = trio.Event()
-                nursery.start_soon(self._serve_accepted, sock, settled, look)
-                await settled.wait()
-                del sock, settled
-
-    async def _accept(self, listener: UnixListener | _InheritedListener) -> trio.socket.SocketType:
-        """The next connection, as soon as there are the resources for it."""
-        failing = False
-        while True:
-            try:
-                return await listener.accept()
-            except OSError as error:
-                if not failing:
-                    self._log.warning("cannot accept a frontend", reason=error.strerror)
-                failing = True
-            await trio.sleep(ACCEPT_PAUSE)
-
-    async def _serve_accepted(
-        self, sock: trio.socket.SocketType, settled: trio.Event, look: Callable[[], None]
-    ) -> None:
-        """Started by `_serve_all`, for each connection; ends with it."""
-        with sock:
-            await self._admit(sock, settled)
-        look()
-
-    async def _admit(self, sock: trio.socket.SocketType, settled: trio.Event) -> None:
-        """Serve a frontend in its turn, if it may connect."""
-        peer = peer_credentials(sock)
-        if peer.may_connect(self.spec):
-            await self._serve_in_turn(sock, settled)
+    def _accept(self) -> None:
+        """A frontend has come; it may have gone again."""
+        assert self._listener is not None
+        try:
+            sock = self._listener.accept_nowait()
+        except OSError as error:
+            self._accept_later(error)
+            return
+        self._accept_fails = False
+        if sock is None:
+            self._await_frontend()
         else:
-            self._refuse(peer)
-            settled.set()
+            self._surroundings.nursery.start_soon(self._serve_accepted, sock)
 
-    def _refuse(self, peer: PeerCredentials) -> None:
-        """Count it, and say it if that was not done just now."""
+    def _accept_later(self, error: OSError) -> None:
+        """The resources for it may be there by then."""
+        if not self._accept_fails:
+            self._accept_fails = True
+            self._log.warning("cannot accept a frontend", reason=error.strerror)
+        pause = partial(trio.sleep, ACCEPT_PAUSE)
+        self._surroundings.nursery.start_soon(self._await_frontend_after, pause)
+
+    async def _await_frontend_after(self, pause: Callable[[], Awaitable[object]]) -> None:
+        """Started when nobody can be accepted yet; ends when that changes, or with the NIC."""
+        if not self._closed:
+            with _Use(self):
+                await pause()
+                self._await_frontend()
+
+    async def _serve_accepted(self, sock: socket.socket) -> None:
+        """Started by `_accept`, for each connection; ends with it."""
+        with sock:
+            if not self._closed:
+                await self._serve_in_turn(sock, self._await_frontend)
+        self.look_at_place()
+
+    # One connection.
+
+    async def _serve_in_turn(self, sock: socket.socket, settled: Callable[[], None]) -> None:
+        """Serve a frontend, or send it away; `settled` is called as soon as it is clear which."""
+        with _Use(self) as turn:
+            if not self._admits(sock):
+                settled()
+                return
+            self._line.append(turn)
+            try:
+                has_turn = await self._wait_turn(turn)
+                settled()
+                if has_turn:
+                    await self._serve_frontend(sock)
+                else:
+                    self._log.warning("frontend sent away: another one is connected")
+            finally:
+                self._line.remove(turn)
+                self._notify()
+
+    def _admits(self, sock: socket.socket) -> bool:
+        """Whether a process may connect. If not, count it, and say it if that was not just done."""
+        try:
+            peer = peer_credentials(sock)
+        except OSError as error:
+            self._log.error("connection failed", reason=error.strerror)
+            return False
+        if peer.may_connect(self.spec):
+            return True
         self._refused += 1
         now = trio.current_time()
         if self._refusal_told_at is None or now - self._refusal_told_at >= REFUSAL_INTERVAL:
@@ -444,38 +499,7 @@ class Nic:
                 "frontend sent away: it may not connect", **_named(peer), refused=self._refused
             )
             self._event(NicEventKind.REFUSED, f"process {peer.pid} of user {peer.uid}")
-
-    def _next_look(self) -> float:
-        """When to look at the place of the socket: NICs that were made together do not together."""
-        phase = zlib.crc32(self._mac.packed) / 2**32 * PLACE_INTERVAL
-        return phase + ((trio.current_time() - phase) // PLACE_INTERVAL + 1) * PLACE_INTERVAL
-
-    def _look_at_place(self, listener: UnixListener) -> None:
-        """Say it once when the socket file is gone.
-
-        The NIC stays, for the frontend that it may have, and because the file may come back.
-        """
-        was_in_place, self._in_place = self._in_place, listener.is_in_place
-        if was_in_place and not self._in_place:
-            self._log.warning("socket was removed or replaced", path=str(listener.path))
-
-    # One connection.
-
-    async def _serve_in_turn(self, sock: trio.socket.SocketType, settled: trio.Event) -> None:
-        """Serve a frontend, or send it away; `settled` is set as soon as it is clear which."""
-        turn = trio.CancelScope()
-        self._line.append(turn)
-        try:
-            has_turn = await self._wait_turn(turn)
-            settled.set()
-            if has_turn:
-                with turn:
-                    await self._serve_frontend(sock)
-            else:
-                self._log.warning("frontend sent away: another one is connected")
-        finally:
-            self._line.remove(turn)
-            self._notify()
+        return False
 
     async def _wait_turn(self, turn: trio.CancelScope) -> bool:
         """Wait to be the first in line, and end the turn of a silent one that is in the way.
@@ -489,7 +513,7 @@ class Nic:
         while (holder := self._line[0]) is not turn:
             with trio.move_on_after(TURN_TIME_LIMIT) as waiting:
                 while self._line[0] is holder:
-                    await self._changed.wait()
+                    await self._wait_change()
             if waiting.cancelled_caught:
                 if self._connected:
                     return False
@@ -502,7 +526,7 @@ class Nic:
             self._log.warning("frontend sent away: it made no request, and another one waits")
             holder.cancel()
 
-    async def _serve_frontend(self, sock: trio.socket.SocketType) -> None:
+    async def _serve_frontend(self, sock: socket.socket) -> None:
         """Serve a frontend whose turn it is; all its failures end here."""
         reason = ""
         try:
@@ -515,7 +539,7 @@ class Nic:
         except* GuestMemoryLost as group:
             reason = str(group.exceptions[0])
             self._log.warning("guest memory lost", reason=reason)
-            self._event(NicEventKind.FAULTED, reason)
+            self._set_faulted(reason)
         except* Exception as group:
             reason = self._say_failure(group)
         finally:
@@ -540,27 +564,30 @@ class Nic:
         denied, bugs = group.split(_is_denied)
         if bugs is not None:
             self._log.error("connection failed", exc_info=bugs)
-            self._event(NicEventKind.FAULTED, "internal error")
+            self._set_faulted("internal error")
             return "internal error"
         assert denied is not None
         reason = _reason(next(leaves(denied)))
         self._log.error("connection failed", reason=reason)
         return reason
 
-    def _make_backend(self, sock: trio.socket.SocketType) -> VhostNetBackend:
-        peer = peer_credentials(sock)
+    def _make_backend(self, sock: socket.socket) -> VhostNetBackend:
         return VhostNetBackend(
             sock,
             self._port,
             mac=self._mac,
             mtu=self._network.mtu,
-            services=lambda mtu: services_for(self.spec, self._network, mtu, self._count_lease),
-            workers=self._workers,
-            on_connected=partial(self._set_connected, peer),
-            on_fault=partial(self._event, NicEventKind.FAULTED),
-            times=self._times,
+            services=self._services,
+            lookout=self._surroundings.lookout,
+            workers=self._surroundings.workers,
+            on_connected=partial(self._set_connected, peer_credentials(sock)),
+            on_fault=self._set_faulted,
+            times=self._surroundings.times,
             log=self._log,
         )
+
+    def _services(self, mtu: int) -> Mapping[PuntKind, Service]:
+        return services_for(self.spec, self._network, mtu, self._count_lease)
 
     def _count_lease(self) -> None:
         self._leases += 1
@@ -572,11 +599,25 @@ class Nic:
         self._log.info("frontend connected", **_named(peer))
         self._event(NicEventKind.CONNECTED)
 
+    def _set_faulted(self, detail: str) -> None:
+        self._event(NicEventKind.FAULTED, detail)
+
     def _set_disconnected(self, reason: str) -> None:
         if self._connected:
             self._connected = False
             self._log.info("frontend disconnected")
             self._event(NicEventKind.DISCONNECTED, reason)
+
+
+def _standard_socket(sock: trio.socket.SocketType) -> socket.socket:
+    """The same socket for the standard library, which owns it now; it does not block."""
+    standard = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+    standard.setblocking(False)
+    return standard
+
+
+def _nothing() -> None:
+    """What is done when a connection that came by other ways than a listener has its turn."""
 
 
 def _named(peer: PeerCredentials) -> dict[str, int]:

@@ -18,6 +18,8 @@ _UCRED = struct.Struct("@iII")
 _MAX_GROUPS = 256
 """Supplementary groups that are looked at; Python reads no longer socket options."""
 
+_Socket = socket.socket | trio.socket.SocketType
+
 
 @attrs.frozen
 class PeerCredentials:
@@ -39,14 +41,14 @@ class PeerCredentials:
         return self.uid in (access.allow_uid or ()) or bool(groups & (access.allow_gid or set()))
 
 
-def peer_credentials(sock: trio.socket.SocketType) -> PeerCredentials:
+def peer_credentials(sock: _Socket) -> PeerCredentials:
     """The process at the other end of a connected unix socket. Raises OSError."""
     packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, gid = _UCRED.unpack(packed)
     return PeerCredentials(pid, uid, gid, _groups(sock))
 
 
-def _groups(sock: trio.socket.SocketType) -> frozenset[int]:
+def _groups(sock: _Socket) -> frozenset[int]:
     """The supplementary groups of the peer; none when they cannot be had, which lets in less."""
     groups = array.array("I")
     try:

@@ -230,9 +230,11 @@ class Registry:
         self._macs[mac] = name
         ipv4.take(name, ipv4_address)
         ipv6.take(name, ipv6_address)
-        self._nics[name] = attrs.evolve(
+        filled = attrs.evolve(
             spec, mac_address=mac, ipv4_address=ipv4_address, ipv6_address=ipv6_address
         )
+        if filled != spec:  # else one specification is enough, for there may be hundreds
+            self._nics[name] = filled
         return self._nics[name]
 
     def update_nic(self, name: str, **changes: Any) -> NicSpec:

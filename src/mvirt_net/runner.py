@@ -36,7 +36,6 @@ from .control import Control
 from .daemon import serve
 from .errors import ConfigError
 from .ffi.rights import FsAccess
-from .inherited import is_listening
 from .log import get_logger
 from .model import DaemonConfig, NetworkSpec
 from .nic import Nic, NicEvent, NicEventKind
@@ -69,7 +68,7 @@ class RunOptions:
     one_off: bool = False
     """End when the first frontend disconnects."""
     sock: socket.socket | None = None
-    """A listening or connected socket for the only NIC, which has no path; ours to close."""
+    """A connected socket for the only NIC, which has no path; ours to close."""
     listeners: Mapping[str, socket.socket] = attrs.field(factory=dict)
     """Listening sockets for NICs, by the name of the NIC; ours to close, but not to remove."""
     runas: Account | None = None
@@ -346,17 +345,10 @@ class _Process:
             nursery.start_soon(self._stop_after_disconnect, switch.events())
 
     async def _serve_socket(self, nic: Nic, inherited: socket.socket) -> None:
-        """Serve those that come to an inherited listening socket, or the one that is connected.
-
-        The end of that one is the end of everything.
-        """
-        sock = trio.socket.from_stdlib_socket(inherited)
+        """Serve the frontend that is connected; its end is the end of everything."""
         # When we are stopping anyway, the NIC is closed under this task.
         with contextlib.suppress(trio.ClosedResourceError):
-            if is_listening(inherited):
-                await nic.serve_listener(sock)
-            else:
-                await nic.serve_connection(sock)
+            await nic.serve_connection(trio.socket.from_stdlib_socket(inherited))
         self._stop()
 
     async def _stop_after_disconnect(self, events: trio.MemoryReceiveChannel[NicEvent]) -> None:

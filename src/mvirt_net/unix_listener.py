@@ -14,7 +14,6 @@ moment at which the socket is open to more people than it is meant for.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
@@ -42,16 +41,60 @@ _TAKE_OVERS = 3
 _log = get_logger(__name__)
 
 
-class UnixListener:
-    """A listening unix stream socket and its file; made by `open_unix_listener`.
+class Listener:
+    """A listening unix stream socket that somebody else has made; its file, if any, is theirs.
 
     Use it as a context manager, or call `close`.
+
+    Args:
+        sock: owned from here on.
     """
 
-    def __init__(self, sock: socket.socket, path: Path) -> None:
-        self.path = path.absolute()
-        self._sock = sock
+    __slots__ = ("sock",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
         sock.setblocking(False)
+
+    def accept_nowait(self) -> socket.socket | None:
+        """A connection that does not block, the caller's from here on; None: there is none.
+
+        Raises:
+            OSError: as accept(2).
+        """
+        try:
+            sock, _ = self.sock.accept()
+        except BlockingIOError:
+            return None
+        sock.setblocking(False)
+        return sock
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file is where it was, if that is for us to know."""
+        return True
+
+    def close(self) -> None:
+        """Stop listening. May be called again, inside trio only."""
+        if self.sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.sock)
+        self.sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.close()
+
+
+class UnixListener(Listener):
+    """One of our own, and its file; made by `open_unix_listener`."""
+
+    __slots__ = ("_identity", "path")
+
+    def __init__(self, sock: socket.socket, path: Path) -> None:
+        super().__init__(sock)
+        self.path = path.absolute()
         self._identity = _identity(self.path)
 
     def start(self, access: SocketAccess) -> None:
@@ -62,28 +105,9 @@ class UnixListener:
             OSError: as listen(2), chown(2) and chmod(2).
         """
         self._set_access(access)
-        self._sock.listen(BACKLOG)
+        self.sock.listen(BACKLOG)
         if not self.is_in_place:
             raise SocketInUseError(f"{self.path}: another process took it at the same time")
-
-    async def accept(self) -> trio.socket.SocketType:
-        """Wait for a connection. The socket returned is the caller's. A checkpoint.
-
-        Raises:
-            OSError: as accept(2).
-        """
-        # Hundreds of NICs may wait here, and what trio's own sockets keep while they do is 1 KiB.
-        while True:
-            await trio.lowlevel.wait_readable(self._sock)
-            # Who was there may have gone.
-            with contextlib.suppress(BlockingIOError):
-                sock, _ = self._sock.accept()
-                return trio.socket.from_stdlib_socket(sock)
-
-    @property
-    def sock(self) -> socket.socket:
-        """What listens, for those who accept by other means; still to be closed by `close`."""
-        return self._sock
 
     @property
     def is_in_place(self) -> bool:
@@ -92,10 +116,9 @@ class UnixListener:
 
     def close(self) -> None:
         """Stop listening and remove the socket file if it is still ours. May be called again."""
-        if self._sock.fileno() >= 0:
+        if self.sock.fileno() >= 0:
             self._remove_file()
-            trio.lowlevel.notify_closing(self._sock)
-        self._sock.close()
+        super().close()
 
     def _remove_file(self) -> None:
         """Remove the socket file if it is still ours, or say why it stays."""
@@ -138,12 +161,6 @@ class UnixListener:
             raise SocketAccessError(
                 f"{self.path}: cannot be given to {' and '.join(whom)}: {error.strerror}"
             ) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc_info: object) -> None:
-        self.close()
 
 
 def open_unix_listener(path: Path, access: SocketAccess) -> UnixListener:

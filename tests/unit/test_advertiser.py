@@ -19,8 +19,8 @@ class Link:
     def __init__(self) -> None:
         self.up = True
         self.sent: list[float] = []
-        self.advertiser = RouterAdvertiser(lambda: self.up, self._note)
-        self.advertiser.use(NdpResponder(MacAddress.parse("52:54:00:12:34:56")))
+        ndp = NdpResponder(MacAddress.parse("52:54:00:12:34:56"))
+        self.advertiser = RouterAdvertiser(ndp, lambda: self.up, self._note)
 
     def _note(self, _frame: bytes) -> None:
         self.sent.append(trio.current_time())

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import itertools
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import trio
 import trio.testing
 
-from mvirt_net.dataplane import ArpResponder, IcmpResponder, VhostNetBackend
+from mvirt_net.dataplane import ArpResponder, IcmpResponder, Lookout, VhostNetBackend
 from mvirt_net.dataplane.backend import (
     BREAKS_LOGGED,
     POLL_INTERVAL,
@@ -32,6 +33,7 @@ from mvirt_net.model import GATEWAY_MAC, DropReason, MacAddress, PuntKind, Socke
 from mvirt_net.unix_listener import open_unix_listener
 from mvirt_net.vhost_user import Session
 from tests.harness.client import RX_QUEUE_IDX, TX_QUEUE_IDX, VhostTestClient
+from tests.harness.memory import create_memfd
 from tests.harness.packets import (
     GATEWAY_IP,
     arp_request,
@@ -87,13 +89,20 @@ class Serving:
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         with open_unix_listener(self.path, SocketAccess()) as listener:
             task_status.started()
-            sock = await listener.accept()
+            await trio.lowlevel.wait_readable(listener.sock)
+            sock = listener.accept_nowait()
+        assert sock is not None
+        with contextlib.closing(Lookout(self.nursery)) as lookout:
+            await self.serve(sock, lookout)
+
+    async def serve(self, sock: socket.socket, lookout: Lookout) -> None:
         self.backend = VhostNetBackend(
             sock,
             self.port,
             mac=MAC,
             mtu=1500,
             services=lambda _mtu: self.services,
+            lookout=lookout,
             on_connected=self.count_connection,
             on_fault=self.faults.append,
         )
@@ -675,6 +684,18 @@ class TestEnd:
         [memory] = client.memory.get_region_info()
         os.ftruncate(memory.fd, 0)
         serving.backend.inject(FRAME)
+        assert isinstance(await serving.wait_error(), GuestMemoryLost)
+
+    async def test_m29_memory_that_vanishes_while_it_is_replaced(self, serving: Serving) -> None:
+        """It was the connection's, whichever table is in use when somebody looks."""
+        client = await serving.connect()
+        [memory] = client.memory.get_region_info()
+        os.ftruncate(memory.fd, 0)
+        serving.backend.inject(FRAME)
+        fd = create_memfd(memory.mmap_offset + memory.size)
+        with contextlib.suppress(BackendHungUpError, OSError):
+            await client.connection.set_mem_table([attrs.evolve(memory, fd=fd)])
+        os.close(fd)
         assert isinstance(await serving.wait_error(), GuestMemoryLost)
 
     async def test_cancelled_at_every_step(self, serve: Serve) -> None:

@@ -240,9 +240,11 @@ class TestSingleNic:
             listener.listen()
             fd = listener.detach()
             assert main(["--fd", str(fd), "-a", "10.0.0.5"]) == ExitCode.OK
-        assert runs.options.sock is not None
+        [(name, taken)] = runs.options.listeners.items()
+        taken.close()
+        assert runs.options.sock is None
         assert runs.config.nics[0].socket_path is None
-        assert runs.config.nics[0].name == "nic"
+        assert runs.config.nics[0].name == name == "nic"
 
     def test_fd_connected(self, runs: Runs) -> None:
         ours, theirs = socket.socketpair()

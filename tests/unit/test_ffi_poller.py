@@ -489,5 +489,5 @@ def test_no_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_port_is_cold_at_first() -> None:
     with contextlib.closing(Network()) as network:
         port = Port(network, MAC)
-        assert (port.hot_pairs, port.takeovers) == (set(), 0)
+        assert (port.hot_pairs, port.takeovers) == ((), 0)
         port.close()

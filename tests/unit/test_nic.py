@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 import trio
 import trio.testing
 
-from mvirt_net.dataplane import VhostNetBackend
+from mvirt_net.dataplane import Lookout, VhostNetBackend
 from mvirt_net.errors import CoreError, SocketInUseError, SocketPathError
 from mvirt_net.ffi import Network, Port
 from mvirt_net.model import GATEWAY_MAC, DropReason, NetworkSpec, NicSpec
@@ -21,12 +23,12 @@ from mvirt_net.nic import (
     ACCEPT_PAUSE,
     LINE_BURST,
     LINE_RATE,
-    PLACE_INTERVAL,
     REFUSAL_INTERVAL,
     TURN_TIME_LIMIT,
     Nic,
     NicEvent,
     NicEventKind,
+    Surroundings,
 )
 from mvirt_net.peer import PeerCredentials
 from mvirt_net.unix_listener import UnixListener
@@ -49,7 +51,7 @@ CONNECTED, DISCONNECTED, FAULTED, REFUSED = NicEventKind
 
 @attrs.define(eq=False)
 class Running:
-    """A NIC that listens in a nursery of its own."""
+    """A NIC that listens, in surroundings of its own."""
 
     nic: Nic
     path: Path
@@ -68,17 +70,36 @@ class Running:
         return [record.message for record in caplog.records if record.levelname != "INFO"]
 
 
+@contextlib.asynccontextmanager
+async def surrounded(**fields: Any) -> AsyncIterator[Surroundings]:
+    """What a switch would give a NIC, with these fields."""
+    async with trio.open_nursery() as nursery:
+        with contextlib.closing(Lookout(nursery)) as lookout:
+            yield Surroundings(nursery=nursery, lookout=lookout, **fields)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def surroundings() -> AsyncIterator[Surroundings]:
+    async with surrounded() as surroundings:
+        yield surroundings
+
+
+@contextlib.asynccontextmanager
+async def listening(spec: NicSpec, path: Path) -> AsyncIterator[Running]:
+    events: list[NicEvent] = []
+    async with surrounded(publish=events.append) as surroundings:
+        nic = Nic(attrs.evolve(spec, socket_path=path), NETWORK, Network(), surroundings)
+        nic.listen()
+        yield Running(nic, path, surroundings.nursery, events)
+        await nic.aclose()
+    assert not path.exists()
+
+
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    path = tmp_path / "nic.sock"
-    events: list[NicEvent] = []
-    nic = Nic(attrs.evolve(SPEC, socket_path=path), NETWORK, Network(), events.append)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(nic.serve)
-        yield Running(nic, path, nursery, events)
-        await nic.aclose()
-        nursery.cancel_scope.cancel()
-    assert not path.exists()
+    async with listening(SPEC, tmp_path / "nic.sock") as running:
+        yield running
 
 
 async def exchange(client: VhostTestClient) -> None:
@@ -211,10 +232,14 @@ class TestFrontends:
             connection.close()
 
     async def test_silent_socketpairs_make_way_in_turn(
-        self, nursery: trio.Nursery, autojump_clock: object, caplog: pytest.LogCaptureFixture
+        self,
+        surroundings: Surroundings,
+        nursery: trio.Nursery,
+        autojump_clock: object,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         """Served by hand they all wait at once; nobody overtakes, and none is told off twice."""
-        nic = Nic(SPEC, NETWORK, Network())
+        nic = Nic(SPEC, NETWORK, Network(), surroundings)
         began = trio.current_time()
         connections = []
         for _ in range(3):
@@ -250,8 +275,8 @@ class TestFrontends:
         client.received.clear()
         await exchange(client)
 
-    async def test_socketpair(self, nursery: trio.Nursery) -> None:
-        nic = Nic(SPEC, NETWORK, Network())
+    async def test_socketpair(self, surroundings: Surroundings, nursery: trio.Nursery) -> None:
+        nic = Nic(SPEC, NETWORK, Network(), surroundings)
         ours, theirs = trio.socket.socketpair()
         nursery.start_soon(nic.serve_connection, ours)
         with contextlib.closing(Connection(theirs)) as connection:
@@ -261,8 +286,10 @@ class TestFrontends:
         assert not nursery.child_tasks
         await nic.aclose()
 
-    async def test_socketpairs_take_turns(self, nursery: trio.Nursery) -> None:
-        nic = Nic(SPEC, NETWORK, Network())
+    async def test_socketpairs_take_turns(
+        self, surroundings: Surroundings, nursery: trio.Nursery
+    ) -> None:
+        nic = Nic(SPEC, NETWORK, Network(), surroundings)
         for _ in range(2):
             ours, theirs = trio.socket.socketpair()
             nursery.start_soon(nic.serve_connection, ours)
@@ -270,16 +297,14 @@ class TestFrontends:
                 assert await connection.get_features()
         await nic.aclose()
 
-    async def test_nic_without_socket_path(self, nursery: trio.Nursery) -> None:
-        nic = Nic(SPEC, NETWORK, Network())
-        await nursery.start(nic.serve)
+    async def test_nic_without_socket_path(self, surroundings: Surroundings) -> None:
+        nic = Nic(SPEC, NETWORK, Network(), surroundings)
+        nic.listen()
         await nic.aclose()
-        await trio.testing.wait_all_tasks_blocked()
-        assert not nursery.child_tasks
 
-    def test_mac_address_must_be_there(self) -> None:
+    async def test_mac_address_must_be_there(self, surroundings: Surroundings) -> None:
         with pytest.raises(ValueError, match="no MAC address"):
-            Nic(attrs.evolve(SPEC, mac_address=None), NETWORK, Network())
+            Nic(attrs.evolve(SPEC, mac_address=None), NETWORK, Network(), surroundings)
 
 
 class TestInject:
@@ -418,17 +443,54 @@ class TestFailures:
     async def test_no_descriptor_for_a_connection(
         self, running: Running, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def none_left(*_args: object) -> None:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
         with monkeypatch.context() as patched:
-            patched.setattr(os, "eventfd", none_left)
+            patched.setattr(os, "eventfd", no_descriptors)
             with contextlib.closing(await Connection.open(running.path)) as connection:
                 await connection.wait_hung_up()
         await exchange(await running.connect())
 
+    async def test_memory_that_cannot_be_looked_after(
+        self, running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It costs the connection, of which nobody would hear that its memory is gone."""
+        watch = Lookout.watch
+
+        def refuse(lookout: Lookout, fd: int, call: Callable[[], None]) -> None:
+            if call.__qualname__.startswith("VhostNetBackend"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            watch(lookout, fd, call)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Lookout, "watch", refuse)
+            with contextlib.closing(await Connection.open(running.path)) as connection:
+                await connection.wait_hung_up()
+        await exchange(await running.connect())
+        assert running.messages(caplog) == ["connection failed"]
+        assert running.kinds == [CONNECTED]
+
 
 class TestListening:
+    async def test_frontends_that_cannot_be_waited_for_for_a_while(
+        self,
+        running: Running,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        autojump_clock: object,
+    ) -> None:
+        watch, failures = Lookout.watch, [errno.ENOSPC] * 3
+
+        def failing_watch(lookout: Lookout, fd: int, call: Callable[[], None]) -> None:
+            if failures and call.__qualname__.startswith("Nic"):
+                raise OSError(failures.pop(), "No space left on device")
+            watch(lookout, fd, call)
+
+        monkeypatch.setattr(Lookout, "watch", failing_watch)
+        began = trio.current_time()
+        await (await running.connect()).aclose()
+        await exchange(await running.connect())
+        assert trio.current_time() - began == pytest.approx(3 * ACCEPT_PAUSE)
+        assert running.messages(caplog) == ["cannot accept a frontend"]
+
     @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOBUFS, errno.ECONNABORTED])
     async def test_accept_that_fails_for_a_while(
         self,
@@ -438,16 +500,14 @@ class TestListening:
         autojump_clock: object,
         number: int,
     ) -> None:
-        accept, failures = UnixListener.accept, [number] * 3
+        accept, failures = UnixListener.accept_nowait, [number] * 3
 
-        async def failing_accept(listener: UnixListener) -> trio.socket.SocketType:
+        def failing_accept(listener: UnixListener) -> socket.socket | None:
             if failures:
                 raise OSError(failures.pop(), os.strerror(number))
-            return await accept(listener)
+            return accept(listener)
 
-        monkeypatch.setattr(UnixListener, "accept", failing_accept)
-        # The first connection still gets in by the accept that waits already.
-        await (await running.connect()).aclose()
+        monkeypatch.setattr(UnixListener, "accept_nowait", failing_accept)
         began = trio.current_time()
         await exchange(await running.connect())
         assert trio.current_time() - began == pytest.approx(3 * ACCEPT_PAUSE)
@@ -472,60 +532,21 @@ class TestListening:
         elif replacement == "link":
             running.path.unlink()
 
-    async def test_m55_is_noticed_without_a_connection(
-        self, running: Running, caplog: pytest.LogCaptureFixture, autojump_clock: object
-    ) -> None:
-        """Once each time that it goes; the file that comes back is served."""
-        aside = running.path.with_name("aside")
-        for times in (1, 2):
-            running.path.rename(aside)
-            await trio.sleep(3.5 * PLACE_INTERVAL)  # not in the moment of a look
-            assert running.messages(caplog) == ["socket was removed or replaced"] * times
-            aside.rename(running.path)
-            await trio.sleep(2 * PLACE_INTERVAL)
-        await exchange(await running.connect())
-
-    async def test_many_do_not_look_at_the_same_moment(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
-    ) -> None:
-        moments: list[float] = []
-        monkeypatch.setattr(
-            Nic, "_look_at_place", lambda *_args: moments.append(trio.current_time())
-        )
-        network = Network()
-        nics = [
-            Nic(
-                attrs.evolve(
-                    SPEC,
-                    mac_address=f"52:54:00:00:00:{number:02x}",
-                    ipv4_address=f"10.0.0.{number + 1}",
-                    socket_path=tmp_path / f"{number}.sock",
-                ),
-                NETWORK,
-                network,
-            )
-            for number in range(32)
-        ]
-        async with trio.open_nursery() as nursery:
-            for nic in nics:
-                await nursery.start(nic.serve)
-            await trio.sleep(PLACE_INTERVAL)
-            for nic in nics:
-                await nic.aclose()
-        assert len(nics) <= len(moments) <= len(nics) + 1
-        assert len({moment // 1 for moment in moments}) > len(nics) / 2
-
-    async def test_socket_in_use(self, running: Running) -> None:
-        other = Nic(attrs.evolve(SPEC, socket_path=running.path), NETWORK, Network())
+    async def test_socket_in_use(self, running: Running, surroundings: Surroundings) -> None:
+        spec = attrs.evolve(SPEC, socket_path=running.path)
+        other = Nic(spec, NETWORK, Network(), surroundings)
         with pytest.raises(SocketInUseError):
-            await other.serve()
+            other.listen()
         await other.aclose()
         await exchange(await running.connect())
 
-    async def test_socket_path_that_cannot_be(self, tmp_path: Path) -> None:
-        nic = Nic(attrs.evolve(SPEC, socket_path=tmp_path), NETWORK, Network())
+    async def test_socket_path_that_cannot_be(
+        self, surroundings: Surroundings, tmp_path: Path
+    ) -> None:
+        spec = attrs.evolve(SPEC, socket_path=tmp_path)
+        nic = Nic(spec, NETWORK, Network(), surroundings)
         with pytest.raises(SocketPathError):
-            await nic.serve()
+            nic.listen()
         await nic.aclose()
 
 
@@ -572,19 +593,36 @@ class TestClose:
         nic = running.nic
         await nic.aclose()
         ours, theirs = trio.socket.socketpair()
-        uses: list[Callable[[], object]] = [nic.stats, lambda: nic.inject(FRAME)]
+        uses: list[Callable[[], object]] = [nic.stats, lambda: nic.inject(FRAME), nic.listen]
         for use in uses:
             with pytest.raises(trio.ClosedResourceError):
                 use()
         waits: list[Callable[[], Awaitable[None]]] = [
             nic.wait_connected,
-            nic.serve,
             lambda: nic.serve_connection(ours),
         ]
         for wait in waits:
             with pytest.raises(trio.ClosedResourceError):
                 await wait()
         theirs.close()
+
+    async def test_frontend_accepted_in_that_moment(self, running: Running) -> None:
+        """Its task has not begun yet."""
+        with socket.socket(socket.AF_UNIX) as theirs:
+            theirs.connect(str(running.path))
+            running.nic._accept()
+            await running.nic.aclose()
+            await trio.testing.wait_all_tasks_blocked()
+            assert theirs.recv(1) == b""
+
+    async def test_while_nobody_can_be_accepted(
+        self, running: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(UnixListener, "accept_nowait", no_descriptors)
+        with contextlib.closing(await Connection.open(running.path)) as connection:
+            await trio.testing.wait_all_tasks_blocked()
+            await running.nic.aclose()
+            await connection.wait_hung_up()
 
     async def test_runs_to_its_end_when_cancelled(self, running: Running) -> None:
         client = await running.connect()
@@ -594,6 +632,10 @@ class TestClose:
         assert scope.cancelled_caught
         assert not running.path.exists()
         await client.connection.wait_hung_up()
+
+
+def no_descriptors(*_args: object) -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def bug(*_args: object) -> None:
@@ -626,15 +668,9 @@ class TestAllowed:
     @pytest.fixture
     async def guarded(self, tmp_path: Path) -> AsyncIterator[Running]:
         """A NIC that lets in no process but those of our own user."""
-        path = tmp_path / "nic.sock"
-        events: list[NicEvent] = []
-        spec = attrs.evolve(SPEC, socket_path=path, allow_uid=[os.geteuid()])
-        nic = Nic(spec, NETWORK, Network(), events.append)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(nic.serve)
-            yield Running(nic, path, nursery, events)
-            await nic.aclose()
-            nursery.cancel_scope.cancel()
+        spec = attrs.evolve(SPEC, allow_uid=[os.geteuid()])
+        async with listening(spec, tmp_path / "nic.sock") as guarded:
+            yield guarded
 
     async def test_named_in_the_log(
         self, guarded: Running, caplog: pytest.LogCaptureFixture
@@ -655,6 +691,16 @@ class TestAllowed:
             await guarded.nic.serve_connection(ours)
             assert await theirs.recv(1) == b""
         assert guarded.nic.stats().refused_frontends == 1
+
+    async def test_nobody_can_say_who_it_is(
+        self, guarded: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr("mvirt_net.nic.peer_credentials", no_descriptors)
+            with contextlib.closing(await Connection.open(guarded.path)) as connection:
+                await connection.wait_hung_up()
+        await exchange(await guarded.connect())
+        assert guarded.messages(caplog) == ["connection failed"]
 
     async def test_others_are_sent_away_at_once(
         self,
@@ -688,11 +734,11 @@ class TestAllowed:
 async def test_frontends_wait_for_their_admission(tmp_path: Path) -> None:
     path, admission = tmp_path / "nic.sock", trio.Event()
     spec = attrs.evolve(SPEC, socket_path=path)
-    nic = Nic(spec, NETWORK, Network(), admission=admission)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(nic.serve)
+    async with surrounded(admission=admission) as surroundings:
+        nic = Nic(spec, NETWORK, Network(), surroundings)
+        nic.listen()
         with contextlib.closing(await Connection.open(path)) as connection:
-            nursery.start_soon(connection.get_features)
+            surroundings.nursery.start_soon(connection.get_features)
             await trio.testing.wait_all_tasks_blocked()
             assert not nic.connected
             admission.set()

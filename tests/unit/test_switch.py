@@ -34,7 +34,7 @@ from mvirt_net import (
 )
 from mvirt_net.errors import CoreError
 from mvirt_net.ffi import Port
-from mvirt_net.switch import EVENT_BACKLOG
+from mvirt_net.switch import EVENT_BACKLOG, PLACE_INTERVAL
 from tests.harness.client import VhostTestClient
 from tests.harness.packets import GATEWAY_IP, arp_request, is_arp_reply
 from tests.harness.vhost_user import BackendHungUpError, Connection
@@ -469,33 +469,78 @@ class TestOpenSwitch:
             await switch.add_nic(nic_spec(tmp_path))
 
     async def test_nic_that_is_being_added_at_the_end(
-        self, tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, nursery: trio.Nursery
     ) -> None:
-        serve, gate = Nic.serve, trio.Event()
-
-        async def slow_serve(
-            nic: Nic, _listener: None, *, task_status: trio.TaskStatus[None]
-        ) -> None:
-            await gate.wait()
-            await serve(nic, task_status=task_status)
-
         async def add_too_late(switch: Switch) -> None:
             with pytest.raises(trio.ClosedResourceError):
                 await switch.add_nic(nic_spec(tmp_path))
 
-        async def open_gate() -> None:
-            await trio.testing.wait_all_tasks_blocked()
-            gate.set()
-
-        monkeypatch.setattr(Nic, "serve", slow_serve)
         async with open_switch() as switch:
             await switch.add_network(BLUE)
             nursery.start_soon(add_too_late, switch)
-            await trio.testing.wait_all_tasks_blocked()
-            nursery.start_soon(open_gate)
         await trio.testing.wait_all_tasks_blocked()
         assert not nursery.child_tasks
         assert not list(tmp_path.iterdir())
+
+
+class TestPlaces:
+    """Whether the files of the sockets are still there."""
+
+    async def test_m55_is_noticed_without_a_connection(
+        self,
+        switch: Switch,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        autojump_clock: object,
+    ) -> None:
+        """Once each time that one goes; the file that comes back is served."""
+        nic = await switch.add_nic(nic_spec(tmp_path))
+        path, aside = tmp_path / "vm1.sock", tmp_path / "aside"
+        for times in (1, 2):
+            path.rename(aside)
+            await trio.sleep(3.5 * PLACE_INTERVAL)  # not in the moment of a look
+            said = [record.message for record in caplog.records]
+            assert said == ["socket was removed or replaced"] * times
+            aside.rename(path)
+            await trio.sleep(2 * PLACE_INTERVAL)
+        async with trio.open_nursery() as nursery:
+            client = await VhostTestClient.connect(nursery, path)
+            await exchange(client, nic)
+            await client.aclose()
+            nursery.cancel_scope.cancel()
+
+    async def test_not_all_at_the_same_moment(
+        self,
+        switch: Switch,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        autojump_clock: object,
+    ) -> None:
+        moments: dict[Nic, list[float]] = {}
+
+        def look(nic: Nic) -> None:
+            moments.setdefault(nic, []).append(trio.current_time())
+
+        monkeypatch.setattr(Nic, "look_at_place", look)
+        nics = [await switch.add_nic(nic_spec(tmp_path, f"vm{n}")) for n in range(32)]
+        await trio.sleep(4.5 * PLACE_INTERVAL)
+        assert moments.keys() == set(nics)
+        seconds = {moment // 1 for own in moments.values() for moment in own}
+        assert len(seconds) > len(nics)
+        for first, second, *_ in moments.values():
+            assert second - first == pytest.approx(PLACE_INTERVAL)
+
+    async def test_goes_on_while_nics_come_and_go(
+        self, switch: Switch, tmp_path: Path, autojump_clock: object
+    ) -> None:
+        for _ in range(3):
+            await switch.add_nic(nic_spec(tmp_path, "vm1"))
+            await switch.add_nic(nic_spec(tmp_path, "vm2"))
+            await trio.sleep(1.2 * PLACE_INTERVAL)
+            await switch.remove_nic("vm1")
+            await trio.sleep(1.2 * PLACE_INTERVAL)
+            await switch.remove_nic("vm2")
+            await trio.sleep(1.2 * PLACE_INTERVAL)
 
 
 async def fail_inside(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Sequence
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
-from ..inherited import take_socket
+from ..inherited import is_listening, take_socket
 from ..model import DaemonConfig, Netmask, NetworkSpec, NicSpec, SocketAccess
 from ..registry import plan
 from .flags import owned_by, polling_flags, socket_access, usage_error, with_polling
@@ -50,11 +51,18 @@ def serve_single(
         **{key: options.pop(key) for key in ("mac_addr", "mtu", "dns", "ntp", "netmask")},
     )
     try:
-        sock = None if fd is None else take_socket(fd)
+        inherited = {} if fd is None else _single_socket(config, take_socket(fd))
     except ValueError as error:
         raise click.UsageError(f"--fd: {fd}: {error}", ctx) from error
     config = with_polling(ctx, config, polling_flags(options))
-    run(ctx, config, one_off=one_off, sock=sock, **options)
+    run(ctx, config, one_off=one_off, **inherited, **options)
+
+
+def _single_socket(config: DaemonConfig, sock: socket.socket) -> dict[str, Any]:
+    """How `runner.RunOptions` says where frontends come from."""
+    if is_listening(sock):
+        return {"listeners": {config.nics[0].name: sock}}
+    return {"sock": sock}
 
 
 def _single_config(

@@ -8,7 +8,9 @@ from .dhcpv4 import Dhcpv4Server
 from .icmp import IcmpResponder
 from .latency import RequestTimes
 from .limit import WorkLimit
+from .lookout import Lookout
 from .mapping import settle_debt
+from .packet import Service
 from .services import services_for
 from .workers import Workers
 
@@ -16,7 +18,9 @@ __all__ = [
     "ArpResponder",
     "Dhcpv4Server",
     "IcmpResponder",
+    "Lookout",
     "RequestTimes",
+    "Service",
     "VhostNetBackend",
     "WorkLimit",
     "Workers",

@@ -16,32 +16,34 @@ class RouterAdvertiser:
     """Advertises the router of one NIC while its guest can receive.
 
     Args:
-        is_up: whether it can.
+        ndp: says what is advertised.
+        is_up: whether the guest can receive.
         send: takes a whole Ethernet frame for the guest.
     """
 
-    def __init__(self, is_up: Callable[[], bool], send: Callable[[bytes], object]) -> None:
+    __slots__ = ("_changed", "_is_up", "_ndp", "_schedule", "_send")
+
+    def __init__(
+        self,
+        ndp: NdpResponder,
+        is_up: Callable[[], bool],
+        send: Callable[[bytes], object],
+    ) -> None:
         self._is_up = is_up
         self._send = send
-        self._ndp: NdpResponder | None = None
         self._schedule = RaSchedule(random.random)
         self._changed = Doorbell()
+        self.use(ndp)
 
-    def use(self, ndp: NdpResponder | None) -> None:
-        """Advertise what `ndp` says from now on, and when it asks for it; None: nothing."""
+    def use(self, ndp: NdpResponder) -> None:
+        """Advertise what `ndp` says from now on, and when it asks for it."""
         self._ndp = ndp
-        if ndp is not None:
-            ndp.on_solicited = self._on_solicited
+        ndp.on_solicited = self._on_solicited
         self.follow_link()
-
-    @property
-    def in_use(self) -> bool:
-        """Whether there is anything to advertise; a NIC has IPv6 or not, for good."""
-        return self._ndp is not None
 
     def follow_link(self) -> None:
         """Look whether the guest can receive; each time that it begins to, all begins anew."""
-        up = self._ndp is not None and self._is_up()
+        up = self._is_up()
         if up == (self._schedule.next_at is not None):
             return
         if up:
@@ -62,7 +64,7 @@ class RouterAdvertiser:
             with trio.CancelScope(deadline=self._due()):
                 await self._changed.wait()
             # The link may have gone down in the very moment in which it was due.
-            if self._ndp is not None and self._due() <= trio.current_time():
+            if self._due() <= trio.current_time():
                 self._schedule.sent(trio.current_time())
                 self._send(self._ndp.advertisement())
 

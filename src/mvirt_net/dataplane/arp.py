@@ -42,6 +42,8 @@ class ArpResponder:
         subnet: given in subnet mode only.
     """
 
+    __slots__ = ("_first", "_last", "_mac", "_own")
+
     def __init__(
         self, mac: MacAddress, ipv4: IPv4Address, subnet: IPv4Network | None = None
     ) -> None:

@@ -1,32 +1,33 @@
 """One connection of a frontend: its conversation and its rings, in one nursery.
 
-Up to five tasks, and two more for each further queue pair that the frontend starts. None outlives
-`VhostNetBackend.serve`:
+Three tasks or four, and two more for each further queue pair that the frontend starts. None
+outlives `VhostNetBackend.serve`:
 
-* **control** reads requests, has the session carry them out, writes replies;
+* **control**, the task that serves the connection, reads requests, has the session carry them out,
+  writes replies;
 * **tx_kicks** empties a TX ring when the driver kicks, and has the services answer; while the
   ring is hot a worker empties it, and the task does what that leaves to do;
 * **rx_injection** moves frames to an RX ring as the driver gives buffers;
 * the **advertiser** tells the guest of its router, unasked, while it can receive; a NIC without
-  IPv6 has none;
-* **memory_faults**, the task that serves the connection, ends it when guest memory vanishes.
+  IPv6 has none.
 
 There may be hundreds of connections with nothing to do, and each of these tasks takes 3 KiB then.
+So what hardly ever happens, that guest memory vanishes, is waited for by the `Lookout` of all NICs.
 
 The ring tasks know nothing of the vhost-user state. They call the core, which does as much as the
 state of its ring allows, and sleep on what it says comes next; whoever changes a ring rings the
 `Doorbell` of its task. A change between that answer and the sleep is not missed, as the bell
 remembers it, and neither is a kick, as the eventfd does.
 
-This module, `channel`, `mapping`, `doorbell`, `advertiser`, `workers`, `kicks` and `threads` are
-the only ones in this package that know of trio.
+This module, `channel`, `mapping`, `doorbell`, `lookout`, `advertiser`, `workers`, `kicks` and
+`threads` are the only ones in this package that know of trio.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import assert_never
 
 import structlog
@@ -45,6 +46,7 @@ from .fds import close_fd, close_fds
 from .heat import Heat
 from .latency import RequestTimes
 from .limit import cost_of
+from .lookout import Lookout
 from .mapping import map_prepared
 from .ndp import NdpResponder
 from .packet import Service
@@ -101,12 +103,13 @@ class VhostNetBackend:
     """Serves one connected frontend on a port that nobody else uses meanwhile.
 
     Args:
-        sock: a connected unix stream socket; owned from here on, `serve` closes it.
+        sock: a connected unix stream socket that does not block; `serve` closes it.
         port: the NIC's; borrowed until `serve` ends.
         mac: the NIC's MAC address, for the configuration space.
         mtu: of the network, in bytes, for the configuration space.
         services: makes those who answer slow-path frames on a link of a given MTU: at first the
             network's, then a smaller one if the frontend sets it.
+        lookout: waits for the loss of guest memory.
         workers: who may poll TX rings while they are hot; None: nobody.
         on_connected: called once, when the frontend has sent its first request.
         on_fault: called with one line when the guest breaks a ring.
@@ -114,14 +117,41 @@ class VhostNetBackend:
         log: where events go, bound to what names the NIC.
     """
 
+    __slots__ = (
+        "_advertiser",
+        "_bells",
+        "_break_log",
+        "_broken",
+        "_end",
+        "_hinted_at_memory",
+        "_log",
+        "_lookout",
+        "_mac",
+        "_make_services",
+        "_mtu",
+        "_mtu_of_guest",
+        "_nursery",
+        "_on_connected",
+        "_on_fault",
+        "_port",
+        "_refusal_log",
+        "_slow_path",
+        "_sock",
+        "_starved_until",
+        "_times",
+        "_watches",
+        "_workers",
+    )
+
     def __init__(
         self,
-        sock: trio.socket.SocketType,
+        sock: socket.socket,
         port: Port,
         *,
         mac: MacAddress,
         mtu: int,
         services: Callable[[int], Mapping[PuntKind, Service]],
+        lookout: Lookout,
         workers: Workers | None = None,
         on_connected: Callable[[], None] = lambda: None,
         on_fault: Callable[[str], None] = lambda _detail: None,
@@ -134,6 +164,7 @@ class VhostNetBackend:
         self._mtu = mtu
         self._mtu_of_guest = mtu
         self._make_services = services
+        self._lookout = lookout
         self._workers = workers
         self._on_connected = on_connected
         self._on_fault = on_fault
@@ -144,9 +175,10 @@ class VhostNetBackend:
         self._nursery: trio.Nursery
         self._watches: dict[int, Watch] = {}
         """By the kick eventfd that is waited for."""
-        self._broken: frozenset[int] = frozenset()
+        self._broken: tuple[int, ...] = ()
         self._slow_path = SlowPath(mac, {}, port.enqueue, self._log)
-        self._advertiser = RouterAdvertiser(lambda: port.is_up, self.inject)
+        self._advertiser: RouterAdvertiser | None = None
+        """Of a NIC with IPv6, which it has or not, for good."""
         self._starved_until: dict[int, float] = {}
         """When the frame that needs more buffers than there are will be given up, by RX ring."""
         self._refusal_log = BoundedLog(self._log, REFUSALS_LOGGED, "refused requests")
@@ -167,36 +199,33 @@ class VhostNetBackend:
             ExceptionGroup: of the same kinds, when it happens later; of anything else, which is a
                 bug.
         """
-        with _standard_socket(self._sock) as sock:
-            device = VhostDevice(
-                self._port,
-                wake=self._ring_changed,
-                on_start=lambda index: self._serve_pair(device, pair_of(index)),
-                on_mtu=self._limit_mtu,
-                release_fd=self._release_fd,
-            )
+        with self._sock, self._make_device() as device:
+            self._lookout.watch(device.fault_fd, self._lose_memory)
             self.renew_services()
-            with contextlib.closing(device), self._reachable():
+            # From here on other NICs' tasks may find frames for this guest.
+            self._port.wake = self._wake_rx
+            try:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
-                    nursery.start_soon(self._control, sock, device, nursery.cancel_scope)
                     self._serve_pair(device, 0)
-                    if self._advertiser.in_use:
+                    if self._advertiser is not None:
                         nursery.start_soon(self._advertiser.run)
-                    await self._memory_faults(device)
+                    await self._control(device)
                     nursery.cancel_scope.cancel()
+            finally:
+                self._port.wake = _nothing
+                self._port.set_mtu(self._mtu)
         if self._end is not None:
             raise self._end
 
-    @contextlib.contextmanager
-    def _reachable(self) -> Iterator[None]:
-        """For the time in which other NICs' tasks may find frames for this guest."""
-        self._port.wake = self._wake_rx
-        try:
-            yield
-        finally:
-            self._port.wake = _nothing
-            self._port.set_mtu(self._mtu)
+    def _make_device(self) -> VhostDevice:
+        return VhostDevice(
+            self._port,
+            wake=self._ring_changed,
+            on_start=self._serve_ring,
+            on_mtu=self._limit_mtu,
+            release_fd=self._release_fd,
+        )
 
     def inject(self, frame: bytes) -> bool:
         """Put a whole Ethernet frame on its way to the guest.
@@ -220,9 +249,24 @@ class VhostNetBackend:
         services = self._make_services(self._mtu_of_guest)
         self._slow_path.services = services
         ndp = services.get(PuntKind.NDP)
-        self._advertiser.use(ndp if isinstance(ndp, NdpResponder) else None)
-        if advertise:
-            self._advertiser.begin_anew()
+        if isinstance(ndp, NdpResponder):
+            if self._advertiser is None:
+                self._advertiser = RouterAdvertiser(ndp, self._can_receive, self.inject)
+            self._advertiser.use(ndp)
+            if advertise:
+                self._advertiser.begin_anew()
+
+    def _can_receive(self) -> bool:
+        return self._port.is_up
+
+    def _follow_link(self) -> None:
+        """The guest may have begun to receive, or have ended that."""
+        if self._advertiser is not None:
+            self._advertiser.follow_link()
+
+    def _serve_ring(self, device: VhostDevice, index: int) -> None:
+        """The first ring of a pair that starts brings the tasks of both."""
+        self._serve_pair(device, pair_of(index))
 
     def _serve_pair(self, device: VhostDevice, pair: int) -> None:
         """Start the tasks of a queue pair, unless it has them."""
@@ -236,11 +280,9 @@ class VhostNetBackend:
     # The tasks. `serve` starts each or is it, or the first start of a ring of its pair does. Each
     # runs until the connection ends.
 
-    async def _control(
-        self, sock: socket.socket, device: VhostDevice, connection: trio.CancelScope
-    ) -> None:
-        """Talk with the frontend; the end of the conversation ends the connection."""
-        channel = MessageChannel(sock)
+    async def _control(self, device: VhostDevice) -> None:
+        """Talk with the frontend, to the end of the conversation."""
+        channel = MessageChannel(self._sock)
         session = Session(device, mac=self._mac, mtu=self._mtu)
         try:
             while (message := await channel.receive()) is not None:
@@ -252,9 +294,10 @@ class VhostNetBackend:
                 self._on_connected = _nothing
                 if reply is not None:
                     await channel.send(reply)
+                # Nothing is kept while the frontend is silent, for hundreds may be.
+                del message, reply
         except ConnectionBroken as error:
             self._end = error
-        connection.cancel()
 
     async def _tx_kicks(self, device: VhostDevice, pair: int) -> None:
         """Take what the guest sends, and have the services answer it."""
@@ -282,13 +325,13 @@ class VhostNetBackend:
             self._look_for_break(queue)
             if pair:
                 # Its first buffers may have come, and the guest have no other pair.
-                self._advertiser.follow_link()
+                self._follow_link()
             await self._until_next(queue, step, device)
 
-    async def _memory_faults(self, device: VhostDevice) -> None:
-        """Until the core reports that guest memory vanished, which ends the connection."""
-        await trio.lowlevel.wait_readable(device.fault_fd)
+    def _lose_memory(self) -> None:
+        """The core says that guest memory has vanished, which ends the connection."""
         self._end = GuestMemoryLost("the frontend shrank the file behind guest memory")
+        self._nursery.cancel_scope.cancel()
 
     # What they are made of.
 
@@ -406,9 +449,9 @@ class VhostNetBackend:
         A start mends a ring that was broken. The ring's task may find it broken anew when it looks
         for the first time, so it must be noted here that this is another break.
         """
-        if not self._port.ring_broken(index):
-            self._broken -= {index}
-        self._advertiser.follow_link()
+        if index in self._broken and not self._port.ring_broken(index):
+            self._broken = tuple(other for other in self._broken if other != index)
+        self._follow_link()
         self._wake(index)
 
     def _wake(self, index: int) -> None:
@@ -423,9 +466,10 @@ class VhostNetBackend:
                 bell.ring()
 
     def _release_fd(self, fd: int) -> None:
-        """Close a descriptor on which a task of ours or the watcher may be waiting."""
+        """Close a descriptor on which a task of ours, the watcher or the lookout may be waiting."""
         if (watch := self._watches.pop(fd, None)) is not None:
             watch.end()
+        self._lookout.forget(fd)
         trio.lowlevel.notify_closing(fd)
         close_fd(fd)
 
@@ -488,16 +532,9 @@ class VhostNetBackend:
         """Say it once when a driver has broken its ring; a restart of the ring mends it."""
         if index in self._broken or not self._port.ring_broken(index):
             return
-        self._broken |= {index}
+        self._broken += (index,)
         self._break_log.warning("ring broken", queue=_queue_name(index))
         self._on_fault(f"the guest's driver broke its {_queue_name(index)} ring")
-
-
-def _standard_socket(sock: trio.socket.SocketType) -> socket.socket:
-    """The same socket for the standard library, which owns it now; it does not block."""
-    standard = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
-    standard.setblocking(False)
-    return standard
 
 
 def _nothing() -> None:

@@ -116,7 +116,9 @@ class MessageChannel:
         await trio.lowlevel.checkpoint()
         incoming = _Incoming()
         try:
-            if not await self._begin(incoming):
+            while (begun := self._begin(incoming)) is None:
+                await trio.lowlevel.wait_readable(self._sock)
+            if not begun:
                 return None
             await self._go_on(incoming)
         except BaseException:
@@ -149,18 +151,15 @@ class MessageChannel:
         except BlockingIOError:
             return data
 
-    async def _begin(self, incoming: _Incoming) -> bool:
-        """Wait for the first byte of a message; False: the connection has ended."""
-        while True:
-            try:
-                return incoming.begin(self._sock)
-            except BlockingIOError:
-                # Waiting in here would keep the exception and its frames, for every idle NIC.
-                pass
-            except ConnectionResetError:
-                # It went without reading the last reply, which was its right.
-                return False
-            await trio.lowlevel.wait_readable(self._sock)
+    def _begin(self, incoming: _Incoming) -> bool | None:
+        """Read the first byte of a message; None: it has not come yet, False: it never will."""
+        try:
+            return incoming.begin(self._sock)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            # It went without reading the last reply, which was its right.
+            return False
 
     async def _go_on(self, incoming: _Incoming) -> None:
         """Wait for the rest of a message."""

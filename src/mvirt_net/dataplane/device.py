@@ -14,6 +14,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Self
 
 import attrs
 
@@ -47,10 +48,12 @@ def _refusing() -> Iterator[None]:
 class VhostDevice:
     """The `vhost_user.session.Device` of one connection, on a port that nobody else uses meanwhile.
 
+    Use it as a context manager, or call `close`.
+
     Args:
         port: the NIC's; it stays the caller's and is left without rings, memory and descriptors.
         wake: called with a ring's index when its task should look at it again.
-        on_start: called with a ring's index when it starts, before `wake`.
+        on_start: called with the device and a ring's index when that starts, before `wake`.
         on_mtu: called with the MTU that the frontend has given its driver.
         release_fd: closes a descriptor on which a task may be waiting.
 
@@ -59,12 +62,24 @@ class VhostDevice:
         CoreError: out of memory.
     """
 
+    __slots__ = (
+        "_fds",
+        "_memory",
+        "_on_mtu",
+        "_on_start",
+        "_port",
+        "_prepared",
+        "_release_fd",
+        "_wake",
+        "fault_fd",
+    )
+
     def __init__(
         self,
         port: Port,
         *,
         wake: Callable[[int], None],
-        on_start: Callable[[int], None] = lambda _index: None,
+        on_start: Callable[[VhostDevice, int], None] = lambda _device, _index: None,
         on_mtu: Callable[[int], None] = lambda _mtu: None,
         release_fd: Callable[[int], None] = close_fd,
     ) -> None:
@@ -160,7 +175,7 @@ class VhostDevice:
     def start_vring(self, index: int, size: int, addr: VringAddr, base: int | None) -> None:
         with _refusing():
             self._port.start_ring(index, size, addr, base)
-        self._on_start(index)
+        self._on_start(self, index)
         self._wake(index)
 
     def move_vring(self, index: int, addr: VringAddr) -> None:
@@ -206,6 +221,12 @@ class VhostDevice:
         self._release(old)
 
     # The end.
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Give everything back: stop rings → flush → unmap → close descriptors.

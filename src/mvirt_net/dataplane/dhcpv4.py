@@ -197,6 +197,8 @@ class Dhcpv4Server:
         on_lease: called with each lease that is given or extended.
     """
 
+    __slots__ = ("_dns_servers", "_ipv4", "_mac", "_mtu", "_netmask", "_ntp_servers", "_on_lease")
+
     def __init__(
         self,
         mac: MacAddress,
@@ -212,14 +214,9 @@ class Dhcpv4Server:
         self._on_lease = on_lease
         self._ipv4 = ipv4
         self._mtu = mtu
-        self._settings: dict[Option, bytes] = {
-            Option.SUBNET_MASK: netmask.packed,
-            Option.CLASSLESS_ROUTES: _ROUTES,
-            Option.ROUTER: _router(ipv4, netmask).packed,
-            Option.DOMAIN_NAME_SERVER: _addresses(tuple(dns_servers) or DEFAULT_DNS_SERVERS),
-            Option.INTERFACE_MTU: mtu.to_bytes(2, "big"),
-            Option.NTP_SERVERS: _addresses(ntp_servers),
-        }
+        self._netmask = netmask
+        self._dns_servers = tuple(dns_servers) or DEFAULT_DNS_SERVERS
+        self._ntp_servers = tuple(ntp_servers)
 
     def handle(self, frame: bytes) -> bytes | DropReason:
         """Answer one frame; see `Service`."""
@@ -282,7 +279,7 @@ class Dhcpv4Server:
         return self._reply(
             request,
             kind,
-            _LEASE | self._settings,
+            _LEASE | self._settings(),
             destination=_BROADCAST if broadcast else self._ipv4,
             ciaddr=ciaddr or _UNSPECIFIED,
             yiaddr=self._ipv4,
@@ -297,11 +294,22 @@ class Dhcpv4Server:
         return self._reply(
             request,
             MessageType.ACK,
-            self._settings,
+            self._settings(),
             destination=destination,
             ciaddr=request.ciaddr or _UNSPECIFIED,
             siaddr=GATEWAY_IPV4,
         )
+
+    def _settings(self) -> dict[Option, bytes]:
+        """What every client is told. Made each time, for hundreds of guests seldom ask."""
+        return {
+            Option.SUBNET_MASK: self._netmask.packed,
+            Option.CLASSLESS_ROUTES: _ROUTES,
+            Option.ROUTER: _router(self._ipv4, self._netmask).packed,
+            Option.DOMAIN_NAME_SERVER: _addresses(self._dns_servers),
+            Option.INTERFACE_MTU: self._mtu.to_bytes(2, "big"),
+            Option.NTP_SERVERS: _addresses(self._ntp_servers),
+        }
 
     def _nak(self, request: Request) -> bytes:
         """Always broadcast: the client's address is wrong (RFC 2131, 4.1)."""

@@ -78,6 +78,8 @@ class Dhcpv6Server:
         on_lease: called with each reply that gives or extends leases.
     """
 
+    __slots__ = ("_dns", "_ipv6", "_mac", "_ntp", "_on_lease", "_prefixes")
+
     def __init__(
         self,
         mac: MacAddress,

@@ -45,6 +45,8 @@ class IcmpResponder:
         mac: the NIC's MAC address.
     """
 
+    __slots__ = ("_ethernet_header", "_mac")
+
     def __init__(self, mac: MacAddress) -> None:
         self._mac = mac.packed
         self._ethernet_header = mac.packed + _GATEWAY_MAC + ETHERTYPE_IPV4.to_bytes(2, "big")

@@ -67,6 +67,8 @@ class IcmpErrorBuilder:
         mac: the NIC's MAC address.
     """
 
+    __slots__ = ("_mac",)
+
     def __init__(self, mac: MacAddress) -> None:
         self._mac = mac.packed
 

@@ -21,6 +21,8 @@ class Icmpv6Responder:
         mac: the NIC's MAC address.
     """
 
+    __slots__ = ("_mac",)
+
     def __init__(self, mac: MacAddress) -> None:
         self._mac = mac.packed
 

@@ -94,6 +94,8 @@ class NdpResponder:
         dns_servers: for the RDNSS option; IPv4 ones are left out.
     """
 
+    __slots__ = ("_mac", "_router", "on_solicited")
+
     def __init__(
         self,
         mac: MacAddress,

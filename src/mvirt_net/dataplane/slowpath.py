@@ -28,6 +28,8 @@ class SlowPath:
         log: gets a traceback when a service fails, once for each kind.
     """
 
+    __slots__ = ("_errors", "_failed", "_limit", "_log", "_send", "services")
+
     def __init__(
         self,
         mac: MacAddress,
@@ -40,7 +42,7 @@ class SlowPath:
         self._send = send
         self._log = log
         self._limit = WorkLimit()
-        self._failed: frozenset[PuntKind] = frozenset()
+        self._failed: tuple[PuntKind, ...] = ()
 
     def answer(self, punt: Punt, now: float) -> DropReason | None:
         """Answer one frame.
@@ -77,5 +79,5 @@ class SlowPath:
 
     def _log_failure(self, kind: PuntKind) -> None:
         if kind not in self._failed:
-            self._failed |= {kind}
+            self._failed += (kind,)
             self._log.exception("service failed", service=kind.name)

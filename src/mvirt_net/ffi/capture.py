@@ -60,7 +60,7 @@ class CaptureRing:
         """
         number = check("capture", lib.mv_capture_tap(self._handle, port._handle))
         self._ports.add(port)
-        port._captures.add(self)
+        port._captures += (self,)
         return number
 
     def untap(self, port: Port) -> None:
@@ -68,7 +68,7 @@ class CaptureRing:
         if port in self._ports:
             lib.mv_capture_untap(self._handle, port._handle)
             self._ports.remove(port)
-            port._captures.remove(self)
+            port._captures = tuple(ring for ring in port._captures if ring is not self)
 
     def untap_all(self) -> None:
         """The same for all ports."""

@@ -30,6 +30,8 @@ class GuestMemory:
     Close a table only when no `Port` uses it any more. A mapping goes with its last table.
     """
 
+    __slots__ = ("_handle",)
+
     def __init__(self, handle: Any) -> None:
         self._handle = allocated("memory table", handle)
 

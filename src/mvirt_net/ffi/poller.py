@@ -65,7 +65,7 @@ class HotRing:
             os.close(self.fd)
             raise
         self._pair = pair
-        port.hot_pairs.add(pair)
+        port.hot_pairs += (pair,)
         port.takeovers += 1
 
     @property
@@ -98,4 +98,5 @@ class HotRing:
         handle, self._handle = self._handle, ffi.NULL
         lib.mv_hot_free(handle)
         os.close(self.fd)
-        self._port.hot_pairs.remove(self._pair)
+        hot = self._port.hot_pairs
+        self._port.hot_pairs = tuple(pair for pair in hot if pair != self._pair)

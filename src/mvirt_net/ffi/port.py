@@ -64,15 +64,26 @@ class Port:
         CoreError: out of memory.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_captures",
+        "_handle",
+        "_memory",
+        "_network",
+        "hot_pairs",
+        "takeovers",
+        "wake",
+    )
+
     def __init__(self, network: Network, mac: MacAddress) -> None:
         self.wake: Callable[[], None] = _nobody
         """Called when a drain of another port finds that this one is to be flushed."""
-        self.hot_pairs: set[int] = set()
+        self.hot_pairs: tuple[int, ...] = ()
         """Those whose TX ring a `Poller` has."""
         self.takeovers = 0
         """How often one took one."""
         self._network = network
-        self._captures: set[CaptureRing] = set()
+        self._captures: tuple[CaptureRing, ...] = ()
         tag = network._add(self)
         self._handle = allocated("port", lib.mv_port_new(network._handle, mac.packed, tag))
         # What C points to must not be freed under it.
@@ -293,7 +304,7 @@ class Port:
 
     def close(self) -> None:
         """Free the port. Nothing else may be called afterwards, but for `close` itself."""
-        for ring in list(self._captures):
+        for ring in self._captures:
             ring.untap(self)
         handle, self._handle = self._handle, ffi.NULL
         self._memory = None

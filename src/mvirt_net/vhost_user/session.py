@@ -187,6 +187,18 @@ class Session:
         mtu: likewise, in bytes, until the frontend sets another one.
     """
 
+    __slots__ = (
+        "_device",
+        "_features",
+        "_mac",
+        "_mtu",
+        "_owned",
+        "_protocol_features",
+        "_regions",
+        "_repeats",
+        "_vrings",
+    )
+
     def __init__(self, device: Device, *, mac: MacAddress, mtu: int) -> None:
         self._device = device
         self._mac = mac
