@@ -13,7 +13,16 @@ import h2.settings
 import trio
 
 from mvirt_net.api.connections import MAX_CONNECTIONS
-from tests.harness.process import MAC, Daemon, run_failing, serves_a_guest, started, two_nics
+from tests.harness.config import one_network
+from tests.harness.process import (
+    MAC,
+    Daemon,
+    run_failing,
+    serve,
+    serves_a_guest,
+    started,
+    two_nics,
+)
 
 WITHOUT_EXTRA = """
 import sys
@@ -22,16 +31,7 @@ from mvirt_net.cli import main
 sys.exit(main())
 """
 """A program: the daemon as if hypercorn was not installed."""
-CONFIG = f"""
-[[network]]
-name = "blue"
-ipv4_subnet = "10.0.0.0/24"
-[[nic]]
-name = "vm1"
-network = "blue"
-mac_address = "{MAC}"
-ipv4_address = "10.0.0.5"
-"""
+CONFIG = one_network(vm1={"mac_address": MAC, "ipv4_address": "10.0.0.5"})
 """Of the guest of `serves_a_guest`."""
 HEADERS = [
     (":method", "POST"),
@@ -48,12 +48,9 @@ LIST_SERVICES = b"\0\0\0\0\x03\x3a\x01*"
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[tuple[Daemon, Path, Path]]:
     """A daemon with a NIC, and its sockets for gRPC and HTTP."""
-    config = folder / "x.toml"
-    config.write_text(CONFIG)
     grpc, http = folder / "grpc.sock", folder / "http.sock"
     arguments = ("--grpc", f"unix:{grpc}", "--http", f"unix:{http}")
-    serve = ("serve", "--config", str(config), "--socket-dir", str(folder))
-    with started(*serve, *arguments) as daemon:
+    with started(*serve(folder, CONFIG), *arguments) as daemon:
         daemon.wait_ready()
         yield daemon, grpc, http
 

@@ -13,34 +13,22 @@ import attrs
 import trio
 
 from tests.harness import VhostTestClient
+from tests.harness.config import one_network
 from tests.harness.exchanges import arp_gateway
-from tests.harness.process import Daemon
+from tests.harness.process import Daemon, serve
 
-CONFIG = """
-[[network]]
-name = "blue"
-ipv4_subnet = "10.0.0.0/24"
-[[nic]]
-name = "attacked"
-network = "blue"
-mac_address = "52:54:00:12:34:56"
-ipv4_address = "10.0.0.5"
-[[nic]]
-name = "bystander"
-network = "blue"
-mac_address = "52:54:00:00:00:99"
-ipv4_address = "10.0.0.9"
-"""
 MAC, IP = "52:54:00:12:34:56", "10.0.0.5"
 """Of the NIC that is attacked."""
 BYSTANDER_MAC, BYSTANDER_IP = "52:54:00:00:00:99", "10.0.0.9"
+CONFIG = one_network(
+    attacked={"mac_address": MAC, "ipv4_address": IP},
+    bystander={"mac_address": BYSTANDER_MAC, "ipv4_address": BYSTANDER_IP},
+)
 
 
 def write_config(folder: Path) -> tuple[str, ...]:
     """The arguments that serve `CONFIG`, with all files in `folder`."""
-    path = folder / "x.toml"
-    path.write_text(CONFIG)
-    return ("serve", "--config", str(path), "--socket-dir", str(folder), "--log-format", "json")
+    return (*serve(folder, CONFIG), "--log-format", "json")
 
 
 @attrs.define(eq=False)

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -33,6 +33,8 @@ class Daemon:
     config: Path
     log: Path
     """Where the stderr of all its processes goes."""
+    options: Sequence[str] = ()
+    """What else each process is told."""
     _process: trio.Process | None = None
 
     async def start(self) -> None:
@@ -75,7 +77,7 @@ class Daemon:
     async def _open(self, ready_fd: int) -> trio.Process:
         # Beside the Python that runs: what `pip install .` has put into this environment.
         program = Path(sys.executable).with_name("mvirt-net")
-        command = [str(program), "serve", "--config", str(self.config)]
+        command = [str(program), "serve", "--config", str(self.config), *self.options]
         with self.log.open("ab") as log:
             return await trio.lowlevel.open_process(
                 [*command, "--ready-fd", str(ready_fd)],
@@ -95,15 +97,16 @@ class Daemon:
 
 
 @asynccontextmanager
-async def run_daemon(config: Path) -> AsyncIterator[Daemon]:
+async def run_daemon(config: Path, *options: str) -> AsyncIterator[Daemon]:
     """The daemon, ready; whatever runs of it at the end is killed.
 
     An exception that leaves the block gets the end of the daemon's log as a note.
 
     Args:
         config: the configuration file; the log is written beside it.
+        options: of ``serve``, besides.
     """
-    daemon = Daemon(config, config.with_suffix(".log"))
+    daemon = Daemon(config, config.with_suffix(".log"), options)
     try:
         await daemon.start()
         yield daemon

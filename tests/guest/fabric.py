@@ -10,12 +10,15 @@ import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
+
+from tests.harness.ctl import run_ctl
 
 from .daemon import Daemon, run_daemon
 from .image import Image
@@ -61,6 +64,11 @@ class Place:
     nic: GuestNic
 
     @property
+    def name(self) -> str:
+        """By which the daemon knows the NIC."""
+        return self.nic.socket_path.stem
+
+    @property
     def ipv4(self) -> str:
         return f"10.0.{self.guest}.{self.host}"
 
@@ -79,6 +87,7 @@ class GuestSpec:
         variants: its NICs; MAC address and socket path are filled in.
         number: what its addresses are made of; two guests of different networks may have the same.
         foreign: further NICs, complete, whose backend is somebody else.
+        created: whether its NICs are created by ``mvirt-net ctl``, and not in the configuration file.
         memory: in MiB. A NIC that takes segmented packets without mergeable buffers fills 17.
     """
 
@@ -86,6 +95,7 @@ class GuestSpec:
     variants: Sequence[GuestNic]
     number: int
     foreign: Sequence[GuestNic] = ()
+    created: bool = False
     memory: int = 192
 
 
@@ -106,20 +116,42 @@ async def open_fabric(
     places = [_places(folder, index, spec) for index, spec in enumerate(specs)]
     networks = dict.fromkeys(spec.network for spec in specs)
     config = "".join(_NETWORK.format(name=name, mtu=mtu) for name in networks)
-    for index, own in enumerate(places):
-        for place in own:
-            config += _NIC.format(
-                name=f"vm{index}-{place.device}",
-                network=place.network,
-                mac=place.nic.mac,
-                ipv4=place.ipv4,
-                ipv6=place.ipv6,
-                socket=place.nic.socket_path,
-            )
+    created = []
+    for own, spec in zip(places, specs, strict=True):
+        if spec.created:
+            created += own
+        else:
+            config += "".join(map(_table, own))
     path = folder / "mvirt-net.toml"
     await trio.Path(path).write_text(config)
-    async with run_daemon(path) as daemon, _booted(image, folder, specs, places) as guests:
-        yield Fabric(daemon, guests, places)
+    options = ("--socket-dir", str(folder), "--http") if created else ()
+    async with run_daemon(path, *options) as daemon:
+        for place in created:
+            await _create(folder, place)
+        async with _booted(image, folder, specs, places) as guests:
+            yield Fabric(daemon, guests, places)
+
+
+def _table(place: Place) -> str:
+    """A NIC as in the configuration file."""
+    return _NIC.format(
+        name=place.name,
+        network=place.network,
+        mac=place.nic.mac,
+        ipv4=place.ipv4,
+        ipv6=place.ipv6,
+        socket=place.nic.socket_path,
+    )
+
+
+async def _create(folder: Path, place: Place) -> None:
+    """Create a NIC, whose socket is where the daemon puts it by itself."""
+    addresses = ("--ipv4-address", place.ipv4, "--ipv6-address", place.ipv6)
+    arguments = ("--network", place.network, "--mac-addr", place.nic.mac, *addresses)
+    done = await trio.to_thread.run_sync(
+        partial(run_ctl, folder / "control.sock", "nic", "create", place.name, *arguments)
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def _places(folder: Path, index: int, spec: GuestSpec) -> list[Place]:
@@ -132,7 +164,7 @@ def _places(folder: Path, index: int, spec: GuestSpec) -> list[Place]:
             nic=attrs.evolve(
                 variant,
                 mac=f"52:54:00:00:{index:02x}:{number:02x}",
-                socket_path=folder / f"vm{index}-{number}.sock",
+                socket_path=folder / f"vm{index}-eth{number}.sock",
             ),
         )
         for number, variant in enumerate(spec.variants)

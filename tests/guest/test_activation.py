@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.harness.process import activator
+from tests.harness.config import one_network
+from tests.harness.process import MAC, activator
 
 from .image import Image
 from .network import lease_by_udhcpc, ping
@@ -17,22 +18,10 @@ from .qemu import GuestNic, boot_guest
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
-MAC = "52:54:00:12:34:56"
-CONFIG = """
-[[network]]
-name = "blue"
-ipv4_subnet = "10.0.0.0/24"
-[[nic]]
-name = "vm1"
-network = "blue"
-mac_address = "{mac}"
-socket_path = "{path}"
-"""
-
 
 async def test_qemu_starts_the_daemon(image: Image, folder: Path) -> None:
     path, config, log = folder / "vm1.sock", folder / "x.toml", folder / "log"
-    config.write_text(CONFIG.format(mac=MAC, path=path))
+    config.write_text(one_network(vm1={"mac_address": MAC, "socket_path": path}))
     command = (sys.executable, "-m", "mvirt_net", "serve", "--config", str(config))
     with log.open("wb") as stderr:
         process = await trio.lowlevel.open_process(

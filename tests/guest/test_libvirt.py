@@ -19,6 +19,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.harness.config import one_network
+from tests.harness.process import MAC
+
 from .daemon import run_daemon
 from .image import Image
 from .lines import LineStream
@@ -37,20 +40,6 @@ pytestmark = [
         reason=f"needs {RUNNER} (Debian package libvirt-daemon-system), which 'make test' installs",
     ),
 ]
-
-CONFIG = """
-[[network]]
-name = "blue"
-ipv4_subnet = "10.0.0.0/24"
-
-[[nic]]
-name = "vm1"
-network = "blue"
-mac_address = "52:54:00:12:34:56"
-ipv4_address = "10.0.0.5"
-socket_path = "{socket}"
-{group}
-"""
 
 
 def documented() -> list[str]:
@@ -139,9 +128,8 @@ async def test_domain_of_the_how_to(image: Image, folder: Path) -> None:
     as_root = os.geteuid() == 0
     folder.chmod(0o755)
     path = folder / "mvirt-net.toml"
-    path.write_text(
-        CONFIG.format(socket=folder / "vm1.sock", group='socket_group = "kvm"' if as_root else "")
-    )
+    nic = {"mac_address": MAC, "ipv4_address": "10.0.0.5", "socket_path": folder / "vm1.sock"}
+    path.write_text(one_network(vm1=nic | ({"socket_group": "kvm"} if as_root else {})))
     async with run_daemon(path) as daemon, started_by_libvirt(image, folder) as guest:
         await lease_by_udhcpc(guest)
         now = await configuration(guest)

@@ -109,20 +109,35 @@ async def kill(daemon: Daemon) -> None:
 async def test_pings_go_on(
     image: Image, folder: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """To the gateway and to another guest, through an orderly restart and through ``kill -9``."""
-    specs = [GuestSpec("blue", [PLAIN], number=number) for number in (1, 2)]
+    """To the gateway and to each other, through an orderly restart and through ``kill -9``.
+
+    One NIC is in the configuration file; the other one was created, and is in the daemon's state.
+    """
+    specs = [
+        GuestSpec("blue", [PLAIN], number=number, created=created)
+        for number, created in ((1, False), (2, True))
+    ]
     async with open_fabric(image, folder, specs) as fabric:
-        a, _ = fabric.guests
-        (pa,), (pb,) = fabric.places
-        for guest, (place,) in zip(fabric.guests, fabric.places, strict=True):
+        sources = list(zip(fabric.guests, (place for [place] in fabric.places), strict=True))
+        for guest, place in sources:
             await configure(guest, place)
+        (a, pa), (b, pb) = sources
+        ways = {
+            "file, gateway": (a, pa, GATEWAY),
+            "file, another guest": (a, pa, pb.ipv4),
+            "created, gateway": (b, pb, GATEWAY),
+            "created, another guest": (b, pb, pa.ipv4),
+        }
         for end in (stop, kill):
-            pings = [await Ping.start(a, pa.ipv4, target) for target in (GATEWAY, pb.ipv4)]
+            pings = {
+                way: await Ping.start(guest, place.ipv4, target)
+                for way, (guest, place, target) in ways.items()
+            }
             await end(fabric.daemon)
             await fabric.daemon.start()
-            for ping in pings:
+            for ping in pings.values():
                 await ping.wait_answered()
-            for ping, whom in zip(pings, ("gateway", "another guest"), strict=True):
+            for way, ping in pings.items():
                 outage = await ping.finish()
-                record_property(f"{end.__name__}, {whom}", outage)
+                record_property(f"{end.__name__}, {way}", outage)
                 assert outage.duplicates == 0

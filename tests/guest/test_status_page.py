@@ -14,25 +14,14 @@ import pytest
 import trio
 
 from tests.harness.client import VhostTestClient
-from tests.harness.process import MAC, UNKNOWN, started
+from tests.harness.config import one_network
+from tests.harness.process import MAC, UNKNOWN, serve, started
 
 from .browser import Browser, Tab, open_browser
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
-CONFIG = f"""
-[[network]]
-name = "blue"
-ipv4_subnet = "10.0.0.0/24"
-[[nic]]
-name = "vm1"
-network = "blue"
-mac_address = "{MAC}"
-ipv4_address = "10.0.0.5"
-[[nic]]
-name = "vm2"
-network = "blue"
-"""
+CONFIG = one_network(vm1={"mac_address": MAC, "ipv4_address": "10.0.0.5"}, vm2={})
 
 CONTRAST = """(() => {
     const parts = text => text.match(/[\\d.]+/g).map(Number);
@@ -89,10 +78,7 @@ class Site:
 
 @pytest.fixture
 async def site(folder: Path, nursery: trio.Nursery) -> AsyncIterator[Site]:
-    config = folder / "x.toml"
-    config.write_text(CONFIG)
-    arguments = ("serve", "--config", str(config), "--socket-dir", str(folder))
-    with started(*arguments, "--http", "127.0.0.1:0") as daemon:
+    with started(*serve(folder, CONFIG), "--http", "127.0.0.1:0") as daemon:
         address = daemon.wait_event("control interface")["address"]
         daemon.wait_ready()
         async with open_browser() as browser:

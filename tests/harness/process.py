@@ -22,6 +22,7 @@ from typing import IO, Any, cast
 import trio
 
 from .client import VhostTestClient
+from .config import one_network
 from .packets import (
     GATEWAY_IP,
     GATEWAY_MAC,
@@ -42,17 +43,7 @@ UNKNOWN = ethernet_frame(GATEWAY_MAC, bytes.fromhex(MAC.replace(":", "")), 0x88B
 """A frame of a protocol that nobody knows, from the guest with that address."""
 NOBODY = pwd.getpwnam("nobody")
 
-CONFIG = """
-[[network]]
-name = "blue"
-ipv4_subnet = "10.0.0.0/24"
-[[nic]]
-name = "vm1"
-network = "blue"
-[[nic]]
-name = "vm2"
-network = "blue"
-"""
+CONFIG = one_network(vm1={}, vm2={})
 
 
 WITHOUT_RIGHTS = """
@@ -162,11 +153,16 @@ def activator(*paths: Path) -> tuple[str, ...]:
     return ("systemd-socket-activate", *listen, f"--fdname={names}", *environment)
 
 
-def two_nics(folder: Path) -> tuple[str, ...]:
-    """Arguments that serve the NICs of `CONFIG`, with all files in `folder`."""
+def serve(folder: Path, text: str) -> tuple[str, ...]:
+    """Arguments that serve a configuration of this text, with all files in `folder`."""
     path = folder / "x.toml"
-    path.write_text(CONFIG)
+    path.write_text(text)
     return ("serve", "--config", str(path), "--socket-dir", str(folder))
+
+
+def two_nics(folder: Path) -> tuple[str, ...]:
+    """Arguments that serve the NICs of `CONFIG`."""
+    return serve(folder, CONFIG)
 
 
 def single(path: Path) -> tuple[str, ...]:

@@ -18,37 +18,19 @@ import mvirt_net
 from mvirt_net import DaemonConfig, NetworkSpec, NicSpec
 from mvirt_net.exits import ExitCode
 from tests.harness import VhostTestClient
+from tests.harness.config import one_network
 from tests.harness.exchanges import arp_gateway
-from tests.harness.process import MAC, Daemon, activator, started
+from tests.harness.process import MAC, Daemon, activator, serve, started
 
 from .test_systemd_unit import needs
 
 pytestmark = needs("systemd-socket-activate", "systemd")
 
-CONFIG = f"""
-[[network]]
-name = "blue"
-ipv4_subnet = "10.0.0.0/24"
-[[nic]]
-name = "vm1"
-network = "blue"
-mac_address = "{MAC}"
-ipv4_address = "10.0.0.5"
-[[nic]]
-name = "vm2"
-network = "blue"
-mac_address = "52:54:00:00:00:02"
-ipv4_address = "10.0.0.6"
-[[nic]]
-name = "vm3"
-network = "blue"
-"""
-
-
-def serve(folder: Path) -> tuple[str, ...]:
-    path = folder / "x.toml"
-    path.write_text(CONFIG)
-    return ("serve", "--config", str(path), "--socket-dir", str(folder))
+CONFIG = one_network(
+    vm1={"mac_address": MAC, "ipv4_address": "10.0.0.5"},
+    vm2={"mac_address": "52:54:00:00:00:02", "ipv4_address": "10.0.0.6"},
+    vm3={},
+)
 
 
 @contextmanager
@@ -58,9 +40,9 @@ def activated(folder: Path, *names: str, args: Sequence[str] = ()) -> Iterator[D
     It gets no descriptor but the sockets, so its ready line cannot be waited for.
     """
     paths = [folder / f"{name}.sock" for name in names]
-    command = (sys.executable, "-m", "mvirt_net", *serve(folder), "--log-format", "json", *args)
+    arguments = (*serve(folder, CONFIG), "--log-format", "json", *args)
     process = subprocess.Popen(
-        [*activator(*paths), *command],
+        [*activator(*paths), sys.executable, "-m", "mvirt_net", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -132,7 +114,7 @@ class TestActivated:
 def test_environment_of_another_process(tmp_path: Path) -> None:
     """What a shell was given is not ours, and the daemon makes its sockets itself."""
     env = {**os.environ, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
-    with started(*serve(tmp_path), env=env) as daemon:
+    with started(*serve(tmp_path, CONFIG), env=env) as daemon:
         daemon.wait_ready()
         assert (tmp_path / "vm1.sock").is_socket()
         assert daemon.stop() == ExitCode.OK

@@ -19,6 +19,7 @@ from mvirt_net.cli import main
 from mvirt_net.model import DaemonConfig, DropReason, IcmpError, NetworkSpec, NicSpec, PuntKind
 from mvirt_net.registry import plan
 from mvirt_net.trace import Match, Trace, build_frame, describe, trace
+from tests.harness.config import one_network
 from tests.harness.packets import dhcp_discover
 
 from .test_ffi_forward import assert_right
@@ -158,21 +159,10 @@ def test_unknown_nic() -> None:
 
 # The command.
 
-TOML = f"""
-[[network]]
-name = "blue"
-ipv4_subnet = "10.0.0.0/24"
-[[nic]]
-name = "vm1"
-network = "blue"
-mac_address = "{MAC}"
-ipv4_address = "10.0.0.5"
-[[nic]]
-name = "vm2"
-network = "blue"
-mac_address = "{MAC_B}"
-ipv4_address = "10.0.0.6"
-"""
+TOML = one_network(
+    vm1={"mac_address": MAC, "ipv4_address": "10.0.0.5"},
+    vm2={"mac_address": MAC_B, "ipv4_address": "10.0.0.6"},
+)
 
 
 @pytest.fixture

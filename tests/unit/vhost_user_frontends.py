@@ -142,8 +142,10 @@ class CloudHypervisor(Frontend):
 
     # MQ, LOG_SHMFD, REPLY_ACK, CONFIG, INFLIGHT_SHMFD, CONFIGURE_MEM_SLOTS, DEVICE_STATE
     KNOWN_PROTOCOL_FEATURES = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 9 | 1 << 12 | 1 << 15 | 1 << 19
-    # MTU, MAC, MRG_RXBUF, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, VERSION_1, IN_ORDER
-    FEATURES = 0x9_7000_8028
+    KNOWN_FEATURES = 0x59_7463_FFAB
+    """MTU, MAC, MRG_RXBUF, STATUS, CTRL_VQ, GUEST_ANNOUNCE, MQ, LOG_ALL, INDIRECT_DESC, EVENT_IDX,
+    PROTOCOL_FEATURES, VERSION_1, IN_ORDER, ORDER_PLATFORM, NOTIFICATION_DATA, all offloads but USO.
+    """
 
     def connect(self) -> None:
         self.send(Request.SET_OWNER)
@@ -165,7 +167,7 @@ class CloudHypervisor(Frontend):
         self.send(Request.SET_PROTOCOL_FEATURES, u64(features))
 
     def activate(self, *bases: int) -> None:
-        self.acked(Request.SET_FEATURES, u64(self.FEATURES))
+        self.acked(Request.SET_FEATURES, u64(OFFERED_FEATURES & self.KNOWN_FEATURES))
         self.acked(Request.SET_MEM_TABLE, mem_table(REGION), fds=1)
         for index in BOTH:
             self.acked(Request.SET_VRING_NUM, state(index, 256))

@@ -29,9 +29,13 @@ class VirtioFeature(enum.IntFlag):
     NET_F_HOST_ECN = 1 << 13
     NET_F_MRG_RXBUF = 1 << 15
     NET_F_STATUS = 1 << 16
+    NET_F_CTRL_VQ = 1 << 17
+    """A control queue. Frontends have that themselves, so it is no vring; but cloud-hypervisor lets
+    its guest see one only if it is offered here.
+    """
     NET_F_MQ = 1 << 22
-    """Several queue pairs. How many of them it uses, the driver says by a control queue. Frontends
-    have that themselves, and pass it on by SET_VRING_ENABLE.
+    """Several queue pairs. How many of them it uses, the driver says by the control queue, and the
+    frontend by SET_VRING_ENABLE. Linux takes no device with this alone (virtio 1.2, 5.1.3.1).
     """
     RING_F_INDIRECT_DESC = 1 << 28
     RING_F_EVENT_IDX = 1 << 29
