@@ -1036,6 +1036,31 @@ class TestWatching:
                 ("network", network.id, None),
             ]
 
+    async def test_a_nic_that_goes_with_its_frontend(
+        self, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        """It is never told of as if something were wrong with it, nor is one that is made anew."""
+        config = file(tmp_path, FILE + FILE_NIC)
+        async with controlled(tmp_path, nursery, config=config) as rig:
+            nursery.start_soon(rig.control.run)
+            clients = [
+                await rig.connect(nic) for nic in (rig.control.get_nic("vm1"), await rig.nic("vm2"))
+            ]
+            for client in clients:
+                await client.connection.get_features()
+            async with rig.control.watch() as changes:
+                await rig.control.delete_nic("vm2")
+                await rig.control.reload(file(tmp_path, FILE.replace("/24", "/25") + FILE_NIC))
+                await rig.control.aclose()
+                seen = [change async for change in changes]
+            for client in clients:
+                await client.aclose()
+            gone, network, anew = seen
+            assert (gone.resource, gone.record) == ("nic", None)
+            assert network.resource == "network"
+            assert isinstance(anew.record, NicRecord)
+            assert anew.record.state is NicState.CREATED
+
     async def test_too_far_behind(self, rig: Rig, mock_clock: MockClock) -> None:
         """And not reading: one that reads, however far behind, goes on."""
         await rig.blue()

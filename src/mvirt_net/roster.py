@@ -136,7 +136,9 @@ class Roster:
         return self.find_network(id_) or self.find_nic(id_)
 
     def served_nic(self, name: str) -> NicEntry | None:
-        """The NIC of that name that is served."""
+        """The NIC of that name that is served, and not on its way to its end."""
+        if name not in self._switch.nics:
+            return None
         return next((entry for entry in self._nics.named(name) if not entry.error), None)
 
     def nics_in(self, network_id: str) -> Collection[NicEntry]:
@@ -195,7 +197,7 @@ class Roster:
             id=entry.id,
             network_id=entry.network_id,
             spec=entry.spec if nic is None else nic.spec,
-            state=_state(nic),
+            state=_state(entry, nic),
             created_at=entry.created_at,
             updated_at=entry.updated_at,
             in_file=entry.in_file,
@@ -440,10 +442,11 @@ def _place(spec: NicSpec) -> Path | str:
     return spec.name if spec.socket_path is None else spec.socket_path.absolute()
 
 
-def _state(nic: Nic | None) -> NicState:
-    if nic is None:
+def _state(entry: NicEntry, nic: Nic | None) -> NicState:
+    if entry.error:
         return NicState.ERROR
-    return NicState.ACTIVE if nic.connected else NicState.CREATED
+    # One that is not in the switch just now is on its way there, or to its end.
+    return NicState.ACTIVE if nic is not None and nic.connected else NicState.CREATED
 
 
 def with_given(spec: NicSpec, served: NicSpec) -> NicSpec:
