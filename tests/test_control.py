@@ -6,9 +6,10 @@ import contextlib
 import errno
 import tempfile
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -16,6 +17,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from mvirt_net import (
     ConfigError,
@@ -32,7 +34,6 @@ from mvirt_net.control import (
     MAX_PREFIXES,
     MAX_SERVERS,
     WATCH_BACKLOG,
-    Change,
     Control,
     ControlError,
     ErrorKind,
@@ -42,9 +43,11 @@ from mvirt_net.control import (
 )
 from mvirt_net.errors import CoreError
 from mvirt_net.ffi import Port
-from mvirt_net.inventory import NetworkEntry, NicEntry
-from mvirt_net.model import SocketAccess
+from mvirt_net.inventory import NetworkEntry, NicEntry, file_id
+from mvirt_net.model import ApiSpec, SocketAccess
 from mvirt_net.store import NoStore, StoredState, StoreError
+from mvirt_net.turns import DONE_IN_A_TURN
+from mvirt_net.watching import WATCH_PATIENCE, Watch
 from tests.harness import VhostTestClient
 from tests.harness.exchanges import arp_gateway
 from tests.harness.packets import (
@@ -145,10 +148,11 @@ async def controlled(
     nursery: trio.Nursery,
     store: FakeStore | None = None,
     config: DaemonConfig = DaemonConfig(),  # noqa: B008  (frozen)
+    reserved: Mapping[Path, str] = MappingProxyType({}),
     **options: Any,
 ) -> AsyncIterator[Rig]:
     store = store or FakeStore()
-    async with open_switch() as switch:
+    async with open_switch(reserved=reserved) as switch:
         control = Control(switch, folder, store, **options)
         await control.start(config)
         yield Rig(control, switch, store, folder, nursery)
@@ -190,6 +194,25 @@ class TestNetworks:
             await rig.control.create_network(red, id=ID)
         with refused(ErrorKind.INVALID_ARGUMENT, "not a UUID", "id"):
             await rig.control.create_network(red, id="blue")
+        with refused(ErrorKind.INVALID_ARGUMENT, "those of the configuration file", "id"):
+            await rig.control.create_network(red, id=file_id("network", "red"))
+
+    async def test_id_in_capital_letters_is_found(self, rig: Rig) -> None:
+        network = await rig.control.create_network(BLUE, id=ID)
+        nic = await rig.nic(network=ID.upper())
+        assert rig.control.get_network(ID.upper()) == rig.control.get_network("blue")
+        assert rig.control.list_nics(f"urn:uuid:{ID}") == [nic]
+        assert (await rig.control.update_nic(nic.id.upper(), routed_ipv4_prefixes=[])).id == nic.id
+        await rig.control.delete_nic(nic.id.upper())
+        await rig.control.delete_network(network.id.upper())
+        rig.assert_agreed()
+
+    async def test_name_like_the_id_of_another(self, rig: Rig) -> None:
+        first = await rig.control.create_network(BLUE, id=ID)
+        second = await rig.blue(name=ID)
+        assert rig.control.get_network(ID).id == first.id
+        await rig.control.delete_network(ID)
+        assert rig.control.get_network(ID).id == second.id
 
     @pytest.mark.parametrize(
         ("fields", "message", "field"),
@@ -319,7 +342,7 @@ class TestNics:
         assert rig.control.list_nics() == [record, other]
         assert rig.control.list_nics("red") == rig.control.list_nics(red.id) == [other]
         assert rig.control.get_network("blue").nic_count == 1
-        assert set(rig.control.stats()) == {"vm1", other.spec.name}
+        assert {name async for name, _ in rig.control.each_stats()} == {"vm1", other.spec.name}
         rig.assert_agreed()
 
     async def test_a_guest_uses_it(self, rig: Rig) -> None:
@@ -384,6 +407,54 @@ class TestNics:
         with refused(ErrorKind.ALREADY_EXISTS, "", field):
             await rig.nic(**{"name": "vm2", **fields})
         rig.assert_agreed()
+
+    async def test_socket_of_a_control_interface(
+        self, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        """Also of a NIC that was stored before there was such an interface."""
+        async with controlled(tmp_path, nursery) as rig:
+            await rig.blue()
+            nic = await rig.nic("control")
+        api = ApiSpec(http=[f"unix:{tmp_path}/control.sock"])
+        reserved = api.socket_paths
+        async with controlled(
+            tmp_path, nursery, rig.store, DaemonConfig(api=api), reserved=reserved
+        ) as rig:
+            taken = f"{tmp_path}/control.sock is taken by the control interface http"
+            assert taken in rig.control.get_nic(nic.id).error
+            with refused(ErrorKind.ALREADY_EXISTS, "taken by NIC 'control'", "socket_path"):
+                await rig.nic("vm1", socket_path="control.sock")
+            await rig.control.delete_nic(nic.id)
+            with refused(ErrorKind.ALREADY_EXISTS, "the control interface http", "socket_path"):
+                await rig.nic("vm1", socket_path="x/../control.sock")
+
+    async def test_others_have_turns_while_many_are_listed(self, rig: Rig) -> None:
+        """And what goes meanwhile is left out."""
+        await rig.blue()
+        nics = [await rig.nic(f"vm{n}") for n in range(2 * DONE_IN_A_TURN + 1)]
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        found: list[NicRecord] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            async for nic in rig.control.each_nic("blue"):
+                if not found:
+                    await rig.control.delete_nic(nics[-1].id)
+                    turns = 0
+                found.append(nic)
+            nursery.cancel_scope.cancel()
+        assert turns >= 2
+        assert found == nics[:-1]
+        assert [n async for n in rig.control.each_network()] == rig.control.list_networks()
+        assert len([stats async for stats in rig.control.each_stats()]) == len(found)
+        with refused(ErrorKind.NOT_FOUND, "network not found"):
+            rig.control.each_nic("red")
 
     async def test_none_left(self, rig: Rig) -> None:
         await rig.blue(ipv4_subnet="10.0.0.0/30")
@@ -897,6 +968,41 @@ class TestReload:
             vm3 = rig.control.get_nic("vm3")
             assert seen == [("nic", gone.id, None), ("nic", vm3.id, "vm3")]
 
+    async def test_a_watcher_hears_of_all_however_much_it_is(
+        self, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        names = [f"vm{n}" for n in range(WATCH_BACKLOG + 20)]
+        many = file(
+            tmp_path,
+            FILE.replace("/24", "/23") + "".join(FILE_NIC.replace("vm1", n) for n in names),
+        )
+        async with controlled(tmp_path, nursery) as rig, rig.control.watch() as changes:
+            for config, expected in ((many, True), (DaemonConfig(), False)):
+                await rig.control.reload(config)
+                seen = [await changes.receive() for _ in range(len(names) + 1)]
+                assert all((change.record is not None) is expected for change in seen)
+                assert len({change.id for change in seen}) == len(seen)
+
+    async def test_addresses_that_could_not_be_stored_are_stored_later(
+        self, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        """With the next verb, whatever it is, or the next reload."""
+        both = file(tmp_path, FILE + 'ipv6_prefix = "fd00::/64"\n')
+        for verb, args in (("create_network", {**BLUE, "name": "red"}), ("reload", both)):
+            config = file(tmp_path, FILE)
+            async with controlled(tmp_path, nursery, config=config) as rig:
+                nic = await rig.nic("vm1")
+                rig.store.refuses = True
+                await rig.control.reload(both)
+                given = rig.control.get_nic("vm1").spec
+                assert given.ipv6_address is not None
+                with refused(ErrorKind.INTERNAL, "disk is full"):
+                    await rig.blue(name="green")
+                assert rig.store.nics[nic.id].spec.ipv6_address is None
+                rig.store.refuses = False
+                await getattr(rig.control, verb)(args)
+                assert rig.store.nics[nic.id].spec == given
+
     async def test_what_others_put_into_the_switch_stays(
         self, tmp_path: Path, nursery: trio.Nursery
     ) -> None:
@@ -930,15 +1036,47 @@ class TestWatching:
                 ("network", network.id, None),
             ]
 
-    async def test_too_far_behind(self, rig: Rig) -> None:
+    async def test_a_nic_that_goes_with_its_frontend(
+        self, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        """It is never told of as if something were wrong with it, nor is one that is made anew."""
+        config = file(tmp_path, FILE + FILE_NIC)
+        async with controlled(tmp_path, nursery, config=config) as rig:
+            nursery.start_soon(rig.control.run)
+            clients = [
+                await rig.connect(nic) for nic in (rig.control.get_nic("vm1"), await rig.nic("vm2"))
+            ]
+            for client in clients:
+                await client.connection.get_features()
+            async with rig.control.watch() as changes:
+                await rig.control.delete_nic("vm2")
+                await rig.control.reload(file(tmp_path, FILE.replace("/24", "/25") + FILE_NIC))
+                await rig.control.aclose()
+                seen = [change async for change in changes]
+            for client in clients:
+                await client.aclose()
+            gone, network, anew = seen
+            assert (gone.resource, gone.record) == ("nic", None)
+            assert network.resource == "network"
+            assert isinstance(anew.record, NicRecord)
+            assert anew.record.state is NicState.CREATED
+
+    async def test_too_far_behind(self, rig: Rig, mock_clock: MockClock) -> None:
+        """And not reading: one that reads, however far behind, goes on."""
         await rig.blue()
-        async with rig.control.watch() as slow, rig.control.watch() as fast:
+        async with rig.control.watch() as silent, rig.control.watch() as slow:
             for _ in range(WATCH_BACKLOG + 1):
                 await rig.control.update_network("blue", dns_servers=[])
-                await fast.receive()
-            assert len([change async for change in slow]) == WATCH_BACKLOG
+            mock_clock.jump(WATCH_PATIENCE)
+            await slow.receive()
+            await rig.control.update_network("blue", dns_servers=["9.9.9.9"])
+            assert [change async for change in silent] == []
+            for _ in range(WATCH_BACKLOG + 1):
+                record = (await slow.receive()).record
+            assert isinstance(record, NetworkRecord)
+            assert record.spec.dns_servers == (IPv4Address("9.9.9.9"),)
             await rig.control.delete_network("blue")
-            assert (await fast.receive()).record is None
+            assert (await slow.receive()).record is None
 
     async def test_ends_with_the_control(self, rig: Rig) -> None:
         async with rig.control.watch() as changes:
@@ -950,7 +1088,7 @@ class TestWatching:
             await rig.blue()
 
 
-async def _nic_change(changes: trio.MemoryReceiveChannel[Change]) -> NicRecord:
+async def _nic_change(changes: Watch) -> NicRecord:
     record = (await changes.receive()).record
     assert isinstance(record, NicRecord)
     return record

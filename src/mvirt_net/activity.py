@@ -213,8 +213,8 @@ class Activity:
         """Started by `run`. What is there already has not happened now."""
         while True:
             async with self._control.watch() as changes:
-                self.networks = {r.id: r for r in self._control.list_networks()}
-                self.nics = {r.id: r for r in self._control.list_nics()}
+                self.networks = {r.id: r async for r in self._control.each_network()}
+                self.nics = {r.id: r async for r in self._control.each_nic()}
                 async for change in changes:
                     self._note(change)
             await self._miss()

@@ -12,7 +12,7 @@ switch, the store and the list, in an order such that a failure of one leaves al
 From the moment that the first of them has changed, a verb is carried through, cancelled or not. So
 whoever was answered finds what was answered, and whoever was not finds all of it or nothing.
 
-The wording of refusals that upstream has, too, is upstream's.
+The order in which values are looked at is upstream's, the words of refusals are not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Sized
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence, Sized
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +30,7 @@ import attrs
 import trio
 
 from .errors import ConfigError, DuplicateError
-from .inventory import NetworkEntry, NicEntry
+from .inventory import NetworkEntry, NicEntry, is_file_id
 from .log import get_logger
 from .model import DaemonConfig, NetworkSpec, NicSpec, NicStats, SocketAccess
 from .nic import NicEventKind
@@ -39,7 +39,8 @@ from .refusals import ControlError, ErrorKind, refusals
 from .roster import Roster, with_given
 from .store import Keeper, NoStore, StoreError
 from .switch import Switch
-from .watching import WATCH_BACKLOG, Watchers
+from .turns import InTurns
+from .watching import WATCH_BACKLOG, Watch, Watchers
 
 __all__ = [
     "MAX_PREFIXES",
@@ -57,7 +58,7 @@ __all__ = [
 MAX_SERVERS = 16
 """Of a kind that a verb may give to a network."""
 MAX_PREFIXES = 256
-"""Of a family that a verb may have routed to a NIC: each takes up to 0.5 ms."""
+"""Of a family that a verb may have routed to a NIC: packets wait while they are checked."""
 
 _SERVERS = frozenset({"dns_servers", "ntp_servers"})
 _PREFIXES = frozenset({"routed_ipv4_prefixes", "routed_ipv6_prefixes"})
@@ -98,6 +99,8 @@ class Control:
         self._now = now
         self._roster = Roster(switch, now)
         self._watchers = Watchers()
+        self._unsaved: set[str] = set()
+        """NICs whose addresses a reload has given, and the store has not got yet: ids."""
         self._lock = trio.Lock()
         self._closed = False
 
@@ -112,7 +115,8 @@ class Control:
 
         Args:
             config: what the file says, without anything that is given to NICs that do not ask.
-            listeners: as of `daemon.serve`.
+            listeners: sockets that others opened for NICs of the file, by name. They stay the
+                caller's, and are used until `aclose`, by whatever NIC is at the same path.
 
         Raises:
             ConfigError: the first thing that is wrong with the file; nothing is served then.
@@ -120,10 +124,9 @@ class Control:
             SocketInUseError, SocketAccessError, SocketPathError, CoreError: as `Switch.add_nic`, of
                 a NIC of the file.
         """
-        stored = self._store.load()
-        self._roster.networks = {entry.id: entry for entry in stored.networks}
-        self._roster.nics = {entry.id: entry for entry in stored.nics}
-        given = await self._bring_about(config, strict=True, listeners=listeners)
+        self._roster.begin(self._store.load())
+        self._roster.borrow(listeners, config.nics)
+        given = await self._bring_about(config, strict=True)
         for entry in given:
             self._store.put_nic_blocking(entry, in_stored_network=self._roster.is_stored(entry))
 
@@ -145,11 +148,11 @@ class Control:
             with trio.CancelScope(shield=True):
                 given = await self._bring_about(config, strict=False)
                 self._defaults = config.defaults
-                for entry in given:
-                    try:
-                        await self._put_nic(entry)
-                    except StoreError as error:
-                        _log.error("addresses not stored", nic=entry.spec.name, reason=str(error))
+                self._unsaved.update(entry.id for entry in given)
+                try:
+                    await self._save_given()
+                except StoreError as error:
+                    _log.error("addresses not stored", nics=len(self._unsaved), reason=str(error))
 
     async def aclose(self) -> None:
         """Refuse all verbs from now on, when the one under way is through. Never cut short."""
@@ -163,8 +166,8 @@ class Control:
         while not self._switch.closed:
             async with self._switch.events() as events:
                 # Some may have been missed before, or by falling behind.
-                for entry in self._roster.nics.values():
-                    self._tell_nic(entry)
+                async for record in self.each_nic():
+                    self._publish(record)
                 async for event in events:
                     if event.kind in (NicEventKind.CONNECTED, NicEventKind.DISCONNECTED):
                         self._tell_served_nic(event.nic)
@@ -174,6 +177,14 @@ class Control:
     def list_networks(self) -> list[NetworkRecord]:
         """All networks, those of the file first, then by age."""
         return [self._roster.network_record(entry) for entry in self._roster.networks.values()]
+
+    def each_network(self) -> AsyncIterator[NetworkRecord]:
+        """As `list_networks`, without keeping others waiting.
+
+        Each is told of as it is when its turn comes; what goes meanwhile is left out, and so is
+        what comes.
+        """
+        return InTurns(list(self._roster.networks), self._roster.find_network)
 
     def get_network(self, ref: str) -> NetworkRecord:
         """The network that `ref` means."""
@@ -199,7 +210,7 @@ class Control:
             entry = NetworkEntry(id=id_, spec=spec, in_file=False, created_at=now, updated_at=now)
             async with self._taking_back(self._switch.remove_network, spec.name):
                 await self._store.put_network(entry)
-            self._roster.networks[id_] = entry
+            self._roster.put_network(entry)
             _log.info("network created", network=spec.name)
             return self._tell_network(entry)
 
@@ -225,7 +236,7 @@ class Control:
                     await self._switch.update_network(entry.spec.name, **_said(changes))
             async with self._taking_back(self._restore_network, entry):
                 await self._store.put_network(changed)
-            self._roster.networks[entry.id] = changed
+            self._roster.put_network(changed)
             _log.info("network updated", network=entry.spec.name)
             return self._tell_network(changed)
 
@@ -241,7 +252,7 @@ class Control:
         """
         async with self._exclusively():
             entry = self._changeable(self._roster.network(ref))
-            nics = [nic for nic in self._roster.nics.values() if nic.network_id == entry.id]
+            nics = list(self._roster.nics_in(entry.id))
             if nics and not force:
                 raise ControlError(
                     ErrorKind.FAILED_PRECONDITION,
@@ -253,8 +264,8 @@ class Control:
                     await self._forget_nic(nic)
                 if not entry.error:
                     await self._switch.remove_network(entry.spec.name)
-                del self._roster.networks[entry.id]
-                self._publish("network", entry.id, None)
+                self._roster.remove_network(entry)
+                self._publish_end("network", entry.id)
             _log.info("network deleted", network=entry.spec.name, nics=len(nics))
             return len(nics)
 
@@ -266,12 +277,16 @@ class Control:
         Args:
             network: a ref of that.
         """
-        wanted = None if network is None else self._roster.network(network).id
-        return [
-            self._roster.nic_record(entry)
-            for entry in self._roster.nics.values()
-            if wanted in (None, entry.network_id)
-        ]
+        return [self._roster.nic_record(entry) for entry in self._nics_in(network)]
+
+    def each_nic(self, network: str | None = None) -> AsyncIterator[NicRecord]:
+        """As `list_nics`, in the way of `each_network`."""
+        return InTurns([entry.id for entry in self._nics_in(network)], self._roster.find_nic)
+
+    def _nics_in(self, network: str | None) -> Collection[NicEntry]:
+        if network is None:
+            return self._roster.nics.values()
+        return self._roster.nics_in(self._roster.network(network).id)
 
     def get_nic(self, ref: str) -> NicRecord:
         """The NIC that `ref` means."""
@@ -293,7 +308,7 @@ class Control:
                 network = self._network_for_nic(fields.get("network"))
                 id_ = self._new_id(id)
                 spec = self._new_nic_spec(fields, network, id_)
-                nic = await self._switch.add_nic(
+                nic = await self._roster.add_nic(
                     spec.with_defaults(self._defaults), self._roster.needed_by_others(network)
                 )
             now = self._now()
@@ -307,7 +322,7 @@ class Control:
             )
             async with self._taking_back(self._switch.remove_nic, spec.name):
                 await self._put_nic(entry)
-            self._roster.nics[id_] = entry
+            self._roster.put_nic(entry)
             _log.info("NIC created", nic=spec.name)
             return self._tell_nic(entry)
 
@@ -336,7 +351,7 @@ class Control:
                     await self._switch.update_nic(entry.spec.name, **_said(changes))
             async with self._taking_back(self._restore_nic, entry):
                 await self._put_nic(changed)
-            self._roster.nics[entry.id] = changed
+            self._roster.put_nic(changed)
             _log.info("NIC updated", nic=entry.spec.name)
             return self._tell_nic(changed)
 
@@ -349,67 +364,69 @@ class Control:
                 await self._forget_nic(entry)
             _log.info("NIC deleted", nic=entry.spec.name)
 
-    def stats(self) -> dict[str, NicStats]:
-        """The counters of all NICs that are served, by name."""
-        return {name: nic.stats() for name, nic in self._switch.nics.items()}
+    def each_stats(self) -> AsyncIterator[tuple[str, NicStats]]:
+        """The counters of all NICs that are served, by name; in the way of `each_network`."""
+
+        def stats(name: str) -> tuple[str, NicStats] | None:
+            nic = self._switch.nics.get(name)
+            return None if nic is None else (name, nic.stats())
+
+        return InTurns(list(self._switch.nics), stats)
 
     # Watching.
 
+    def each(self) -> AsyncIterator[NetworkRecord | NicRecord]:
+        """All networks, then all NICs, in the way of `each_network`."""
+        return InTurns([*self._roster.networks, *self._roster.nics], self._roster.find)
+
     @contextlib.asynccontextmanager
-    async def watch(self) -> AsyncIterator[trio.MemoryReceiveChannel[Change]]:
+    async def watch(self) -> AsyncIterator[Watch]:
         """What changes from now on. No checkpoint.
 
-        The channel ends with `aclose`, or when the watcher is more than `WATCH_BACKLOG` changes
-        behind.
+        It ends with `aclose`, or when the watcher is more than `WATCH_BACKLOG` changes behind and
+        does not read.
         """
         with self._watchers.watch() as changes:
             yield changes
 
-    def _publish(self, resource: str, id_: str, record: NetworkRecord | NicRecord | None) -> None:
-        self._watchers.tell(Change(resource, id_, self._now(), record))
+    def _publish(self, record: NetworkRecord | NicRecord) -> None:
+        self._watchers.tell(Change(record.resource, record.id, self._now(), record))
+
+    def _publish_end(self, resource: str, id_: str) -> None:
+        self._watchers.tell(Change(resource, id_, self._now(), None))
 
     def _tell_network(self, entry: NetworkEntry) -> NetworkRecord:
         record = self._roster.network_record(entry)
-        self._publish("network", entry.id, record)
+        self._publish(record)
         return record
 
     def _tell_nic(self, entry: NicEntry) -> NicRecord:
         record = self._roster.nic_record(entry)
-        self._publish("nic", entry.id, record)
+        self._publish(record)
         return record
 
     def _tell_served_nic(self, name: str) -> None:
         """Tell of the NIC that is served by that name, unless it is gone by now."""
-        for entry in self._roster.nics.values():
-            if entry.spec.name == name and not entry.error:
-                self._tell_nic(entry)
+        if (entry := self._roster.served_nic(name)) is not None:
+            self._tell_nic(entry)
 
-    def _tell_differences(self, before: Mapping[str, NetworkRecord | NicRecord]) -> None:
-        after = self._records()
-        gone = [record for id_, record in before.items() if id_ not in after]
-        for record in sorted(gone, key=lambda record: isinstance(record, NetworkRecord)):
-            self._publish(_resource(record), record.id, None)
-        for id_, record in after.items():
-            if before.get(id_) != record:
-                self._publish(_resource(record), id_, record)
-
-    def _records(self) -> dict[str, NetworkRecord | NicRecord]:
-        records: list[NetworkRecord | NicRecord] = [*self.list_networks(), *self.list_nics()]
-        return {record.id: record for record in records}
+    async def _tell_differences(self, before: Mapping[str, NetworkRecord | NicRecord]) -> None:
+        gone = [record for id_, record in before.items() if not self._roster.has(id_)]
+        gone.sort(key=lambda record: isinstance(record, NetworkRecord))
+        async for record in InTurns[NetworkRecord | NicRecord](gone, _itself):
+            self._publish_end(record.resource, record.id)
+        # Of each in the turn in which it is looked at: a frontend may come or go at any checkpoint.
+        async for record in self.each():
+            if before.get(record.id) != record:
+                self._publish(record)
 
     # What the verbs have in common.
 
-    async def _bring_about(
-        self,
-        config: DaemonConfig,
-        *,
-        strict: bool,
-        listeners: Mapping[str, socket.socket] = MappingProxyType({}),
-    ) -> list[NicEntry]:
+    async def _bring_about(self, config: DaemonConfig, *, strict: bool) -> list[NicEntry]:
         """As of `Roster`, and tell what has changed by it."""
-        before = self._records()
-        given = await self._roster.bring_about(config, strict=strict, listeners=listeners)
-        self._tell_differences(before)
+        before = {record.id: record async for record in self.each()}
+        given = await self._roster.bring_about(config, strict=strict)
+        await self._tell_differences(before)
         return given
 
     @contextlib.asynccontextmanager
@@ -417,6 +434,9 @@ class Control:
         async with self._lock:
             if self._closed:
                 raise trio.ClosedResourceError("the control was closed")
+            with contextlib.suppress(StoreError):
+                # Whoever called now hears of it from what its own verb does.
+                await self._save_given()
             yield
 
     @contextlib.asynccontextmanager
@@ -450,12 +470,19 @@ class Control:
     async def _put_nic(self, entry: NicEntry) -> None:
         await self._store.put_nic(entry, in_stored_network=self._roster.is_stored(entry))
 
+    async def _save_given(self) -> None:
+        """Store addresses that were given and are not stored yet. Raises StoreError."""
+        for id_ in sorted(self._unsaved):
+            if id_ in self._roster.nics:
+                await self._put_nic(self._roster.nics[id_])
+            self._unsaved.remove(id_)
+
     async def _forget_nic(self, entry: NicEntry) -> None:
         """Of a NIC that is not in the store any more."""
         if not entry.error:
             await self._switch.remove_nic(entry.spec.name)
-        del self._roster.nics[entry.id]
-        self._publish("nic", entry.id, None)
+        self._roster.remove_nic(entry)
+        self._publish_end("nic", entry.id)
 
     def _changeable(self, entry: _Entry) -> _Entry:
         if entry.in_file:
@@ -476,12 +503,16 @@ class Control:
         if given is None:
             return str(uuid.uuid4())
         try:
-            id_ = str(uuid.UUID(given))
+            id_ = uuid.UUID(given)
         except (ValueError, AttributeError, TypeError):
             raise ConfigError("id", f"{given!r} is not a UUID") from None
-        if id_ in self._roster.networks or id_ in self._roster.nics:
+        if is_file_id(id_):
+            raise ConfigError(
+                "id", f"{id_} is of version {id_.version}, as those of the configuration file"
+            )
+        if self._roster.has(str(id_)):
             raise DuplicateError("id", f"id {id_} already exists")
-        return id_
+        return str(id_)
 
     def _new_network_spec(self, fields: Mapping[str, Any]) -> NetworkSpec:
         """Of a network to be made. Raises ConfigError; in upstream's order."""
@@ -522,8 +553,8 @@ class Control:
         return spec
 
 
-def _resource(record: NetworkRecord | NicRecord) -> str:
-    return "network" if isinstance(record, NetworkRecord) else "nic"
+def _itself(record: NetworkRecord | NicRecord) -> NetworkRecord | NicRecord:
+    return record
 
 
 def _said(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from .control import Control
 from .errors import ExtraMissingError
 from .log import get_logger
 from .model import ApiSpec, DaemonConfig
-from .store import NoStore, Store, open_store
+from .registry import api_problems
+from .store import Keeper, NoStore, Store, open_store
 from .switch import Switch, open_switch
 
 _log = get_logger(__name__)
@@ -45,8 +46,9 @@ async def serve(
         capture_dir: where clients of the API may have captures written; None: nowhere.
         open_state: opens `DaemonConfig.state`, if there is one.
         on_control: called with the verbs, when all sockets listen, before `on_listening`.
-        listeners: listening sockets in place of those that NICs would make at their paths, by the
-            name of the NIC; as of `Switch.add_nic`.
+        listeners: listening unix stream sockets in place of those that NICs would make at their
+            paths, by the name of the NIC. Owned from here on, but not their files. Each serves
+            whatever NIC is at that path, also after a reload, and is closed at the end.
         on_listening: called when all sockets listen and before the first frontend is served: the
             moment to give up rights that only the sockets needed. When it returns False, nobody is
             served; what it raises ends the daemon.
@@ -66,8 +68,16 @@ async def serve(
         StoreError, OSError: the state cannot be opened or read, or the file of the capture made.
     """
     admission = trio.Event()
-    with open_state(config.state) if config.state else contextlib.nullcontext(NoStore()) as store:
-        async with open_switch(admission=admission, polling=config.polling) as switch:
+    with contextlib.ExitStack() as owned:
+        for listener in listeners.values():
+            owned.enter_context(listener)
+        for problem in api_problems(config.api):
+            raise problem
+        store: Keeper
+        store = owned.enter_context(open_state(config.state)) if config.state else NoStore()
+        async with open_switch(
+            admission=admission, polling=config.polling, reserved=config.api.socket_paths
+        ) as switch:
             captures = CaptureControl(switch, capture_dir)
             control = Control(switch, config.socket_dir, store, config.defaults)
             try:

@@ -7,14 +7,17 @@ that its mode, owner and group do.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
+MAX_SOCKET_PATH: Final = 107
+"""Bytes of a unix socket path: ``sun_path`` has 108, one for the closing zero (unix(7))."""
 DEFAULT_GRPC = "[::1]:50054"
 """Where clients of upstream look for the service."""
 
@@ -62,6 +65,10 @@ def parse_endpoint(text: Any) -> Endpoint:
         path = Path(text.removeprefix(_UNIX))
         if not path.is_absolute():
             raise ValueError(f"{text!r}: the path must be absolute")
+        if not path.name or len(os.fsencode(path)) > MAX_SOCKET_PATH:
+            raise ValueError(
+                f"{text!r}: not the path of a file, of {MAX_SOCKET_PATH} bytes at most"
+            )
         return UnixEndpoint(path)
     return _parse_tcp(text)
 

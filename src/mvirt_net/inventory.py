@@ -16,6 +16,7 @@ does I/O or knows the time.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -28,8 +29,8 @@ from .errors import ConfigError
 from .model import DaemonConfig, NetworkSpec, NicSpec
 from .registry import LIVE_NETWORK_FIELDS, LIVE_NIC_FIELDS, Avoided, Plan, Registry, plan
 
-_NAMESPACE: Final = uuid.UUID("6f2d8a52-0c0e-5b7d-9d0e-4d9f5a1c7e3b")
-"""Of the ids of what is in the configuration file."""
+_FILE_VERSION: Final = 8
+"""Of the ids of what is in the configuration file: UUIDs of a form of our own (RFC 9562, 5.8)."""
 
 _Spec = TypeVar("_Spec", NetworkSpec, NicSpec)
 
@@ -63,13 +64,23 @@ class NicEntry:
 
 
 def file_id(kind: str, name: str) -> str:
-    """The id of what the configuration file calls `name`: the same one each time.
+    """The id of what the configuration file calls `name`: the same one each time, and one that
+    nothing else may have (`is_file_id`), whatever the file will call something some day.
 
     Args:
         kind: ``network`` or ``nic``.
         name: unique among those.
     """
-    return str(uuid.uuid5(_NAMESPACE, f"{kind}/{name}"))
+    digest = hashlib.sha256(f"mvirt-net/{kind}/{name}".encode()).digest()
+    bits = int.from_bytes(digest[:16], "big")
+    bits = bits & ~(0xF << 76) | _FILE_VERSION << 76
+    bits = bits & ~(0b11 << 62) | 0b10 << 62  # the variant of RFC 9562
+    return str(uuid.UUID(int=bits))
+
+
+def is_file_id(id_: uuid.UUID) -> bool:
+    """Whether it may be what `file_id` returns for some name."""
+    return id_.version == _FILE_VERSION
 
 
 @attrs.frozen

@@ -618,9 +618,14 @@ class ApiSpec(SocketAccess):
         return bool(self.grpc or self.http)
 
     @property
-    def socket_paths(self) -> tuple[Path, ...]:
-        """Of its unix sockets."""
-        return tuple(e.path for e in self.grpc + self.http if isinstance(e, UnixEndpoint))
+    def socket_paths(self) -> Mapping[Path, str]:
+        """Of its unix sockets, and which interface each of them is of."""
+        return {
+            endpoint.path: name
+            for name, endpoints in (("grpc", self.grpc), ("http", self.http))
+            for endpoint in endpoints
+            if isinstance(endpoint, UnixEndpoint)
+        }
 
 
 @attrs.frozen

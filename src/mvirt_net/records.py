@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime
+from typing import ClassVar
 
 import attrs
 
@@ -25,6 +26,8 @@ class NicState(enum.Enum):
 class NetworkRecord:
     """A network as it is at a moment."""
 
+    resource: ClassVar = "network"
+
     id: str
     spec: NetworkSpec
     nic_count: int
@@ -39,6 +42,8 @@ class NetworkRecord:
 @attrs.frozen(kw_only=True)
 class NicRecord:
     """A NIC as it is at a moment."""
+
+    resource: ClassVar = "nic"
 
     id: str
     network_id: str
@@ -55,7 +60,7 @@ class Change:
     """Something was created or updated, or is gone (`record` is None)."""
 
     resource: str
-    """``network`` or ``nic``."""
+    """As of the records."""
     id: str
     at: datetime
     record: NetworkRecord | NicRecord | None

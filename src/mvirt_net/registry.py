@@ -21,15 +21,21 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import attrs
 
+from .endpoints import MAX_SOCKET_PATH, Endpoint, TcpEndpoint
 from .errors import ConfigError, DuplicateError, ExhaustedError, NotFoundError
-from .model import GATEWAY_MAC, MIN_IPV6_MTU, DaemonConfig, MacAddress, NetworkSpec, NicSpec
-
-MAX_SOCKET_PATH: Final = 107
-"""Bytes of a unix socket path: ``sun_path`` has 108, one for the closing zero (unix(7))."""
+from .model import (
+    GATEWAY_MAC,
+    MIN_IPV6_MTU,
+    ApiSpec,
+    DaemonConfig,
+    MacAddress,
+    NetworkSpec,
+    NicSpec,
+)
 
 LIVE_NETWORK_FIELDS: Final = frozenset({"dns_servers", "ntp_servers", "ipv4_netmask", "is_public"})
 """Of a network: what may change under its NICs."""
@@ -64,14 +70,23 @@ class Registry:
 
     NIC names, MAC addresses and socket paths are unique in the whole registry; IP addresses and
     routed prefixes are unique in their network, for networks do not see each other.
+
+    Args:
+        reserved: control interfaces by the paths of their sockets, which no NIC may have.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reserved: Mapping[Path, str] = MappingProxyType({})) -> None:
         self._networks: dict[str, NetworkSpec] = {}
         self._nics: dict[str, NicSpec] = {}
         self._spaces: dict[str, tuple[_Space[IPv4Address], _Space[IPv6Address]]] = {}
         self._macs: dict[MacAddress, str] = {}
-        self._sockets: dict[str, str] = {}
+        self._sockets = {
+            _path_key(path): f"the control interface {interface}"
+            for path, interface in reserved.items()
+        }
+        """Whose they are, by the key of the path; and the other way round, for a relative path has
+        another key in another folder."""
+        self._socket_of: dict[str, str] = {}
 
     @property
     def networks(self) -> Mapping[str, NetworkSpec]:
@@ -182,7 +197,7 @@ class Registry:
         _check_socket_file(spec)
         if socket in self._sockets:
             owner = self._sockets[socket]
-            raise DuplicateError("socket_path", f"{spec.socket_path} is taken by NIC {owner!r}")
+            raise DuplicateError("socket_path", f"{spec.socket_path} is taken by {owner}")
         ipv4, ipv6 = self._spaces[spec.network]
         ipv4.check(spec.ipv4_address, spec.routed_ipv4_prefixes)
         ipv6.check(spec.ipv6_address, spec.routed_ipv6_prefixes)
@@ -192,7 +207,8 @@ class Registry:
         if spec.mac_address is not None:
             self._macs[spec.mac_address] = spec.name
         if socket is not None:
-            self._sockets[socket] = spec.name
+            self._sockets[socket] = f"NIC {spec.name!r}"
+            self._socket_of[spec.name] = socket
         self._nics[spec.name] = spec
 
     def adopt(self, name: str, earlier: NicSpec) -> None:
@@ -262,9 +278,10 @@ class Registry:
 
     def put_back(self, spec: NicSpec) -> None:
         """Keep a NIC as it was before `update_nic`."""
+        had = self._nics[spec.name]
         ipv4, ipv6 = self._spaces[spec.network]
-        ipv4.replace_prefixes(spec.name, spec.routed_ipv4_prefixes)
-        ipv6.replace_prefixes(spec.name, spec.routed_ipv6_prefixes)
+        ipv4.replace_prefixes(spec.name, had.routed_ipv4_prefixes, spec.routed_ipv4_prefixes)
+        ipv6.replace_prefixes(spec.name, had.routed_ipv6_prefixes, spec.routed_ipv6_prefixes)
         self._nics[spec.name] = spec
 
     def remove_nic(self, name: str) -> None:
@@ -272,16 +289,20 @@ class Registry:
         spec = self._nics.pop(name, None)
         if spec is None:
             raise NotFoundError(f"there is no NIC {name!r}")
-        for space in self._spaces[spec.network]:
-            space.release(name)
-        self._macs = _without(self._macs, name)
-        self._sockets = _without(self._sockets, name)
+        ipv4, ipv6 = self._spaces[spec.network]
+        ipv4.release(spec.ipv4_address, spec.routed_ipv4_prefixes)
+        ipv6.release(spec.ipv6_address, spec.routed_ipv6_prefixes)
+        if spec.mac_address is not None:
+            del self._macs[spec.mac_address]
+        if name in self._socket_of:
+            del self._sockets[self._socket_of.pop(name)]
 
     def _check_public(self, spec: NetworkSpec) -> None:
         """Raise ConfigError when `spec` is public and overlaps another public network."""
-        for other in self._networks.values():
-            if other.name != spec.name:
-                check_public_overlap(spec, other)
+        if spec.is_public:
+            for other in self._networks.values():
+                if other.name != spec.name:
+                    check_public_overlap(spec, other)
 
     def _free_mac(self, spec: NicSpec) -> MacAddress:
         """The first of `generated_macs` that nobody has."""
@@ -345,8 +366,8 @@ def plan(
             is given to those that did not ask; may claim more in the registry that it is called
             with, and returns for networks the addresses that are not to be given there.
     """
-    registry = Registry()
-    problems: list[ConfigError] = []
+    registry = Registry(config.api.socket_paths)
+    problems = list(api_problems(config.api))
 
     def succeeds(path: str, step: Callable[[], object]) -> bool:
         try:
@@ -382,14 +403,30 @@ def plan(
     return Plan(planned, tuple(problems))
 
 
+def api_problems(api: ApiSpec) -> Iterator[ConfigError]:
+    """What is wrong with the control interfaces together."""
+    taken = {_place(endpoint) for endpoint in api.grpc if not _is_any(endpoint)}
+    for index, endpoint in enumerate(api.http):
+        if _place(endpoint) in taken:
+            yield DuplicateError(f"api.http[{index}]", f"{endpoint} is among api.grpc, too")
+
+
+def _is_any(endpoint: Endpoint) -> bool:
+    """Whether the port is chosen when it is listened on."""
+    return isinstance(endpoint, TcpEndpoint) and endpoint.port == 0
+
+
+def _place(endpoint: Endpoint) -> str:
+    """What two ways to write one endpoint have in common."""
+    return str(endpoint) if isinstance(endpoint, TcpEndpoint) else _path_key(endpoint.path)
+
+
 _Address = TypeVar("_Address", bound=IPv4Address | IPv6Address)
-_K = TypeVar("_K")
 _AnyNetwork = IPv4Network | IPv6Network
 
 
-@attrs.frozen(order=True)
-class _Route:
-    """A routed prefix, its bounds as integers; both belong to it."""
+class _Route(NamedTuple):
+    """A routed prefix, its bounds as integers, by which it is sorted; both belong to it."""
 
     first: int
     last: int
@@ -443,14 +480,14 @@ class _Space(Generic[_Address]):
     def check_prefixes(self, prefixes: Sequence[_AnyNetwork], owner: str | None = None) -> None:
         """Whether `owner` may have these, in place of those it has. Raises ConfigError."""
         keys = [f"{self._prefixes_key}[{index}]" for index in range(len(prefixes))]
-        for key, prefix in zip(keys, prefixes, strict=True):
-            self._check_prefix(key, prefix, owner)
-        # Sorted, each can overlap only the widest one that begins before it.
-        widest: _AnyNetwork | None = None
-        for prefix, key in sorted(zip(prefixes, keys, strict=True), key=lambda pair: pair[0]):
-            if widest is not None and prefix.overlaps(widest):
-                raise ConfigError(key, f"{prefix} overlaps {widest}")
-            widest = prefix
+        bounds = [_bounds(prefix) for prefix in prefixes]
+        for key, prefix, (first, last) in zip(keys, prefixes, bounds, strict=True):
+            self._check_prefix(key, prefix, first, last, owner)
+        # Sorted, and the wider of two before the other, each can overlap only the one before it.
+        order = sorted(range(len(bounds)), key=lambda index: (bounds[index][0], -bounds[index][1]))
+        for before, after in itertools.pairwise(order):
+            if bounds[after][0] <= bounds[before][1]:
+                raise ConfigError(keys[after], f"{prefixes[after]} overlaps {prefixes[before]}")
 
     def take(
         self, nic: str, address: _Address | None, prefixes: Sequence[_AnyNetwork] = ()
@@ -462,18 +499,23 @@ class _Space(Generic[_Address]):
         for prefix in prefixes:
             bisect.insort(self._routes, _Route(*_bounds(prefix), nic))
 
-    def replace_prefixes(self, nic: str, prefixes: Sequence[_AnyNetwork]) -> None:
-        """Enter what `check_prefixes` found good, in place of the prefixes that `nic` has."""
-        others = [route for route in self._routes if route.owner != nic]
-        self._routes = sorted([*others, *(_Route(*_bounds(prefix), nic) for prefix in prefixes)])
-        self._lowest = 0
+    def replace_prefixes(
+        self, nic: str, had: Sequence[_AnyNetwork], wanted: Sequence[_AnyNetwork]
+    ) -> None:
+        """Enter what `check_prefixes` found good, in place of those that `nic` had."""
+        self.release(None, had)
+        self.take(nic, None, wanted)
 
-    def release(self, nic: str) -> None:
-        """Take out all that `nic` has."""
-        self._owners = _without(self._owners, nic)
-        self._addresses = sorted(self._owners)
-        self._routes = [route for route in self._routes if route.owner != nic]
-        self._lowest = 0
+    def release(self, address: _Address | None, prefixes: Sequence[_AnyNetwork]) -> None:
+        """Take out what a NIC has."""
+        if address is not None:
+            self._lowest = min(self._lowest, int(address))
+            del self._owners[int(address)]
+            del self._addresses[bisect.bisect_left(self._addresses, int(address))]
+        for prefix in prefixes:
+            first, _last = _bounds(prefix)
+            self._lowest = min(self._lowest, first)
+            del self._routes[bisect.bisect_left(self._routes, (first,))]
 
     def may_keep(self, address: _Address | None) -> bool:
         """Whether somebody who had `address` may go on having it, if it is one at all."""
@@ -523,9 +565,10 @@ class _Space(Generic[_Address]):
         if (route := self._route_at_or_before(int(address))) and route.last >= int(address):
             raise ConfigError(key, f"{address} is in a prefix routed to NIC {route.owner!r}")
 
-    def _check_prefix(self, key: str, prefix: _AnyNetwork, owner: str | None) -> None:
+    def _check_prefix(
+        self, key: str, prefix: _AnyNetwork, first: int, last: int, owner: str | None
+    ) -> None:
         _check_routable(key, prefix)
-        first, last = _bounds(prefix)
         for route in self._routes_within(first, last):
             if route.owner != owner:
                 raise ConfigError(key, f"{prefix} overlaps a prefix routed to NIC {route.owner!r}")
@@ -535,7 +578,7 @@ class _Space(Generic[_Address]):
 
     def _routes_within(self, first: int, last: int) -> Iterator[_Route]:
         """Those that have an address from `first` to `last`, the last of them first."""
-        index = bisect.bisect_right(self._routes, last, key=lambda route: route.first)
+        index = bisect.bisect_left(self._routes, (last + 1,))
         while index and self._routes[index - 1].last >= first:
             index -= 1
             yield self._routes[index]
@@ -548,14 +591,17 @@ class _Space(Generic[_Address]):
             index += 1
 
     def _route_at_or_before(self, address: int) -> _Route | None:
-        index = bisect.bisect_right(self._routes, address, key=lambda route: route.first)
+        index = bisect.bisect_left(self._routes, (address + 1,))
         return self._routes[index - 1] if index else None
 
 
 def _check_routable(key: str, network: _AnyNetwork | None) -> None:
     """Raise ConfigError when a part of `network` may not be routed at all."""
-    for special in _UNROUTABLE:
-        if network is not None and network.overlaps(special):
+    if network is None:
+        return
+    first, last = _bounds(network)
+    for special_first, special_last, special in _UNROUTABLE_BOUNDS[network.version]:
+        if first <= special_last and special_first <= last:
             raise ConfigError(key, f"{network} overlaps {special}, which is never routed")
 
 
@@ -587,7 +633,15 @@ def _is_assignable(subnet: _AnyNetwork, address: int) -> bool:
 
 def _bounds(network: _AnyNetwork) -> tuple[int, int]:
     """The first and last address."""
-    return int(network.network_address), int(network.broadcast_address)
+    first = int(network.network_address)
+    return first, first | (1 << network.max_prefixlen - network.prefixlen) - 1
+
+
+_UNROUTABLE_BOUNDS: Final = {
+    version: [(*_bounds(special), special) for special in _UNROUTABLE if special.version == version]
+    for version in (4, 6)
+}
+"""By the version of IP: the first and last address of each, and it itself."""
 
 
 def _socket_key(path: Path | None) -> str | None:
@@ -598,6 +652,10 @@ def _socket_key(path: Path | None) -> str | None:
         raise ConfigError("socket_path", f"{str(path)!r} does not name a file")
     if (length := len(os.fsencode(path))) > MAX_SOCKET_PATH:
         raise ConfigError("socket_path", f"{path} has {length} bytes, more than {MAX_SOCKET_PATH}")
+    return _path_key(path)
+
+
+def _path_key(path: Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100  (Path.absolute keeps "..")
 
 
@@ -606,8 +664,3 @@ def _check_socket_file(spec: NicSpec) -> None:
     for key in ("socket_mode", "socket_owner", "socket_group"):
         if spec.socket_path is None and getattr(spec, key) is not None:
             raise ConfigError(key, "there is no socket path whose file could have it")
-
-
-def _without(owners: dict[_K, str], owner: str) -> dict[_K, str]:
-    """`owners` less what `owner` has."""
-    return {key: value for key, value in owners.items() if value != owner}

@@ -1,22 +1,23 @@
 """The list of all networks and NICs, and how it follows the configuration file.
 
-`Roster` has an entry for each, by id: those of the file first, then those that verbs made, by age.
-It knows which of them the switch serves. `bring_about` has the switch go over to what the file and
-the verbs want together (`inventory`), and makes the list anew.
+`Roster` has an entry for each: those of the file first, then those that verbs made, by age. It
+knows which of them the switch serves. `bring_about` has the switch go over to what the file and the
+verbs want together (`inventory`), and makes the list anew.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import uuid
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Iterator, Mapping
 from datetime import datetime
-from functools import partial
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import attrs
 
-from .errors import DuplicateError, MvirtNetError
+from .errors import DuplicateError, MvirtNetError, SocketPathError
 from .inventory import NetworkEntry, NicEntry, Target, file_id, reconcile, steps
 from .log import get_logger
 from .model import DaemonConfig, NetworkSpec, NicSpec
@@ -24,11 +25,60 @@ from .nic import Nic
 from .records import NetworkRecord, NicRecord, NicState
 from .refusals import ControlError, ErrorKind
 from .registry import check_public_overlap
+from .store import StoredState
 from .switch import Switch
 
 _log = get_logger(__name__)
 
 _Entry = TypeVar("_Entry", NetworkEntry, NicEntry)
+
+
+class _Table(Generic[_Entry]):
+    """Networks or NICs in their order.
+
+    Args:
+        what: one of them is called.
+        entries: those that there are.
+    """
+
+    def __init__(self, what: str, entries: Iterable[_Entry] = ()) -> None:
+        self._what = what
+        self.by_id: dict[str, _Entry] = {}
+        self.refused: dict[str, _Entry] = {}
+        """Those of them that are not served."""
+        self._by_name: dict[str, dict[str, _Entry]] = {}
+        for entry in entries:
+            self.put(entry)
+
+    def put(self, entry: _Entry) -> None:
+        """Enter one, in place of the one of that id, which has the same name."""
+        self.by_id[entry.id] = entry
+        self._by_name.setdefault(entry.spec.name, {})[entry.id] = entry
+        if entry.error:
+            self.refused[entry.id] = entry
+        else:
+            self.refused.pop(entry.id, None)
+
+    def remove(self, entry: _Entry) -> None:
+        del self.by_id[entry.id]
+        self.refused.pop(entry.id, None)
+        namesakes = self._by_name[entry.spec.name]
+        del namesakes[entry.id]
+        if not namesakes:
+            del self._by_name[entry.spec.name]
+
+    def named(self, name: str) -> Collection[_Entry]:
+        """Several, where some are not served."""
+        return self._by_name.get(name, {}).values()
+
+    def find(self, ref: str) -> _Entry:
+        """The one that an id or name means. Raises ControlError."""
+        for id_ in (ref, _canonical(ref)):
+            if id_ in self.by_id:
+                return self.by_id[id_]
+        if not (named := self.named(ref)):
+            raise ControlError(ErrorKind.NOT_FOUND, f"{self._what} not found")
+        return min(named, key=lambda entry: bool(entry.error))
 
 
 class Roster:
@@ -42,23 +92,98 @@ class Roster:
     def __init__(self, switch: Switch, now: Callable[[], datetime]) -> None:
         self._switch = switch
         self._now = now
-        self.networks: dict[str, NetworkEntry] = {}
-        self.nics: dict[str, NicEntry] = {}
+        self._networks = _Table[NetworkEntry]("network")
+        self._nics = _Table[NicEntry]("NIC")
+        self._members: dict[str, dict[str, NicEntry]] = {}
+        """NICs by the id of their network, and their own."""
+        self._listeners: dict[Path | str, socket.socket] = {}
+        """What others opened, by the place of the NIC that it is for."""
+
+    @property
+    def networks(self) -> Mapping[str, NetworkEntry]:
+        """By id, in their order."""
+        return self._networks.by_id
+
+    @property
+    def nics(self) -> Mapping[str, NicEntry]:
+        """By id, in their order."""
+        return self._nics.by_id
 
     def network(self, ref: str) -> NetworkEntry:
         """The network that an id or name means. Raises ControlError."""
-        return _find(self.networks, ref, "network")
+        return self._networks.find(ref)
 
     def nic(self, ref: str) -> NicEntry:
         """The NIC that an id or name means. Raises ControlError."""
-        return _find(self.nics, ref, "NIC")
+        return self._nics.find(ref)
+
+    def has(self, id_: str) -> bool:
+        """Whether there is a network or NIC with that id."""
+        return id_ in self.networks or id_ in self.nics
+
+    def find_network(self, id_: str) -> NetworkRecord | None:
+        """What is told now of the network with that id, if there is one."""
+        entry = self.networks.get(id_)
+        return None if entry is None else self.network_record(entry)
+
+    def find_nic(self, id_: str) -> NicRecord | None:
+        """What is told now of the NIC with that id, if there is one."""
+        entry = self.nics.get(id_)
+        return None if entry is None else self.nic_record(entry)
+
+    def find(self, id_: str) -> NetworkRecord | NicRecord | None:
+        """What is told now of whatever has that id."""
+        return self.find_network(id_) or self.find_nic(id_)
+
+    def served_nic(self, name: str) -> NicEntry | None:
+        """The NIC of that name that is served, and not on its way to its end."""
+        if name not in self._switch.nics:
+            return None
+        return next((entry for entry in self._nics.named(name) if not entry.error), None)
+
+    def nics_in(self, network_id: str) -> Collection[NicEntry]:
+        """The NICs of a network, in their order."""
+        return self._members.get(network_id, {}).values()
+
+    def begin(self, stored: StoredState) -> None:
+        """Have the list of what was stored."""
+        self._list(stored.networks, stored.nics)
+
+    def put_network(self, entry: NetworkEntry) -> None:
+        """Have a network in the list, new or changed."""
+        self._networks.put(entry)
+
+    def put_nic(self, entry: NicEntry) -> None:
+        """Have a NIC in the list, new or changed."""
+        self._nics.put(entry)
+        self._members.setdefault(entry.network_id, {})[entry.id] = entry
+
+    def remove_network(self, entry: NetworkEntry) -> None:
+        """Take a network without NICs from the list."""
+        self._networks.remove(entry)
+
+    def remove_nic(self, entry: NicEntry) -> None:
+        """Take a NIC from the list."""
+        self._nics.remove(entry)
+        members = self._members[entry.network_id]
+        del members[entry.id]
+        if not members:
+            del self._members[entry.network_id]
+
+    def _list(self, networks: Iterable[NetworkEntry], nics: Iterable[NicEntry]) -> None:
+        """Make the list anew."""
+        self._networks = _Table("network", networks)
+        self._nics = _Table("NIC")
+        self._members = {}
+        for entry in nics:
+            self.put_nic(entry)
 
     def network_record(self, entry: NetworkEntry) -> NetworkRecord:
         """What is told of it now."""
         return NetworkRecord(
             id=entry.id,
             spec=entry.spec,
-            nic_count=sum(nic.network_id == entry.id for nic in self.nics.values()),
+            nic_count=len(self.nics_in(entry.id)),
             created_at=entry.created_at,
             updated_at=entry.updated_at,
             in_file=entry.in_file,
@@ -72,7 +197,7 @@ class Roster:
             id=entry.id,
             network_id=entry.network_id,
             spec=entry.spec if nic is None else nic.spec,
-            state=_state(nic),
+            state=_state(entry, nic),
             created_at=entry.created_at,
             updated_at=entry.updated_at,
             in_file=entry.in_file,
@@ -91,41 +216,65 @@ class Roster:
             DuplicateError: it has the name of another one, served or not.
             ConfigError: both are public, and overlap.
         """
-        for entry in self.networks.values():
-            if entry.spec.name == spec.name:
-                raise DuplicateError("name", f"network {spec.name!r} already exists")
-            if entry.error:
-                check_public_overlap(spec, entry.spec)
+        if self._networks.named(spec.name):
+            raise DuplicateError("name", f"network {spec.name!r} already exists")
+        for entry in self._networks.refused.values():
+            check_public_overlap(spec, entry.spec)
 
     def check_new_nic(self, spec: NicSpec, network: NetworkEntry) -> None:
         """As `check_new_network`, of a NIC in `network`. Raises DuplicateError."""
-        for entry in self.nics.values():
-            if entry.spec.name == spec.name:
-                raise DuplicateError("name", f"NIC {spec.name!r} already exists")
-            if entry.error:
-                _check_apart(spec, entry, same_network=entry.network_id == network.id)
+        if self._nics.named(spec.name):
+            raise DuplicateError("name", f"NIC {spec.name!r} already exists")
+        for entry in self._nics.refused.values():
+            _check_apart(spec, entry, same_network=entry.network_id == network.id)
 
     def needed_by_others(self, network: NetworkEntry) -> set[IPv4Address | IPv6Address]:
         """Addresses of NICs that are not served, and may be again."""
         return {
             address
-            for entry in self.nics.values()
-            if entry.error and entry.network_id == network.id
+            for entry in self._nics.refused.values()
+            if entry.network_id == network.id
             for address in (entry.spec.ipv4_address, entry.spec.ipv6_address)
             if address is not None
         }
 
+    # Sockets of whoever started us.
+
+    def borrow(self, listeners: Mapping[str, socket.socket], nics: Iterable[NicSpec]) -> None:
+        """Have sockets that others opened for NICs, by name; they stay theirs to close.
+
+        From now on each is for whatever NIC has the socket path that the named one among `nics`
+        has, so that one that is made anew has it again.
+        """
+        for spec in nics:
+            if (listener := listeners.get(spec.name)) is not None:
+                # Once for all its duplicates, of which one may be in use when the next is made.
+                listener.setblocking(False)
+                self._listeners[_place(spec)] = listener
+
+    async def add_nic(
+        self, spec: NicSpec, avoid: Container[IPv4Address | IPv6Address] = frozenset()
+    ) -> Nic:
+        """As `Switch.add_nic`, with the socket that others opened for it, if one did."""
+        listener = self._listener_for(spec)
+        return await self._switch.add_nic(spec, avoid=avoid, listener=listener)
+
+    def _listener_for(self, spec: NicSpec) -> socket.socket | None:
+        """A duplicate, the caller's to close. Raises SocketPathError."""
+        listener = self._listeners.get(_place(spec))
+        try:
+            return None if listener is None else listener.dup()
+        except OSError as error:
+            raise SocketPathError(f"{_place(spec)}: {error.strerror}") from error
+
     # Following the file.
 
-    async def bring_about(
-        self, config: DaemonConfig, *, strict: bool, listeners: Mapping[str, socket.socket]
-    ) -> list[NicEntry]:
+    async def bring_about(self, config: DaemonConfig, *, strict: bool) -> list[NicEntry]:
         """Serve what `config` and the list say together, and bring the list up to that.
 
         Args:
             config: of the file.
             strict: let the failure of a NIC of the file out; else it is recorded.
-            listeners: as of `daemon.serve`.
 
         Returns:
             NICs that a verb made and that have been given an address since, to be stored.
@@ -140,12 +289,10 @@ class Roster:
         target = reconcile(config, networks, nics, kept)
         for problem in target.plan.problems:
             raise problem
-        failed = await self._serve(target, listeners, strict=strict)
+        failed = await self._serve(target, strict=strict)
         return self._take_stock(target, networks, nics, failed)
 
-    async def _serve(
-        self, target: Target, listeners: Mapping[str, socket.socket], *, strict: bool
-    ) -> dict[tuple[str, str], str]:
+    async def _serve(self, target: Target, *, strict: bool) -> dict[tuple[str, str], str]:
         """Go from what is served to `target`.
 
         Returns:
@@ -166,10 +313,7 @@ class Roster:
         of_file |= {("nic", spec.name) for spec in target.plan.config.nics}
         additions: list[tuple[str, NetworkSpec | NicSpec, Callable[[Any], Awaitable[object]]]] = [
             *(("network", spec, switch.add_network) for spec in todo.added_networks),
-            *(
-                ("nic", spec, partial(switch.add_nic, listener=listeners.get(spec.name)))
-                for spec in todo.added_nics
-            ),
+            *(("nic", spec, self.add_nic) for spec in todo.added_nics),
         ]
         for kind, spec, add in additions:
             try:
@@ -210,11 +354,11 @@ class Roster:
         failed: Mapping[tuple[str, str], str],
     ) -> list[NicEntry]:
         """Make the list anew; returns what is to be stored."""
-        self.networks = {
-            **self._file_networks(target, failed),
-            **{e.id: self._judged(e, "network", target, failed) for e in networks},
-        }
-        self.nics = self._file_nics(target, failed)
+        all_networks = [
+            *self._file_networks(target, failed),
+            *(self._judged(entry, "network", target, failed) for entry in networks),
+        ]
+        all_nics = list(self._file_nics(target, failed))
         wanted = {spec.name: spec for spec in target.nics}
         to_store = []
         for entry in nics:
@@ -224,17 +368,17 @@ class Roster:
                 if filled != entry.spec:
                     judged = attrs.evolve(judged, spec=filled)
                     to_store.append(judged)
-            self.nics[entry.id] = judged
+            all_nics.append(judged)
+        self._list(all_networks, all_nics)
         return to_store
 
     def _file_networks(
         self, target: Target, failed: Mapping[tuple[str, str], str]
-    ) -> dict[str, NetworkEntry]:
-        entries = {}
+    ) -> Iterator[NetworkEntry]:
         for spec in target.plan.config.networks:
             id_ = file_id("network", spec.name)
             created_at, updated_at = self._times(self.networks.get(id_), spec)
-            entries[id_] = NetworkEntry(
+            yield NetworkEntry(
                 id=id_,
                 spec=spec,
                 in_file=True,
@@ -242,16 +386,14 @@ class Roster:
                 updated_at=updated_at,
                 error=failed.get(("network", spec.name), ""),
             )
-        return entries
 
     def _file_nics(
         self, target: Target, failed: Mapping[tuple[str, str], str]
-    ) -> dict[str, NicEntry]:
-        entries = {}
+    ) -> Iterator[NicEntry]:
         for spec in target.plan.config.nics:
             id_ = file_id("nic", spec.name)
             created_at, updated_at = self._times(self.nics.get(id_), spec)
-            entries[id_] = NicEntry(
+            yield NicEntry(
                 id=id_,
                 network_id=file_id("network", spec.network),
                 spec=spec,
@@ -260,7 +402,6 @@ class Roster:
                 updated_at=updated_at,
                 error=self._said_failure("nic", spec.name, failed.get(("nic", spec.name), "")),
             )
-        return entries
 
     def _times(
         self, before: NetworkEntry | NicEntry | None, spec: NetworkSpec | NicSpec
@@ -288,19 +429,24 @@ class Roster:
         return error
 
 
-def _find(entries: Mapping[str, _Entry], ref: str, what: str) -> _Entry:
-    if ref in entries:
-        return entries[ref]
-    named = [entry for entry in entries.values() if entry.spec.name == ref]
-    if not named:
-        raise ControlError(ErrorKind.NOT_FOUND, f"{what} not found")
-    return min(named, key=lambda entry: bool(entry.error))
+def _canonical(ref: str) -> str:
+    """A UUID as ids are written, whichever way it is; anything else as it is."""
+    try:
+        return str(uuid.UUID(ref))
+    except ValueError:
+        return ref
 
 
-def _state(nic: Nic | None) -> NicState:
-    if nic is None:
+def _place(spec: NicSpec) -> Path | str:
+    """Where frontends find a NIC, if only by its name."""
+    return spec.name if spec.socket_path is None else spec.socket_path.absolute()
+
+
+def _state(entry: NicEntry, nic: Nic | None) -> NicState:
+    if entry.error:
         return NicState.ERROR
-    return NicState.ACTIVE if nic.connected else NicState.CREATED
+    # One that is not in the switch just now is on its way there, or to its end.
+    return NicState.ACTIVE if nic is not None and nic.connected else NicState.CREATED
 
 
 def with_given(spec: NicSpec, served: NicSpec) -> NicSpec:

@@ -70,7 +70,7 @@ class RunOptions:
     sock: socket.socket | None = None
     """A connected socket for the only NIC, which has no path; ours to close."""
     listeners: Mapping[str, socket.socket] = attrs.field(factory=dict)
-    """Listening sockets for NICs, by the name of the NIC; ours to close, but not to remove."""
+    """Listening sockets for NICs, by the name of the NIC, as of `daemon.serve`."""
     runas: Account | None = None
     """Whose rights to go on with when the sockets are there; None: as whoever has started us."""
     pcap: CaptureSpec | None = None
@@ -150,8 +150,6 @@ class _Process:
             os.close(self.options.ready_fd)
         if self.options.sock is not None:
             self.options.sock.close()
-        for listener in self.options.listeners.values():
-            listener.close()
 
     async def _serve(
         self,

@@ -43,7 +43,7 @@ class Switch:
 
     Args:
         nursery: where connections run, and what serves them. None of it fails in it.
-        admission, polling: as of `open_switch`.
+        admission, polling, reserved: as of `open_switch`.
 
     Raises:
         OSError: no descriptor is left.
@@ -55,6 +55,7 @@ class Switch:
         nursery: trio.Nursery,
         admission: trio.Event | None = None,
         polling: PollingSpec = PollingSpec(),  # noqa: B008  (frozen)
+        reserved: Mapping[Path, str] = MappingProxyType({}),
     ) -> None:
         self._nursery = nursery
         self._workers = Workers(polling, nursery)
@@ -69,7 +70,7 @@ class Switch:
             admission=admission,
         )
         nursery.start_soon(self._look_at_places)
-        self._registry = Registry()
+        self._registry = Registry(reserved)
         self._routes: dict[str, Network] = {}
         """By the name of the network."""
         self._nics: dict[str, Nic] = {}
@@ -482,6 +483,7 @@ async def open_switch(
     *,
     admission: trio.Event | None = None,
     polling: PollingSpec = PollingSpec(),  # noqa: B008  (frozen)
+    reserved: Mapping[Path, str] = MappingProxyType({}),
 ) -> AsyncIterator[Switch]:
     """A switch without networks, for the length of an ``async with`` block.
 
@@ -491,6 +493,8 @@ async def open_switch(
         polling: of busy TX rings, by default in one thread, which is started with the first of
             them; another thread waits for the kicks of the others. ``PollingSpec(workers=0)`` has
             everything done in trio's own.
+        reserved: socket paths that no NIC may have, because a control interface of that name has
+            them.
 
     At the end of the block its NICs are removed. What the block raises comes out as it is: a switch
     has no exceptions of its own, for the failure of a NIC stays that NIC's.
@@ -499,7 +503,7 @@ async def open_switch(
         _log.warning("no asynchronous I/O (io_setup): a hostile frontend could stop this process")
     raised: BaseException | None = None
     async with trio.open_nursery() as nursery:
-        switch = Switch(nursery, admission, polling)
+        switch = Switch(nursery, admission, polling, reserved)
         try:
             yield switch
         except BaseException as error:

@@ -1,56 +1,139 @@
-"""Who wants to hear of each change, and how far behind they may be."""
+"""Who wants to hear of each change, and how far behind they may be.
+
+**Theory of operation.** What was told is a chain, the newest at its end, and each watcher holds the
+link that it has heard last. So a change is in memory once, however many are still to hear it, and
+not at all when nobody is.
+
+One verb may bring more changes than anybody can read meanwhile: a reload, or the deletion of a
+network with all that is in it. So it is not the length of the backlog that tells who reads from who
+does not, but whether it gets shorter.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
+import attrs
 import trio
 
 from .records import Change
 
 WATCH_BACKLOG = 256
-"""Changes that a watcher may be behind."""
+"""Changes that a watcher may be behind, whether it reads or not."""
+WATCH_PATIENCE = 10.0
+"""Seconds in which one that is further behind must read one of them."""
+WATCH_LIMIT = 65_536
+"""Changes that anybody may be behind: 16 MiB."""
+
+
+@attrs.define(eq=False)
+class _Link:
+    """A change, and what was told next."""
+
+    change: Change | None = None
+    next: _Link | None = None
+
+
+class Watch(trio.abc.ReceiveChannel[Change]):
+    """What one watcher hears; made by `Watchers.watch`.
+
+    Args:
+        last: the link before the first one that it is to hear.
+    """
+
+    def __init__(self, last: _Link) -> None:
+        self._last = last
+        self._news = trio.Event()
+        """Set when there is something to hear."""
+        self._behind = 0
+        self._since = 0.0
+        """When it has last read, or had nothing more to read."""
+        self._ended = False
+
+    async def receive(self) -> Change:
+        """The next change. A checkpoint.
+
+        Raises:
+            trio.EndOfChannel: there are no more, or it was too far behind.
+        """
+        await trio.lowlevel.checkpoint()
+        while self._last.next is None:
+            if self._ended:
+                raise trio.EndOfChannel
+            self._news = trio.Event()
+            await self._news.wait()
+        self._last = self._last.next
+        self._behind -= 1
+        self._since = trio.current_time()
+        assert self._last.change is not None
+        return self._last.change
+
+    async def aclose(self) -> None:
+        """Hear no more. A checkpoint."""
+        self.cut_off()
+        await trio.lowlevel.checkpoint()
+
+    def note(self) -> bool:
+        """Something was told. Returns whether this one may go on."""
+        now = trio.current_time()
+        if self._behind == 0:
+            self._since = now
+        self._behind += 1
+        self._news.set()
+        return self._behind <= WATCH_BACKLOG or (
+            self._behind <= WATCH_LIMIT and now - self._since < WATCH_PATIENCE
+        )
+
+    def end(self) -> None:
+        """Nothing more will be told."""
+        self._ended = True
+        self._news.set()
+
+    def cut_off(self) -> None:
+        """As `end`, and forget what it has not heard yet."""
+        self._last = _Link()
+        self._behind = 0
+        self.end()
 
 
 class Watchers:
-    """Those who watch, each with a channel of its own."""
+    """Those who watch."""
 
     def __init__(self) -> None:
-        self._channels: set[trio.MemorySendChannel[Change]] = set()
+        self._last = _Link()
+        self._watches: set[Watch] = set()
         self._closed = False
 
     @contextlib.contextmanager
-    def watch(self) -> Iterator[trio.MemoryReceiveChannel[Change]]:
-        """For the body, a channel with all that is told from now on.
+    def watch(self) -> Iterator[Watch]:
+        """For the body, all that is told from now on.
 
-        It ends with `close`, or when the watcher is more than `WATCH_BACKLOG` changes behind.
+        It ends with `close`, or when the watcher has got too far behind.
         """
-        send, receive = trio.open_memory_channel[Change](WATCH_BACKLOG)
+        watch = Watch(self._last)
         if self._closed:
-            send.close()
+            watch.end()
         else:
-            self._channels.add(send)
+            self._watches.add(watch)
         try:
-            with receive:
-                yield receive
+            yield watch
         finally:
-            self._end(send)
+            self._watches.discard(watch)
+            watch.cut_off()
 
     def tell(self, change: Change) -> None:
-        """Tell everybody, and cut off who has no room for it."""
-        for channel in list(self._channels):
-            try:
-                channel.send_nowait(change)
-            except (trio.WouldBlock, trio.BrokenResourceError):
-                self._end(channel)
+        """Tell everybody, and cut off who does not read."""
+        self._last.next = _Link(change)
+        self._last = self._last.next
+        for watch in list(self._watches):
+            if not watch.note():
+                self._watches.discard(watch)
+                watch.cut_off()
 
     def close(self) -> None:
-        """End all channels, and those that are still to come at once."""
+        """End all, and those that are still to come at once."""
         self._closed = True
-        for channel in list(self._channels):
-            self._end(channel)
-
-    def _end(self, channel: trio.MemorySendChannel[Change]) -> None:
-        self._channels.discard(channel)
-        channel.close()
+        for watch in self._watches:
+            watch.end()
+        self._watches.clear()

@@ -250,5 +250,5 @@ async def test_a_stored_nic_on_the_socket_of_an_interface(tmp_path: Path) -> Non
             [nic] = control.list_nics()
             nursery.cancel_scope.cancel()
     assert nic.spec.socket_path == path
-    assert (nic.state, "another process" in nic.error) == (NicState.ERROR, True)
+    assert (nic.state, "the control interface http" in nic.error) == (NicState.ERROR, True)
     assert not path.exists()

@@ -34,6 +34,8 @@ def test_an_endpoint_is_an_address_of_this_host_or_a_socket(text: str, shown: st
         ("10.0.0.1:80", "not a loopback address"),
         ("unix:api.sock", "must be absolute"),
         ("unix:", "must be absolute"),
+        ("unix:/", "not the path of a file"),
+        ("unix:/" + "x" * 107, "107 bytes at most"),
         ("127.0.0.1", "is not like"),
         ("::1:50054", "is not like"),
         ("127.0.0.1:65536", "no such port"),

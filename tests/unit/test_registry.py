@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvirt_net.errors import ConfigError, DuplicateError, ExhaustedError, NotFoundError
-from mvirt_net.model import GATEWAY_MAC, DaemonConfig, NetworkSpec, NicSpec
+from mvirt_net.model import GATEWAY_MAC, ApiSpec, DaemonConfig, NetworkSpec, NicSpec
 from mvirt_net.registry import Registry, generated_macs, plan
 
 BLUE = NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/24", ipv6_prefix="fd00:0:0:1::/64")
@@ -344,6 +345,19 @@ class TestPlan:
             "nic[2].ipv4_address: no address of 10.0.0.0/31 is free"
         ]
 
+    def test_sockets_of_control_interfaces(self) -> None:
+        api = ApiSpec(
+            grpc=["unix:/run/g.sock", "[::1]:50054", "[::1]:0"],
+            http=["unix:/run/x/../g.sock", "[::1]:50054", "[::1]:0", "unix:/run/h.sock"],
+        )
+        nics = (nic("a", socket_path="/run/h.sock"), nic("b", socket_path="/run/b.sock"))
+        planned = plan(DaemonConfig((BLUE,), nics, api=api))
+        assert [str(problem) for problem in planned.problems] == [
+            "api.http[0]: unix:/run/x/../g.sock is among api.grpc, too",
+            "api.http[1]: [::1]:50054 is among api.grpc, too",
+            "nic[0].socket_path: /run/h.sock is taken by the control interface http",
+        ]
+
     @given(st.lists(st.integers(0, 15) | st.none(), max_size=12))
     def test_adding_one_by_one_agrees(self, wanted: list[int | None]) -> None:
         base = IPv4Address("10.0.0.240")
@@ -524,3 +538,43 @@ class TestPublic:
     def test_unknown(self) -> None:
         with pytest.raises(NotFoundError):
             self.registry().update_network("red", dns_servers=[])
+
+
+ADDRESSES = st.integers(1, 14) | st.none()
+PREFIXES = st.sets(st.sampled_from([(0, 30), (4, 30), (4, 31), (6, 32), (8, 29)]), max_size=2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), ADDRESSES, PREFIXES), max_size=20))
+def test_what_goes_leaves_no_trace(turns: list[Any]) -> None:
+    """However NICs come, change and go: the rest is as if only they had ever been there."""
+    network = NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/28")
+    registry = registry_with(network=network)
+    for number, host, parts in turns:
+        name = f"vm{number}"
+        prefixes = [f"10.0.0.{first}/{length}" for first, length in sorted(parts)]
+        with contextlib.suppress(ConfigError):
+            if name not in registry.nics:
+                address = None if host is None else f"10.0.0.{host}"
+                spec = nic(name, ipv4_address=address, routed_ipv4_prefixes=prefixes)
+                registry.add_nic(attrs.evolve(spec, socket_path=f"/run/{number % 2}.sock"))
+            elif host is None:
+                registry.remove_nic(name)
+            else:
+                registry.update_nic(name, routed_ipv4_prefixes=prefixes)
+        fresh = registry_with(*registry.nics.values(), network=network)
+        assert fresh.nics == registry.nics
+        probe = nic("probe")
+        assert outcome(fresh, probe) == outcome(registry, probe)
+        for wanted in ("10.0.0.4/31", "10.0.0.8/29"):
+            probe = nic("probe", ipv4_address="10.0.0.3", routed_ipv4_prefixes=[wanted])
+            assert outcome(fresh, probe) == outcome(registry, probe)
+
+
+def outcome(registry: Registry, probe: NicSpec) -> object:
+    try:
+        return registry.add_nic(probe)
+    except ConfigError as error:
+        return str(error)
+    finally:
+        if probe.name in registry.nics:
+            registry.remove_nic(probe.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import attrs
 import trio
 
 import mvirt_net
-from mvirt_net import DaemonConfig, NetworkSpec, NicSpec
+from mvirt_net import Control, DaemonConfig, NetworkSpec, NicSpec
 from mvirt_net.exits import ExitCode
 from tests.harness import VhostTestClient
 from tests.harness.config import one_network
@@ -92,6 +95,24 @@ class TestActivated:
             False,
         ]
 
+    async def test_goes_on_when_a_reload_makes_the_nic_anew(
+        self, nursery: trio.Nursery, tmp_path: Path
+    ) -> None:
+        with activated(tmp_path, "vm1") as daemon:
+            inode = (tmp_path / "vm1.sock").stat().st_ino
+            client = await VhostTestClient.connect(nursery, tmp_path / "vm1.sock")
+            await arp_gateway(client, MAC, "10.0.0.5")
+            wait_line(daemon.process, "Execing ")
+            (tmp_path / "x.toml").write_text(CONFIG.replace("10.0.0.5", "10.0.0.7"))
+            daemon.send(signal.SIGHUP)
+            await client.connection.wait_hung_up()
+            await client.aclose()
+            client = await VhostTestClient.connect(nursery, tmp_path / "vm1.sock")
+            await arp_gateway(client, MAC, "10.0.0.7")
+            await client.aclose()
+            assert (tmp_path / "vm1.sock").stat().st_ino == inode
+            assert daemon.stop() == ExitCode.OK
+
     def test_socket_of_nobody(self, tmp_path: Path) -> None:
         with activated(tmp_path, "vm1", "vm9") as daemon, socket.socket(socket.AF_UNIX) as probe:
             probe.connect(str(tmp_path / "vm1.sock"))
@@ -146,3 +167,48 @@ class TestEmbedded:
             serving.cancel_scope.cancel()
         assert listener.fileno() == -1
         assert path.is_socket()
+
+    async def test_a_nic_that_is_made_anew_has_it_again(
+        self, nursery: trio.Nursery, tmp_path: Path
+    ) -> None:
+        """By a reload that changes it, one that brings it back, and for one that a verb makes."""
+        path = tmp_path / "s"
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen()
+        networks = (NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/24"),)
+        spec: dict[str, Any] = {"network": "blue", "mac_address": MAC, "socket_path": path}
+        empty = DaemonConfig(networks=networks, socket_dir=tmp_path)
+
+        def config(**fields: str) -> DaemonConfig:
+            return attrs.evolve(empty, nics=(NicSpec(**{**spec, **fields}),))
+
+        controls: list[Control] = []
+        async with trio.open_nursery() as serving:
+            await serving.start(
+                partial(
+                    mvirt_net.serve,
+                    config(name="vm1", ipv4_address="10.0.0.5"),
+                    listeners={"vm1": listener},
+                    on_control=controls.append,
+                )
+            )
+            [control] = controls
+            await control.reload(config(name="vm1", ipv4_address="10.0.0.6"))
+            await self.serves(nursery, path, "10.0.0.6")
+            await control.reload(config(name="vm2", ipv4_address="10.0.0.7"))
+            await self.serves(nursery, path, "10.0.0.7")
+            await control.reload(empty)
+            await control.create_nic({**spec, "name": "vm3", "ipv4_address": "10.0.0.8"})
+            await self.serves(nursery, path, "10.0.0.8")
+            await control.delete_nic("vm3")
+            await control.reload(config(name="vm1", ipv4_address="10.0.0.9"))
+            await self.serves(nursery, path, "10.0.0.9")
+            serving.cancel_scope.cancel()
+        assert listener.fileno() == -1
+        assert path.is_socket()
+
+    async def serves(self, nursery: trio.Nursery, path: Path, address: str) -> None:
+        client = await VhostTestClient.connect(nursery, path)
+        await arp_gateway(client, MAC, address)
+        await client.aclose()

@@ -10,8 +10,8 @@ still waits a while for the end of the request.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any
 
 import attrs
 import trio
@@ -28,24 +28,11 @@ the client had gone, and would leave it undone if that cancelled the answer."""
 STALL_TIMEOUT = 30.0
 """Seconds in which a client must take a part of an answer."""
 
-TOLD_IN_A_TURN = 32
-"""Networks or NICs of an answer that are put into words in one turn of the event loop: 1 ms."""
-
-_T = TypeVar("_T")
-
 AsgiReceive = Callable[[], Awaitable[Any]]
 AsgiSend = Callable[[Any], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 _log = get_logger(__name__)
-
-
-async def in_turns(items: Iterable[_T]) -> AsyncIterator[_T]:
-    """Go through many things to be told of, without keeping everybody else waiting."""
-    for n, item in enumerate(items):
-        if n % TOLD_IN_A_TURN == 0:
-            await trio.lowlevel.checkpoint()
-        yield item
 
 
 class TooLarge(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 from .._version import __version__
 from ..control import Control, ControlError, NetworkRecord, NicRecord, NicState
 from .descriptors import Schema
-from .exchange import in_turns
 from .grpc import CallError, Method, Methods, Receive, Send, Status
 
 SERVICE = "mvirt.net.NetService"
@@ -90,8 +89,8 @@ class NetService:
         fields: dict[str, Any] = {
             "name": request.name,
             "is_public": request.is_public,
-            "dns_servers": list(request.dns_servers),
-            "ntp_servers": list(request.ntp_servers),
+            "dns_servers": _texts(request.dns_servers),
+            "ntp_servers": _texts(request.ntp_servers),
         }
         for family, key in (("ipv4", "ipv4_subnet"), ("ipv6", "ipv6_prefix")):
             if getattr(request, f"{family}_enabled"):
@@ -104,15 +103,14 @@ class NetService:
         return self._network(self._control.get_network(_identifier(request)))
 
     async def _list_networks(self, _request: Any) -> Any:
-        records = self._control.list_networks()
-        networks = [self._network(record) async for record in in_turns(records)]
+        networks = [self._network(record) async for record in self._control.each_network()]
         return self._message("ListNetworksResponse")(networks=networks)
 
     async def _update_network(self, request: Any) -> Any:
         record = await self._control.update_network(
             _id(request),
-            dns_servers=list(request.dns_servers),
-            ntp_servers=list(request.ntp_servers),
+            dns_servers=_texts(request.dns_servers),
+            ntp_servers=_texts(request.ntp_servers),
         )
         return self._network(record)
 
@@ -147,22 +145,22 @@ class NetService:
             if value := getattr(request, key):
                 fields[key] = value
         for key in ("routed_ipv4_prefixes", "routed_ipv6_prefixes"):
-            fields[key] = list(getattr(request, key))
+            fields[key] = _texts(getattr(request, key))
         return self._nic(await self._control.create_nic(fields, id=request.id or None))
 
     async def _get_nic(self, request: Any) -> Any:
         return self._nic(self._control.get_nic(_identifier(request)))
 
     async def _list_nics(self, request: Any) -> Any:
-        records = self._control.list_nics(request.network_id or None)
-        nics = [self._nic(record) async for record in in_turns(records)]
+        records = self._control.each_nic(request.network_id or None)
+        nics = [self._nic(record) async for record in records]
         return self._message("ListNicsResponse")(nics=nics)
 
     async def _update_nic(self, request: Any) -> Any:
         record = await self._control.update_nic(
             _id(request),
-            routed_ipv4_prefixes=list(request.routed_ipv4_prefixes),
-            routed_ipv6_prefixes=list(request.routed_ipv6_prefixes),
+            routed_ipv4_prefixes=_texts(request.routed_ipv4_prefixes),
+            routed_ipv6_prefixes=_texts(request.routed_ipv6_prefixes),
         )
         return self._nic(record)
 
@@ -190,26 +188,24 @@ class NetService:
     # Watching.
 
     async def _watch_networks(self, receive: Receive, send: Send) -> None:
-        await self._watch(
-            "network", self._network_event, self._control.list_networks, receive, send
-        )
+        await self._watch("network", self._network_event, self._control.each_network, receive, send)
 
     async def _watch_nics(self, receive: Receive, send: Send) -> None:
-        await self._watch("nic", self._nic_event, self._control.list_nics, receive, send)
+        await self._watch("nic", self._nic_event, self._control.each_nic, receive, send)
 
     async def _watch(
         self,
         resource: str,
         event: Callable[[str, datetime, Any], Any],
-        list_records: Callable[[], list[Any]],
+        each_record: Callable[[], AsyncIterator[Any]],
         receive: Receive,
         send: Send,
     ) -> None:
         if await receive() is None:
             raise CallError(Status.INTERNAL, "no request")
         async with self._control.watch() as changes:
-            # No checkpoint up to here, so nothing is missed between the two.
-            for record in list_records():
+            # Of what changes now we hear twice, and miss nothing.
+            async for record in each_record():
                 await send(event(record.id, record.updated_at, record))
             async for change in changes:
                 if change.resource == resource:
@@ -266,6 +262,11 @@ def _id(request: Any) -> str:
     if not request.id:
         raise _invalid("id is required")
     return str(request.id)
+
+
+def _texts(values: Iterable[str]) -> list[str]:
+    """Without the empty ones, which upstream passes over."""
+    return [value for value in values if value]
 
 
 def _text(value: object) -> str:

@@ -26,7 +26,7 @@ import attrs
 from ..capture_control import CaptureControl
 from ..control import Control, ControlError, ErrorKind, NetworkRecord, NicRecord
 from ..refusals import refusals
-from .exchange import in_turns
+from ..watching import Watch
 from .http import HttpError, Request, Response, json_body
 
 JSON = "application/json"
@@ -108,8 +108,8 @@ class Rest:
     # Networks.
 
     async def list_networks(self, _call: Call) -> Response:
-        records = self.control.list_networks()
-        return _ok({"networks": [network_json(record) async for record in in_turns(records)]})
+        records = self.control.each_network()
+        return _ok({"networks": [network_json(record) async for record in records]})
 
     async def create_network(self, call: Call) -> Response:
         fields = dict(call.body)
@@ -130,8 +130,8 @@ class Rest:
     # NICs.
 
     async def list_nics(self, call: Call) -> Response:
-        records = self.control.list_nics(call.query.get("network"))
-        return _ok({"nics": [nic_json(record) async for record in in_turns(records)]})
+        records = self.control.each_nic(call.query.get("network"))
+        return _ok({"nics": [nic_json(record) async for record in records]})
 
     async def create_nic(self, call: Call) -> Response:
         fields = dict(call.body)
@@ -169,27 +169,24 @@ class Rest:
     # The rest.
 
     async def stats(self, _call: Call) -> Response:
-        stats = self.control.stats().items()
-        return _ok({"nics": {name: stats_json(s) async for name, s in in_turns(stats)}})
+        stats = self.control.each_stats()
+        return _ok({"nics": {name: stats_json(s) async for name, s in stats}})
 
     async def watch(self, _call: Call) -> Response:
         return Response(200, self._changes(), NDJSON, (("cache-control", "no-store"),))
 
     @contextlib.asynccontextmanager
     async def _changes(self) -> AsyncIterator[AsyncIterator[bytes]]:
-        async with self.control.watch() as changes:
-            # Nothing happens between the two, for nothing is awaited.
-            known: list[tuple[str, Any]] = [
-                ("network", record) for record in self.control.list_networks()
-            ]
-            known += [("nic", record) for record in self.control.list_nics()]
-            lines = self._lines(known, changes)
-            async with contextlib.aclosing(lines):
-                yield lines
+        async with (
+            self.control.watch() as changes,
+            contextlib.aclosing(self._lines(changes)) as lines,
+        ):
+            yield lines
 
-    async def _lines(self, known: list[Any], changes: Any) -> AsyncGenerator[bytes, None]:
-        for resource, record in known:
-            yield _change(resource, record.id, record)
+    async def _lines(self, changes: Watch) -> AsyncGenerator[bytes, None]:
+        # Of what changes now the client hears twice, and misses nothing.
+        async for record in self.control.each():
+            yield _change(record.resource, record.id, record)
         yield json_body({"type": "complete"})
         async for change in changes:
             yield _change(change.resource, change.id, change.record)
