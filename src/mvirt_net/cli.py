@@ -16,7 +16,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Interface, ip_address
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ from .endpoints import DEFAULT_GRPC
 from .errors import ConfigError
 from .exits import PROGRAM, ExitCode, report
 from .ffi import MAX_FRAME
+from .folders import default_state, make_socket_dir, make_state_dir
 from .inherited import FIRST_ACTIVATED_FD, match_activated, take_activated, take_socket
 from .logsetup import LogFormat, set_up_logging
 from .model import DaemonConfig, Netmask, NetworkSpec, NicSpec, PollingSpec, SocketAccess
@@ -411,7 +412,7 @@ def _with_state(config: DaemonConfig, path: Path | None, *, no_state: bool) -> D
     elif path is not None:
         state = path.absolute()
     elif state is None and config.api.is_wanted:
-        state = _default_state()
+        state = default_state()
     return attrs.evolve(config, state=state)
 
 
@@ -548,17 +549,9 @@ def serve(
     listeners = _activated(ctx, config, options["ready_fd"])
     if options["capture_dir"] and not config.api.http:
         raise click.UsageError("--capture-dir is for --http", ctx)
-    groups = {
-        nic.socket_group
-        for nic in config.nics
-        if nic.socket_path and nic.socket_path.parent == socket_dir and nic.name not in listeners
-    }
-    if config.api.is_wanted:
-        groups.add(config.defaults.socket_group)
-    if groups:
-        _make_dir(socket_dir, account, groups)
-    if config.state == _default_state():
-        _make_state_dir(_default_state().parent, account)
+    make_socket_dir(socket_dir, config, listeners, account)
+    if config.state == default_state():
+        make_state_dir(account)
     _run(ctx, config, reload=read, config_path=path, listeners=listeners, **options)
 
 
@@ -679,57 +672,6 @@ def _load(path: Path, socket_dir: Path, *access: SocketAccess) -> DaemonConfig:
         raise
     except OSError as error:
         raise ConfigFileError(path, [ConfigError("", error.strerror or str(error))]) from error
-
-
-def _default_state() -> Path:
-    """Likewise (StateDirectory=), else the usual place."""
-    if given := os.environ.get("STATE_DIRECTORY"):
-        folder = Path(given.partition(":")[0])
-    elif os.geteuid() == 0:
-        folder = Path("/var/lib", PROGRAM)
-    else:
-        # As the XDG Base Directory Specification has it.
-        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-        folder = Path(home, PROGRAM)
-    return folder / "state.db"
-
-
-def _make_state_dir(path: Path, account: Account | None) -> None:
-    """Make the usual folder for the state, if there is none. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _make_dir(path, account, (), mode=0o700)
-
-
-def _make_dir(
-    path: Path, account: Account | None, groups: Collection[int | None], mode: int = 0o750
-) -> None:
-    """Make the folder for the sockets, if there is none.
-
-    Args:
-        path: of the folder.
-        account: whom we will run as, and who must be able to remove files then.
-        groups: of the sockets in it. The folder gets it, too, if it is one, so that whoever may
-            use a socket gets there.
-
-    Raises:
-        OSError: it cannot be made, or not be given to them.
-    """
-    try:
-        path.mkdir(mode=mode)
-    except FileExistsError:
-        if not path.is_dir():
-            raise
-        return
-    owner = -1 if account is None else account.uid
-    [group] = groups if len(groups) == 1 else [None]
-    # By its descriptor: a link that somebody has put in its place meanwhile is not followed.
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fchown(fd, owner, -1 if group is None else group)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        os.close(fd)
 
 
 command.add_command(ctl)
