@@ -12,7 +12,7 @@ from .._version import __version__
 from ..control import Control, ControlError, NetworkRecord, NicRecord, NicState
 from .descriptors import Schema
 from .exchange import in_turns
-from .grpc import CallError, Method, Methods, Receive, Send, Status
+from .grpc import CallError, Method, Methods, Send, Status
 
 SERVICE = "mvirt.net.NetService"
 
@@ -69,7 +69,7 @@ class NetService:
             f"/{SERVICE}/{name}": Method(
                 self._message(f"{name}Request"),
                 unary=partial(_refusing, verbs[name]) if name in verbs else None,
-                stream=streams.get(name),
+                server_stream=streams.get(name),
             )
             for name in [*verbs, *streams]
         }
@@ -189,24 +189,19 @@ class NetService:
 
     # Watching.
 
-    async def _watch_networks(self, receive: Receive, send: Send) -> None:
-        await self._watch(
-            "network", self._network_event, self._control.list_networks, receive, send
-        )
+    async def _watch_networks(self, _request: Any, send: Send) -> None:
+        await self._watch("network", self._network_event, self._control.list_networks, send)
 
-    async def _watch_nics(self, receive: Receive, send: Send) -> None:
-        await self._watch("nic", self._nic_event, self._control.list_nics, receive, send)
+    async def _watch_nics(self, _request: Any, send: Send) -> None:
+        await self._watch("nic", self._nic_event, self._control.list_nics, send)
 
     async def _watch(
         self,
         resource: str,
         event: Callable[[str, datetime, Any], Any],
         list_records: Callable[[], list[Any]],
-        receive: Receive,
         send: Send,
     ) -> None:
-        if await receive() is None:
-            raise CallError(Status.INTERNAL, "no request")
         async with self._control.watch() as changes:
             # No checkpoint up to here, so nothing is missed between the two.
             for record in list_records():
