@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "limits.md"
-UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "ms": 1e-3}
+UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "ms": 1e-3}
 """Those that are not the unit of the constant itself."""
 
 ROWS = re.findall(r"^\| (.+?) \| (.+?) \|.*\| `([\w.]+)` \|$", PAGE.read_text(), re.MULTILINE)
