@@ -319,7 +319,7 @@ class TestNics:
         assert rig.control.list_nics() == [record, other]
         assert rig.control.list_nics("red") == rig.control.list_nics(red.id) == [other]
         assert rig.control.get_network("blue").nic_count == 1
-        assert set(rig.control.stats()) == {"vm1", other.spec.name}
+        assert set(dict(rig.control.stats())) == {"vm1", other.spec.name}
         rig.assert_agreed()
 
     async def test_a_guest_uses_it(self, rig: Rig) -> None:

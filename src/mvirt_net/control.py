@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Sized
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence, Sized
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -173,7 +173,7 @@ class Control:
 
     def list_networks(self) -> list[NetworkRecord]:
         """All networks, those of the file first, then by age."""
-        return [self._roster.network_record(entry) for entry in self._roster.networks.values()]
+        return self._roster.network_records()
 
     def get_network(self, ref: str) -> NetworkRecord:
         """The network that `ref` means."""
@@ -349,9 +349,18 @@ class Control:
                 await self._forget_nic(entry)
             _log.info("NIC deleted", nic=entry.spec.name)
 
-    def stats(self) -> dict[str, NicStats]:
-        """The counters of all NICs that are served, by name."""
-        return {name: nic.stats() for name, nic in self._switch.nics.items()}
+    def stats(self) -> Iterator[tuple[str, NicStats]]:
+        """The counters of all NICs that are served now, with their names.
+
+        Each NIC is read when it is asked for, so that others may have turns between them; one that
+        has gone by then is left out.
+        """
+        for name, nic in list(self._switch.nics.items()):
+            try:
+                stats = nic.stats()
+            except trio.ClosedResourceError:
+                continue
+            yield name, stats
 
     # Watching.
 

@@ -7,6 +7,7 @@ the verbs want together (`inventory`), and makes the list anew.
 
 from __future__ import annotations
 
+import collections
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
@@ -55,15 +56,12 @@ class Roster:
 
     def network_record(self, entry: NetworkEntry) -> NetworkRecord:
         """What is told of it now."""
-        return NetworkRecord(
-            id=entry.id,
-            spec=entry.spec,
-            nic_count=sum(nic.network_id == entry.id for nic in self.nics.values()),
-            created_at=entry.created_at,
-            updated_at=entry.updated_at,
-            in_file=entry.in_file,
-            error=entry.error,
-        )
+        return _network_record(entry, sum(nic.network_id == entry.id for nic in self.nics.values()))
+
+    def network_records(self) -> list[NetworkRecord]:
+        """What is told of all of them now; their NICs are counted in one go."""
+        counts = collections.Counter(nic.network_id for nic in self.nics.values())
+        return [_network_record(entry, counts[entry.id]) for entry in self.networks.values()]
 
     def nic_record(self, entry: NicEntry) -> NicRecord:
         """What is told of it now."""
@@ -295,6 +293,18 @@ def _find(entries: Mapping[str, _Entry], ref: str, what: str) -> _Entry:
     if not named:
         raise ControlError(ErrorKind.NOT_FOUND, f"{what} not found")
     return min(named, key=lambda entry: bool(entry.error))
+
+
+def _network_record(entry: NetworkEntry, nic_count: int) -> NetworkRecord:
+    return NetworkRecord(
+        id=entry.id,
+        spec=entry.spec,
+        nic_count=nic_count,
+        created_at=entry.created_at,
+        updated_at=entry.updated_at,
+        in_file=entry.in_file,
+        error=entry.error,
+    )
 
 
 def _state(nic: Nic | None) -> NicState:

@@ -1,14 +1,21 @@
-"""Networks, NICs and counters as JSON. Names of fields are those of the configuration file."""
+"""Networks, NICs and counters as JSON. Names of fields are those of the configuration file.
+
+Of hundreds of them, each is put into words by itself, and others have turns between them.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import attrs
 
 from ..control import NetworkRecord, NicRecord
 from .bodies import JSON
+from .exchange import in_turns
 from .http import Response, json_body
+
+_T = TypeVar("_T")
 
 
 def network_json(record: NetworkRecord) -> dict[str, Any]:
@@ -72,6 +79,27 @@ def _text(value: object) -> str | None:
 
 def ok(value: Any) -> Response:
     return Response(200, json_body(value), JSON)
+
+
+async def listed(key: str, items: Iterable[_T], as_json: Callable[[_T], Any]) -> Response:
+    """An object whose only `key` has the list of all items."""
+    parts = [_inner(as_json(item)) async for item in in_turns(items)]
+    return Response(200, b'{"%b": [%b]}\n' % (key.encode(), b", ".join(parts)), JSON)
+
+
+async def named(
+    key: str, items: Iterable[tuple[str, _T]], as_json: Callable[[_T], Any]
+) -> Response:
+    """An object whose only `key` has an object, from names to items."""
+    parts = [
+        b"%b: %b" % (_inner(name), _inner(as_json(item))) async for name, item in in_turns(items)
+    ]
+    return Response(200, b'{"%b": {%b}}\n' % (key.encode(), b", ".join(parts)), JSON)
+
+
+def _inner(value: Any) -> bytes:
+    """A value inside of another one."""
+    return json_body(value).removesuffix(b"\n")
 
 
 def created(path: str, value: Any) -> Response:

@@ -15,9 +15,17 @@ import attrs
 from ..capture_control import CaptureControl
 from ..control import Control, ControlError, ErrorKind
 from ..refusals import refusals
-from .answers import change_line, created, network_json, nic_json, ok, stats_json
+from .answers import (
+    change_line,
+    created,
+    listed,
+    named,
+    network_json,
+    nic_json,
+    ok,
+    stats_json,
+)
 from .bodies import parse_body, parse_flag, parse_query
-from .exchange import in_turns
 from .http import HttpError, Request, Response, json_body
 from .origins import check_origin
 from .routing import Call, Route, Router, checked_method
@@ -79,8 +87,7 @@ class Rest:
     # Networks.
 
     async def list_networks(self, _call: Call) -> Response:
-        records = self.control.list_networks()
-        return ok({"networks": [network_json(record) async for record in in_turns(records)]})
+        return await listed("networks", self.control.list_networks(), network_json)
 
     async def create_network(self, call: Call) -> Response:
         fields = dict(call.body)
@@ -102,7 +109,7 @@ class Rest:
 
     async def list_nics(self, call: Call) -> Response:
         records = self.control.list_nics(call.query.get("network"))
-        return ok({"nics": [nic_json(record) async for record in in_turns(records)]})
+        return await listed("nics", records, nic_json)
 
     async def create_nic(self, call: Call) -> Response:
         fields = dict(call.body)
@@ -140,8 +147,7 @@ class Rest:
     # The rest.
 
     async def stats(self, _call: Call) -> Response:
-        stats = self.control.stats().items()
-        return ok({"nics": {name: stats_json(s) async for name, s in in_turns(stats)}})
+        return await named("nics", self.control.stats(), stats_json)
 
     async def watch(self, _call: Call) -> Response:
         return Response(200, self._changes(), NDJSON, (("cache-control", "no-store"),))
