@@ -427,3 +427,21 @@ async def test_what_the_client_has_is_not_sent(tmp_path: Path, known: str, statu
     assert head.split()[1] == status
     assert b'etag: "1"' in head
     assert body == (b"hello" if status == b"200" else b"")
+
+
+@pytest.mark.parametrize(("size", "served"), [(-2000, True), (2000, False)])
+async def test_headers_of_both_versions_have_a_limit(
+    tmp_path: Path, size: int, served: bool
+) -> None:
+    path = tmp_path / "x.sock"
+    target = "/" + "x" * (connections.MAX_HEADERS + size)
+    async with serving(path, http(hello)):
+        async with connected(path) as stream:
+            await stream.send_all(GET.replace(b"/", target.encode(), 1))
+            status = (await stream.receive_some()).split()[1]
+            assert status == (b"200" if served else b"431")
+        async with connected(path) as stream:
+            client = H2Client(stream)
+            await client.request(1, path=target)
+            kind = h2.events.StreamEnded if served else h2.events.ConnectionTerminated
+            await client.wait_for(kind)

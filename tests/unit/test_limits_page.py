@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+import mvirt_net
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "limits.md"
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "ms": 1e-3}
@@ -42,3 +45,39 @@ def test_is_what_the_code_has(what: str, said: str, name: str) -> None:
 def test_events_of_embedding_programs() -> None:
     [(said, name)] = re.findall(r"falls ([\d,]+) events behind.*\n.*`([\w.]+)`", PAGE.read_text())
     assert value_of(name) == int(said.replace(",", ""))
+
+
+LIMITING = re.compile(
+    r"(^|_)(MAX|MOST|LIMIT|TIMEOUT|BACKLOG|ROOM|BURST|RATE|IDLE|PATIENCE|LOGGED|EVENTS|SAMPLES|LINGER"
+    r"|PAUSE)(_|$)"
+)
+"""What the name of a constant has that bounds something."""
+
+NO_ROWS = {
+    "api.connections.ACCEPT_PAUSE": "as nic.ACCEPT_PAUSE",
+}
+"""Those that have no row, and why."""
+
+
+def limiting_constants() -> set[str]:
+    """Numbers of modules that are called so, by their names below `mvirt_net`."""
+    source = Path(mvirt_net.__file__).parent
+    found = set()
+    for path in source.rglob("*.py"):
+        module = ".".join(path.relative_to(source).with_suffix("").parts).removesuffix(".__init__")
+        for node in ast.parse(path.read_text()).body:
+            targets = (
+                node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            )
+            for target in targets:
+                for name in ast.walk(target) if target is not None else ():
+                    if isinstance(name, ast.Name) and LIMITING.search(name.id):
+                        found.add(f"{module}.{name.id}")
+    return {name for name in found if isinstance(value_of(name), int | float)}
+
+
+def test_every_limit_has_a_row() -> None:
+    rows = {name for _what, _said, name in ROWS} | {"switch.EVENT_BACKLOG"}
+    constants = limiting_constants()
+    assert constants - rows - NO_ROWS.keys() == set(), "neither on the page nor in NO_ROWS"
+    assert NO_ROWS.keys() <= constants - rows

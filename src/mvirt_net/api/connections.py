@@ -288,11 +288,16 @@ class _PatientBuffer(hypercorn.protocol.h2.StreamBuffer):
         return await super().pop(max_length)
 
 
-class _ResettingProtocol(hypercorn.protocol.h2.H2Protocol):
-    """HTTP/2, in which an answer that ends before its end is reset.
+class _StrictProtocol(hypercorn.protocol.h2.H2Protocol):
+    """HTTP/2, in which a limit holds that is told, and a stream ends whose answer does.
 
-    Hypercorn's own forgets its stream, and the client would wait for the rest for ever.
+    Hypercorn's own tells clients how large their headers may be and takes 64 KiB all the same. It
+    forgets the stream of an answer that breaks off, and the client would wait for ever.
     """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.connection.decoder.max_header_list_size = self.config.h2_max_header_list_size
 
     async def stream_send(self, event: hypercorn.protocol.events.Event) -> None:
         await super().stream_send(event)
@@ -310,4 +315,4 @@ class _ResettingProtocol(hypercorn.protocol.h2.H2Protocol):
 
 
 hypercorn.protocol.h2.StreamBuffer = _PatientBuffer  # type: ignore[misc]
-hypercorn.protocol.H2Protocol = _ResettingProtocol  # type: ignore[misc]
+hypercorn.protocol.H2Protocol = _StrictProtocol  # type: ignore[misc]

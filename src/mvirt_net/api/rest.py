@@ -78,11 +78,12 @@ class Rest:
             return await route.handler(self, call)
 
     def _nothing_at(self, path: str) -> HttpError:
-        detail = f"there is nothing at {path}"
         shorter = path.rstrip("/")
         if shorter != path and (shorter in self._pages or _ROUTER.at(shorter)):
-            detail += f", but there is at {shorter}"
-        return HttpError(404, detail)
+            hint = f"but there is at {shorter}"
+        else:
+            hint = "/openapi.json lists what there is"
+        return HttpError(404, f"there is nothing at {path}, {hint}")
 
     # Networks.
 
