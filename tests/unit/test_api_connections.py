@@ -445,3 +445,24 @@ async def test_headers_of_both_versions_have_a_limit(
             await client.request(1, path=target)
             kind = h2.events.StreamEnded if served else h2.events.ConnectionTerminated
             await client.wait_for(kind)
+
+
+async def test_one_who_hangs_up_is_noticed_though_more_was_asked_for(tmp_path: Path) -> None:
+    """Nothing is read of a connection whose next request waits, here for ever."""
+    path = tmp_path / "x.sock"
+    begun, cancelled = trio.Event(), trio.Event()
+
+    async def forever(_request: Request) -> Response:
+        begun.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    async with serving(path, http(forever)):
+        async with connected(path) as stream:
+            await stream.send_all(2 * GET)
+            await begun.wait()
+            await wait_all_tasks_blocked()
+        with trio.fail_after(connections.HANG_UP_INTERVAL + 2 * connections.HANG_UP_TIMEOUT):
+            await cancelled.wait()

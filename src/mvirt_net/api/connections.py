@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import select
 import socket
 import sys
 from collections.abc import Awaitable, Callable
@@ -54,6 +55,8 @@ READ_SIZE = 1024
 """Bytes that are looked at in one go: of the smallest frames that is up to 10 ms of work."""
 HANG_UP_TIMEOUT = 1.0
 """Seconds in which everything must be over that a client had asked for which hung up."""
+HANG_UP_INTERVAL = 10.0
+"""Seconds between looks at whether a client has hung up of whom nothing is read."""
 WRITE_TIMEOUT = 10.0
 """Seconds in which a client must take what is sent to it."""
 ACCEPT_PAUSE = 0.1
@@ -93,8 +96,23 @@ class Client:
                 await trio.lowlevel.checkpoint()
         finally:
             if not data:
-                self.scope.deadline = trio.current_time() + HANG_UP_TIMEOUT
+                self._hang_up()
         return data
+
+    async def look_for_hang_up(self) -> None:
+        """Started with the client, ends with it, or when it has hung up.
+
+        Hypercorn reads nothing while a request waits for the answer to the one before (HTTP/1.1,
+        pipelining). If that has no end, as of a watcher, nobody would notice.
+        """
+        poll = select.poll()
+        poll.register(self.socket.fileno(), select.POLLRDHUP)
+        while not poll.poll(0):
+            await trio.sleep(HANG_UP_INTERVAL)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        self.scope.deadline = trio.current_time() + HANG_UP_TIMEOUT
 
     async def send_all(self, data: bytes) -> None:
         """Raises trio.BrokenResourceError also when the client takes too long."""
@@ -174,14 +192,18 @@ class Listener(trio.abc.Listener[Any]):
         self._clients.add(client)
         try:
             if self._may_connect(client):
+                server = TCPServer(
+                    ASGIWrapper(cast(ASGIFramework, app)),
+                    config,
+                    WorkerContext(None),
+                    ConnectionState(LifespanState({})),
+                    client,
+                )
                 with client.scope:
-                    await TCPServer(
-                        ASGIWrapper(cast(ASGIFramework, app)),
-                        config,
-                        WorkerContext(None),
-                        ConnectionState(LifespanState({})),
-                        client,
-                    ).run()
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(client.look_for_hang_up)
+                        await server.run()
+                        nursery.cancel_scope.cancel()
         except* Exception as error:
             # Not only bugs of ours end up here, so a client does not get a traceback for each.
             self._log.warning("client cut off", error=repr(next(leaves(error))))
