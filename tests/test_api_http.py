@@ -146,7 +146,11 @@ def test_nics(api: httpx.Client, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "words"),
     [
-        ("GET", "/v1/nothing", None, 404, "there is nothing at"),
+        ("GET", "/v1/nothing", None, 404, "there is nothing at /v1/nothing"),
+        ("GET", "/v1/networks/", None, 404, "but there is at /v1/networks"),
+        ("GET", "/metrics/", None, 404, "but there is at /metrics"),
+        ("DELETE", "/v1/nics/", None, 404, "nothing at /v1/nics/"),
+        ("OPTIONS", "/v1/networks", None, 405, "GET, POST, HEAD"),
         ("GET", "/v1/networks/red", None, 404, "network not found"),
         ("GET", "/v1/nics/%FF", None, 400, "no path"),
         ("PUT", "/v1/networks", {}, 405, "GET, POST, HEAD"),

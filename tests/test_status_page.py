@@ -24,6 +24,8 @@ PARTS = {
     "/status.svg": "image/svg+xml",
 }
 
+STATIC = {"/status.js", "/status.css", "/status.svg"}
+
 
 @attrs.frozen
 class Answer:
@@ -120,7 +122,17 @@ def test_headers(address: str) -> None:
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["cross-origin-resource-policy"] == "same-origin"
         assert headers["referrer-policy"] == "no-referrer"
-        assert headers["cache-control"] == "no-store"
+        assert headers["cache-control"] == ("no-cache" if path in STATIC else "no-store")
+
+
+def test_parts_that_stay_the_same_are_sent_once(address: str) -> None:
+    for path in PARTS:
+        etag = ask(address, path).headers.get("etag")
+        assert (etag is not None) == (path in STATIC)
+        if etag is not None:
+            again = ask(address, path, if_none_match=etag)
+            assert (again.status, again.text) == (304, "")
+            assert again.headers["cache-control"] == "no-cache"
 
 
 def test_not_for_other_pages(address: str) -> None:

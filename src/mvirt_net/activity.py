@@ -24,12 +24,15 @@ import attrs
 import trio
 
 from .control import Change, Control, NetworkRecord, NicRecord, NicState
-from .model import NicStats
+from .model import DropReason, NicStats
 from .nic import Nic, NicEvent
 from .switch import Switch
 
 EVENTS = 100
 """How many are kept."""
+FRONTEND_EVENTS = 10
+"""How many of these may be what one NIC's frontends did: one that connects again and again must not
+drown all else."""
 SAMPLES = 60
 """How many are kept of each NIC."""
 INTERVAL = 2.0
@@ -52,6 +55,11 @@ class EventKind(enum.StrEnum):
     REFUSED = "refused"
     MISSED = "missed"
     """Too much happened at once, and some of it is not among the events."""
+
+
+_BY_FRONTENDS = frozenset(
+    {EventKind.CONNECTED, EventKind.DISCONNECTED, EventKind.FAULTED, EventKind.REFUSED}
+)
 
 
 @attrs.frozen
@@ -78,11 +86,39 @@ class EventLog:
 
     def add(self, kind: EventKind, resource: str = "", name: str = "", detail: str = "") -> None:
         self._serial += 1
+        if kind in _BY_FRONTENDS:
+            self._make_room(resource, name)
         self._events.append(Event(self._serial, self._now(), kind, resource, name, detail))
+
+    def _make_room(self, resource: str, name: str) -> None:
+        """Forget the first of `FRONTEND_EVENTS` of a NIC."""
+        told = [
+            event
+            for event in self._events
+            if event.kind in _BY_FRONTENDS and (event.resource, event.name) == (resource, name)
+        ]
+        if len(told) == FRONTEND_EVENTS:
+            self._events.remove(told[0])
 
     def latest(self) -> list[Event]:
         """The last one first."""
         return list(reversed(self._events))
+
+
+@attrs.define
+class Drops:
+    """Frames that were dropped for one reason, as of the last sample."""
+
+    frames: int = 0
+    """At all NICs together."""
+    most: int = 0
+    most_at: str = ""
+    """The NIC that has most of them, and how many."""
+
+    def add(self, frames: int, nic: str) -> None:
+        self.frames += frames
+        if frames > self.most:
+            self.most, self.most_at = frames, nic
 
 
 @attrs.frozen
@@ -183,6 +219,8 @@ class Activity:
         """Both by id."""
         self.traffic: dict[str, Traffic] = {}
         """By the name of the NIC; empty while nobody looks."""
+        self.drops: dict[DropReason, Drops] = {}
+        """Likewise; added up with each sample, for it takes some time."""
         self.total = Curves()
         self._looked_at = -math.inf
         self._look = trio.Event()
@@ -259,12 +297,13 @@ class Activity:
                 await self._sample()
                 self._sampled.set()
                 await trio.sleep(INTERVAL)
-            self.traffic, self.total = {}, Curves()
+            self.traffic, self.drops, self.total = {}, {}, Curves()
             self._look, self._sampled = trio.Event(), trio.Event()
 
     async def _sample(self) -> None:
         """Look at the counters of all NICs, in slices."""
         before, after = self.traffic, {}
+        drops: collections.defaultdict[DropReason, Drops] = collections.defaultdict(Drops)
         total = Rates()
         for count, (name, nic) in enumerate(list(self._switch.nics.items()), 1):
             if nic is self._switch.nics.get(name):  # it may have gone meanwhile
@@ -274,9 +313,11 @@ class Activity:
                 else:
                     total += traffic.add(nic, nic.stats(), at)
                 after[name] = traffic
+                for reason, frames in traffic.stats.drops.items():
+                    drops[reason].add(frames, name)
             if count % SLICE == 0:
                 await trio.lowlevel.checkpoint()
-        self.traffic = after
+        self.traffic, self.drops = after, dict(drops)
         if before:
             self.total.add(total)
 

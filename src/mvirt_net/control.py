@@ -368,8 +368,10 @@ class Control:
         """The counters of all NICs that are served, by name; in the way of `each_network`."""
 
         def stats(name: str) -> tuple[str, NicStats] | None:
-            nic = self._switch.nics.get(name)
-            return None if nic is None else (name, nic.stats())
+            try:
+                return name, self._switch.nics[name].stats()
+            except (KeyError, trio.ClosedResourceError):
+                return None  # it has gone, or goes just now
 
         return InTurns(list(self._switch.nics), stats)
 

@@ -523,6 +523,11 @@ class SocketAccess:
     )
     """Groups whose processes may connect, apart from `allow_uid`; supplementary ones count."""
 
+    @property
+    def mode(self) -> FileMode:
+        """Permissions of the socket file."""
+        return self.socket_mode or DEFAULT_SOCKET_MODE
+
     def with_defaults(self, defaults: SocketAccess) -> Self:
         """The same, what is absent taken from `defaults`.
 

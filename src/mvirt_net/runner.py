@@ -200,6 +200,7 @@ class _Process:
         self._at_end.enter_context(pid_file(self.options.pid_path))
         privileges.freeze()
         if self.options.sandboxed:
+            self._warn_of_wide_reach()
             sandbox.confine(self._reach())
             close_database()
         privileges.become(self.options.runas)
@@ -230,15 +231,29 @@ class _Process:
 
         Who changes a file may put another one in its place, so it is the folder that counts.
         """
-        path = self.options.config_path
-        if path is None:
+        config_folders = self._config_folders()
+        if not config_folders:
             return
-        for folder in {path.parent, path.resolve().parent}:
+        for folder in config_folders:
             yield folder, FsAccess.READ_FILE
         folders = {path.parent for path in self._socket_paths()} | {self.config.socket_dir}
         for folder in folders:
             if folder.is_dir():
                 yield folder, FsAccess.MAKE_SOCK | FsAccess.REMOVE_FILE
+
+    def _config_folders(self) -> set[Path]:
+        """Where the configuration file is that can be read again; of a link, both of its ends."""
+        path = self.options.config_path
+        return set() if path is None else {path.absolute().parent, path.resolve().parent}
+
+    def _warn_of_wide_reach(self) -> None:
+        """Whatever else is in the folder of the configuration can be read, too."""
+        for folder in self._config_folders():
+            if _has_folders(folder):
+                log.warning(
+                    "all of this folder stays readable: give the configuration one of its own",
+                    path=str(folder),
+                )
 
     def _socket_paths(self) -> list[Path]:
         """Of the control interfaces and of the NICs that are served now, but for activated ones."""
@@ -355,6 +370,13 @@ class _Process:
                 if event.kind is NicEventKind.DISCONNECTED:
                     self._stop()
                     return
+
+
+def _has_folders(folder: Path) -> bool:
+    """As /etc and home folders have, and one that is for a configuration has not."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return any(entry.is_dir(follow_symlinks=False) for entry in entries)
+    return False
 
 
 def _problems(error: Exception) -> list[str]:

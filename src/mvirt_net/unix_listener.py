@@ -25,7 +25,7 @@ import trio
 
 from .errors import SocketAccessError, SocketInUseError, SocketPathError
 from .log import get_logger
-from .model import DEFAULT_SOCKET_MODE, SocketAccess
+from .model import SocketAccess
 
 BACKLOG = socket.SOMAXCONN
 """Connections that wait to be accepted, of which the kernel allows fewer (``net.core.somaxconn``).
@@ -132,7 +132,7 @@ class UnixListener(Listener):
 
     def _set_access(self, access: SocketAccess) -> None:
         """Give the socket file its owner, group and mode, never through a symbolic link."""
-        mode = _mode(access)
+        mode = access.mode.bits
         owner = _UNCHANGED if access.socket_owner is None else access.socket_owner
         group = _UNCHANGED if access.socket_group is None else access.socket_group
         fd = os.open(self.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -177,7 +177,7 @@ def open_unix_listener(path: Path, access: SocketAccess) -> UnixListener:
         SocketPathError: anything else: no folder, a file that is no socket, a path too long.
     """
     try:
-        listener = UnixListener(_bound_socket(path, _mode(access)), path)
+        listener = UnixListener(_bound_socket(path, access.mode.bits), path)
         try:
             listener.start(access)
         except BaseException:
@@ -209,10 +209,6 @@ def _bound_socket(path: Path, mode: int) -> socket.socket:
         raise
     sock.close()
     raise SocketInUseError(f"{path}: another process takes it again and again")
-
-
-def _mode(access: SocketAccess) -> int:
-    return (access.socket_mode or DEFAULT_SOCKET_MODE).bits
 
 
 def _bind(sock: socket.socket, path: Path) -> bool:

@@ -85,7 +85,9 @@ def systemd_image(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Image
 
 
 async def configure(guest: Guest, path: str) -> None:
-    await guest.run(f"cat > /etc/mvirt-net.toml <<'END'\n{CONFIG.format(path=path)}\nEND")
+    await guest.run("mkdir -p /etc/mvirt-net")
+    text = CONFIG.format(path=path)
+    await guest.run(f"cat > /etc/mvirt-net/mvirt-net.toml <<'END'\n{text}\nEND")
 
 
 async def start(guest: Guest, unit: str) -> None:

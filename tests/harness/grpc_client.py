@@ -187,6 +187,11 @@ def deadlines(channel: Any) -> None:
     stub = net_grpc.NetServiceStub(channel)
     stream = stub.WatchNics(net.WatchNicsRequest(), timeout=0.2)
     refused(lambda: list(stream), CODE.DEADLINE_EXCEEDED, "")
+    for seconds in (0.001, 1e-9):
+        try:
+            stub.ListNics(net.ListNicsRequest(), timeout=seconds)
+        except grpc.RpcError as error:
+            assert error.code() is CODE.DEADLINE_EXCEEDED, error
     assert blue(stub).name == "blue"
 
 
@@ -194,18 +199,23 @@ def compression(channel: Any) -> None:
     stub = net_grpc.NetServiceStub(channel)
     request = net.GetNetworkRequest(name="blue")
     assert stub.GetNetwork(request, compression=grpc.Compression.Gzip).name == "blue"
-    bomb = net.GetNetworkRequest(name="0" * 5_000_000)
+    bomb = net.GetNetworkRequest(name="0" * 300_000)
     call = stub.GetNetwork
     gzip, deflate = grpc.Compression.Gzip, grpc.Compression.Deflate
-    refused(lambda: call(bomb, compression=gzip), CODE.RESOURCE_EXHAUSTED, "more than 4194304")
-    refused(lambda: call(bomb), CODE.RESOURCE_EXHAUSTED, "4194304")
+    refused(lambda: call(bomb, compression=gzip), CODE.RESOURCE_EXHAUSTED, "more than 262144")
+    refused(lambda: call(bomb), CODE.RESOURCE_EXHAUSTED, "262144")
     refused(lambda: call(request, compression=deflate), CODE.UNIMPLEMENTED, "deflate")
     # As large as it may be, more than any window.
-    refused(lambda: call(net.GetNetworkRequest(id="0" * 4_000_000)), CODE.NOT_FOUND, "not found")
+    refused(lambda: call(net.GetNetworkRequest(id="0" * 260_000)), CODE.NOT_FOUND, "not found")
 
 
 def many_at_once(channel: Any) -> None:
     stub = net_grpc.NetServiceStub(channel)
+    watchers = [stub.WatchNics(net.WatchNicsRequest(), timeout=SECONDS) for _ in range(64)]
+    # No more than 32 at a time: the client waits with the others until some are cancelled.
+    for watcher in watchers:
+        assert next(watcher).HasField("nic")
+        watcher.cancel()
     request = net.GetNetworkRequest(name="blue")
     calls = [stub.GetNetwork.future(request, timeout=SECONDS) for _ in range(500)]
     assert {call.result().name for call in calls} == {"blue"}

@@ -16,12 +16,14 @@ from trio.testing import wait_all_tasks_blocked
 from mvirt_net import DropReason, NicStats, Switch, open_switch
 from mvirt_net.activity import (
     EVENTS,
+    FRONTEND_EVENTS,
     INTERVAL,
     LINGER,
     SAMPLES,
     SLICE,
     Activity,
     Curves,
+    Drops,
     EventKind,
     EventLog,
     Rates,
@@ -101,6 +103,22 @@ async def test_the_last_events_are_kept() -> None:
     assert (latest[0].name, latest[0].serial) == (f"vm{EVENTS + 4}", EVENTS + 5)
     assert latest[-1].name == "vm5"
     assert latest[0].at - latest[1].at == timedelta(seconds=1)
+
+
+async def test_one_nic_does_not_drown_the_others() -> None:
+    """Whose frontend connects again and again, or whose guest breaks its ring."""
+    events = log()
+    events.add(EventKind.CREATED, "nic", "loud")
+    events.add(EventKind.CONNECTED, "nic", "quiet")
+    for _ in range(EVENTS):
+        events.add(EventKind.CONNECTED, "nic", "loud")
+        events.add(EventKind.FAULTED, "nic", "loud", "again")
+        events.add(EventKind.DISCONNECTED, "nic", "loud")
+        events.add(EventKind.REFUSED, "nic", "loud")
+    latest = events.latest()
+    assert [event.name for event in latest] == ["loud"] * FRONTEND_EVENTS + ["quiet", "loud"]
+    assert [event.kind for event in latest[:2]] == [EventKind.REFUSED, EventKind.DISCONNECTED]
+    assert latest[-1].kind is EventKind.CREATED
 
 
 async def test_every_kind_of_nic_event_has_its_own() -> None:
@@ -188,6 +206,25 @@ async def test_rates_are_per_second() -> None:
     assert traffic.add(None, later, at=12.0) == Rates(500, 5, 1500, 10, 3)
     assert traffic.add(None, later, at=14.0) == Rates()
     assert (list(traffic.curves.tx), list(traffic.curves.rx)) == ([500, 0], [1500, 0])
+
+
+async def test_drops_of_all_nics_are_added_up(folder: Path) -> None:
+    async with watching(folder) as scene:
+        await scene.control.create_nic({"network": "blue", "name": "vm2"})
+        client = await scene.connect(folder)
+        for _ in range(3):
+            await client.send_packet(UNKNOWN)
+        await scene.activity.look()
+        assert scene.activity.drops == {DropReason.ETHERTYPE: Drops(3, 3, "vm1")}
+        await trio.sleep(LINGER + 2 * INTERVAL)
+        assert scene.activity.drops == {}
+
+
+async def test_the_nic_that_has_most_drops() -> None:
+    drops = Drops()
+    for frames, nic in ((1, "a"), (5, "b"), (4, "c"), (5, "d")):
+        drops.add(frames, nic)
+    assert drops == Drops(15, 5, "b")
 
 
 async def test_a_nic_that_took_the_place_of_another_starts_from_nothing(folder: Path) -> None:

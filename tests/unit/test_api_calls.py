@@ -10,9 +10,19 @@ import h2.events
 import pytest
 import trio
 
+from mvirt_net.api.client_log import LINE_INTERVAL
 from mvirt_net.api.descriptors import Schema, load_files
 from mvirt_net.api.exchange import STALL_TIMEOUT, Budget
-from mvirt_net.api.grpc import REQUEST_TIMEOUT, CallError, GrpcApp, Method, Receive, Send, Status
+from mvirt_net.api.grpc import (
+    MAX_MESSAGE,
+    REQUEST_TIMEOUT,
+    CallError,
+    GrpcApp,
+    Method,
+    Receive,
+    Send,
+    Status,
+)
 from tests.harness.clock import virtual_time
 from tests.unit.test_api_connections import GET, H2Client, connected, serving
 
@@ -33,6 +43,10 @@ async def echo(request: Any) -> Any:
     return request
 
 
+async def echo_once(request: Any, send: Send) -> None:
+    await send(request)
+
+
 async def endless(_receive: Receive, send: Send) -> None:
     while True:
         await send(REQUEST(id="x" * 1000))
@@ -41,6 +55,7 @@ async def endless(_receive: Receive, send: Send) -> None:
 def app() -> GrpcApp:
     methods = {
         "/x/unary": Method(REQUEST, unary=echo),
+        "/x/server_stream": Method(REQUEST, server_stream=echo_once),
         "/x/endless": Method(REQUEST, stream=endless),
     }
     return GrpcApp(methods, Budget())
@@ -73,6 +88,10 @@ async def answer(
     [
         ({":method": "GET"}, "405"),
         ({"content-type": "application/json"}, "415"),
+        ({"content-type": "application/grpcfoo"}, "415"),
+        ({"content-type": "application/grpc-web+proto"}, "415"),
+        ({"content-type": "application/grpc+json"}, "415"),
+        ({"content-type": None}, "415"),
         ({"te": None}, "400"),
     ],
 )
@@ -85,6 +104,18 @@ async def test_what_is_no_grpc_is_answered_by_http(
         found = await answer(H2Client(stream), headers, b"")
     assert found[":status"] == status
     assert "grpc-status" not in found
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/grpc+proto", "application/grpc; charset=utf-8", "Application/GRPC+Proto ;x"],
+)
+async def test_content_types_of_grpc(tmp_path: Path, content_type: str) -> None:
+    path = tmp_path / "x.sock"
+    async with serving(path, app()), connected(path) as stream:
+        headers = {**GOOD, "content-type": content_type}
+        found = await answer(H2Client(stream), headers, message(b""))
+    assert (found[":status"], found["grpc-status"]) == ("200", "0")
 
 
 async def test_it_needs_http_2(tmp_path: Path) -> None:
@@ -103,19 +134,23 @@ async def test_it_needs_http_2(tmp_path: Path) -> None:
         (message(b"", 100), True, "13", "ends inside a message"),
         (message(b"") * 2, True, "13", "more than one request"),
         (message(b"\xff"), True, "13", "cannot be decoded"),
-        (message(b"", 1 << 31), True, "8", "more than 4194304 bytes"),
+        (message(b"", 1 << 31), True, "8", f"more than {MAX_MESSAGE} bytes"),
+        (message(b"", MAX_MESSAGE + 1), False, "8", f"more than {MAX_MESSAGE} bytes"),
         (b"\x01" + message(b"")[1:], True, "13", "nobody says how"),
         (message(b"", 100), False, "4", "no complete request in 30 s"),
-        (message(b""), False, "4", "no end of the request in 30 s"),
+        (message(b""), False, "4", "no complete request in 30 s"),
+        (b"", False, "4", "no complete request in 30 s"),
     ],
 )
+@pytest.mark.parametrize("method", ["unary", "server_stream"])
 async def test_a_body_that_is_no_message_ends_the_call(
-    tmp_path: Path, body: bytes, end: bool, status: str, words: str
+    tmp_path: Path, method: str, body: bytes, end: bool, status: str, words: str
 ) -> None:
     path = tmp_path / "x.sock"
     async with serving(path, app()), connected(path) as stream:
         with trio.fail_after(2 * REQUEST_TIMEOUT):
-            found = await answer(H2Client(stream), GOOD, body, end=end)
+            headers = {**GOOD, ":path": f"/x/{method}"}
+            found = await answer(H2Client(stream), headers, body, end=end)
     assert found["grpc-status"] == status
     assert words in found.get("grpc-message", "")
 
@@ -172,3 +207,45 @@ async def test_a_call_whose_answer_is_not_taken_is_given_up(tmp_path: Path) -> N
         await ended.wait()
         assert trio.current_time() - began == pytest.approx(STALL_TIMEOUT)
     assert budget.left == Budget().left
+
+
+async def test_a_stream_may_be_silent(tmp_path: Path) -> None:
+    """One whose client asks again and again, like reflection's, waits for as long as it likes."""
+    path = tmp_path / "x.sock"
+
+    async def echo_all(receive: Receive, send: Send) -> None:
+        while (request := await receive()) is not None:
+            await send(request)
+
+    methods = {"/x/stream": Method(REQUEST, stream=echo_all)}
+    async with serving(path, GrpcApp(methods, Budget())), connected(path) as stream:
+        client = H2Client(stream)
+        client.h2.send_headers(1, list({**GOOD, ":path": "/x/stream"}.items()))
+        await client.flush()
+        await trio.sleep(10 * REQUEST_TIMEOUT)
+        client.h2.send_data(1, message(b""), end_stream=True)
+        await client.flush()
+        trailers = await client.wait_for(h2.events.TrailersReceived)
+    assert (b"grpc-status", b"0") in trailers.headers
+
+
+async def test_failures_fill_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "x.sock"
+
+    async def fail(_request: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError
+
+    methods = {"/x/unary": Method(REQUEST, unary=fail)}
+    async with serving(path, GrpcApp(methods, Budget())):
+        for _ in range(5):
+            async with connected(path) as stream:
+                found = await answer(H2Client(stream), GOOD, message(b""))
+                assert found["grpc-status"] == "13"
+        assert caplog.messages.count("call failed") == 1
+        await trio.sleep(LINE_INTERVAL)
+        async with connected(path) as stream:
+            await answer(H2Client(stream), GOOD, message(b""))
+        assert caplog.messages.count("call failed") == 2
+    [last] = [r for r in caplog.records if r.message == "call failed"][1:]
+    assert last.__dict__["left_out"] == 4

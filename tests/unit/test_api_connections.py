@@ -91,10 +91,10 @@ class H2Client:
     async def flush(self) -> None:
         await self.stream.send_all(self.h2.data_to_send())
 
-    async def request(self, stream_id: int, *, end: bool = True) -> None:
+    async def request(self, stream_id: int, *, path: str = "/", end: bool = True) -> None:
         headers = [
             (":method", "POST"),
-            (":path", "/"),
+            (":path", path),
             (":scheme", "http"),
             (":authority", "localhost"),
         ]
@@ -349,3 +349,120 @@ async def test_a_tcp_port_that_was_free_is_told() -> None:
     finally:
         listener.close()
         listener.close()
+
+
+@asynccontextmanager
+async def half_an_answer() -> AsyncIterator[AsyncIterator[bytes]]:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"half"
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError
+
+    yield chunks()
+
+
+async def failing_midway(request: Request) -> Response:
+    return Response(200, half_an_answer() if request.path == "/half" else b"hello")
+
+
+async def test_an_answer_that_fails_midway_lacks_its_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "x.sock"
+    async with serving(path, http(failing_midway)), connected(path) as stream:
+        await stream.send_all(GET.replace(b"/", b"/half", 1))
+        answer = await read_all(stream)
+    assert answer.endswith(b"4\r\nhalf\r\n")  # and no chunk of length 0
+    assert caplog.messages == ["request failed"]
+
+
+async def test_an_answer_that_fails_midway_costs_its_stream_only(tmp_path: Path) -> None:
+    path = tmp_path / "x.sock"
+    async with serving(path, http(failing_midway)), connected(path) as stream:
+        client = H2Client(stream)
+        for stream_id in range(1, 4 * connections.MAX_STREAMS, 4):
+            await client.request(stream_id, path="/half")
+            reset = await client.wait_for(h2.events.StreamReset)
+            assert (reset.stream_id, reset.error_code) == (stream_id, 2)
+            await client.request(stream_id + 2)
+            ended = await client.wait_for(h2.events.StreamEnded)
+            assert ended.stream_id == stream_id + 2
+
+
+async def test_failures_fill_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "x.sock"
+
+    async def fail(_request: Request) -> Response:
+        raise ZeroDivisionError
+
+    async with serving(path, http(fail)):
+        for _ in range(5):
+            async with connected(path) as stream:
+                await stream.send_all(GET)
+                assert b" 500 " in await stream.receive_some()
+        assert caplog.messages.count("request failed") == 1
+
+
+@pytest.mark.parametrize(
+    ("known", "status"),
+    [
+        ('"1"', b"304"),
+        ('"0", W/"1"', b"304"),
+        ("*", b"304"),
+        ('"2"', b"200"),
+        ("1", b"200"),
+    ],
+)
+async def test_what_the_client_has_is_not_sent(tmp_path: Path, known: str, status: bytes) -> None:
+    path = tmp_path / "x.sock"
+
+    async def tagged(_request: Request) -> Response:
+        return Response(200, b"hello", "text/plain", etag='"1"')
+
+    async with serving(path, http(tagged)), connected(path) as stream:
+        await stream.send_all(GET[:-2] + f"If-None-Match: {known}\r\n\r\n".encode())
+        head, body = (await stream.receive_some()).split(b"\r\n\r\n")
+        while status == b"200" and not body:
+            body = await stream.receive_some()
+    assert head.split()[1] == status
+    assert b'etag: "1"' in head
+    assert body == (b"hello" if status == b"200" else b"")
+
+
+@pytest.mark.parametrize(("size", "served"), [(-2000, True), (2000, False)])
+async def test_headers_of_both_versions_have_a_limit(
+    tmp_path: Path, size: int, served: bool
+) -> None:
+    path = tmp_path / "x.sock"
+    target = "/" + "x" * (connections.MAX_HEADERS + size)
+    async with serving(path, http(hello)):
+        async with connected(path) as stream:
+            await stream.send_all(GET.replace(b"/", target.encode(), 1))
+            status = (await stream.receive_some()).split()[1]
+            assert status == (b"200" if served else b"431")
+        async with connected(path) as stream:
+            client = H2Client(stream)
+            await client.request(1, path=target)
+            kind = h2.events.StreamEnded if served else h2.events.ConnectionTerminated
+            await client.wait_for(kind)
+
+
+async def test_one_who_hangs_up_is_noticed_though_more_was_asked_for(tmp_path: Path) -> None:
+    """Nothing is read of a connection whose next request waits, here for ever."""
+    path = tmp_path / "x.sock"
+    begun, cancelled = trio.Event(), trio.Event()
+
+    async def forever(_request: Request) -> Response:
+        begun.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    async with serving(path, http(forever)):
+        async with connected(path) as stream:
+            await stream.send_all(2 * GET)
+            await begun.wait()
+            await wait_all_tasks_blocked()
+        with trio.fail_after(connections.HANG_UP_INTERVAL + 2 * connections.HANG_UP_TIMEOUT):
+            await cancelled.wait()

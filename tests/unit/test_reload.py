@@ -106,6 +106,20 @@ async def test_what_needs_a_restart_is_said(folder: Path) -> None:
 
 
 @needs_landlock
+async def test_a_folder_that_is_not_only_the_files_is_told_of(folder: Path) -> None:
+    """A file that takes the place of another one can be read because all of its folder can."""
+    (folder / "others").mkdir()
+    with started(*write(folder, BLUE), command=("-c", WITHOUT_RIGHTS)) as daemon:
+        said = "all of this folder stays readable: give the configuration one of its own"
+        assert daemon.wait_event(said)["path"] == str(folder)
+        await trio.to_thread.run_sync(daemon.wait_ready)
+        write(folder, BLUE + OTHER)
+        await reload(daemon)
+        assert (folder / "other.sock").is_socket()
+        assert daemon.stop() == ExitCode.OK
+
+
+@needs_landlock
 async def test_names_of_users_are_those_of_the_start(folder: Path) -> None:
     """None can be looked up any more; what could be is known."""
     args = write(folder, BLUE + OTHER + 'allow_uid = ["nobody"]\n')

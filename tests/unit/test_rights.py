@@ -12,6 +12,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -86,6 +88,26 @@ class TestWithoutRoot:
         assert not (folder / "s").exists()
 
 
+def connect_as(group: str, path: Path, attempt: str = "socket.connect(path)") -> str:
+    """What becomes of a process of that group, and no other, that tries: an OSError, or nothing."""
+    program = f"""
+import os, socket, sys
+gid, path = int(sys.argv[1]), sys.argv[2]
+socket = socket.socket(socket.AF_UNIX)
+os.setgroups([])
+os.setgid(gid)
+os.setuid(4000000)
+try:
+    {attempt}
+except OSError as error:
+    print(type(error).__name__)
+"""
+    gid = grp.getgrnam(group).gr_gid
+    command = [sys.executable, "-c", program, str(gid), str(path)]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    return run.stdout.strip()
+
+
 def _uid_without_rights() -> int:
     """Of the process that runs `WITHOUT_RIGHTS`."""
     return NOBODY.pw_uid if os.geteuid() == 0 else os.geteuid()
@@ -153,6 +175,20 @@ class TestRunas:
             assert (folder / "sockets" / "vm1.sock").stat().st_gid == group
             assert daemon.stop() == ExitCode.OK
         assert list((folder / "sockets").iterdir()) == []
+
+    def test_the_group_of_a_control_interface_gets_there(self, folder: Path) -> None:
+        """Beside frontends of another group, neither of which sees what is in the folder."""
+        config, path = folder / "x.toml", folder / "sockets" / "control.sock"
+        config.write_text(f'{CONFIG}[api]\nhttp = "unix:{path}"\nsocket_group = "mail"\n')
+        made = ("--socket-group", "daemon", "--socket-dir", str(path.parent), "--no-state")
+        with started("serve", "--config", str(config), "--runas", "nobody", *made) as daemon:
+            daemon.wait_ready()
+            assert connect_as("mail", path) == ""
+            assert connect_as("daemon", path.with_name("vm1.sock")) == ""
+            assert connect_as("daemon", path) == "PermissionError"
+            assert connect_as("mail", path.with_name("vm1.sock")) == "PermissionError"
+            assert connect_as("mail", path.parent, "os.listdir(path)") == "PermissionError"
+            assert daemon.stop() == ExitCode.OK
 
     def test_what_it_has_no_right_to_remove_stays(self, folder: Path) -> None:
         os.chown(folder, 0, 0)

@@ -143,7 +143,7 @@ def test_starts_what_there_is() -> None:
     # With its parent: click keeps the help option that a command had first.
     parent = cli.command.make_context("mvirt-net", ["serve"])
     ctx = cli.command.commands["serve"].make_context("serve", args, parent=parent)
-    assert ctx.params["path"] == Path("/etc/mvirt-net.toml")
+    assert ctx.params["path"] == Path("/etc/mvirt-net/mvirt-net.toml")
     assert ctx.params["socket_group"] == "0"
     for status in settings("RestartPreventExitStatus")[0].split():
         assert ExitCode(int(status)) in (

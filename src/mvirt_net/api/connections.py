@@ -18,13 +18,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import select
 import socket
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, cast
 
+import h2.errors
+import h2.exceptions
 import hypercorn.config
+import hypercorn.protocol
+import hypercorn.protocol.events
 import hypercorn.protocol.h2
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
@@ -38,6 +43,7 @@ from ..log import get_logger
 from ..model import SocketAccess
 from ..peer import peer_credentials
 from ..unix_listener import UnixListener, open_unix_listener
+from .client_log import get_client_logger
 
 MAX_CONNECTIONS = 64
 """Of one listener at a time."""
@@ -49,12 +55,12 @@ READ_SIZE = 1024
 """Bytes that are looked at in one go: of the smallest frames that is up to 10 ms of work."""
 HANG_UP_TIMEOUT = 1.0
 """Seconds in which everything must be over that a client had asked for which hung up."""
+HANG_UP_INTERVAL = 10.0
+"""Seconds between looks at whether a client has hung up of whom nothing is read."""
 WRITE_TIMEOUT = 10.0
 """Seconds in which a client must take what is sent to it."""
 ACCEPT_PAUSE = 0.1
 """Seconds to wait for descriptors when there are none."""
-WARNING_INTERVAL = 1.0
-"""Seconds between two lines of the log about clients that are kept waiting or sent away."""
 
 _TCP_BACKLOG = 128
 
@@ -90,8 +96,23 @@ class Client:
                 await trio.lowlevel.checkpoint()
         finally:
             if not data:
-                self.scope.deadline = trio.current_time() + HANG_UP_TIMEOUT
+                self._hang_up()
         return data
+
+    async def look_for_hang_up(self) -> None:
+        """Started with the client, ends with it, or when it has hung up.
+
+        Hypercorn reads nothing while a request waits for the answer to the one before (HTTP/1.1,
+        pipelining). If that has no end, as of a watcher, nobody would notice.
+        """
+        poll = select.poll()
+        poll.register(self.socket.fileno(), select.POLLRDHUP)
+        while not poll.poll(0):
+            await trio.sleep(HANG_UP_INTERVAL)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        self.scope.deadline = trio.current_time() + HANG_UP_TIMEOUT
 
     async def send_all(self, data: bytes) -> None:
         """Raises trio.BrokenResourceError also when the client takes too long."""
@@ -137,7 +158,7 @@ class Listener(trio.abc.Listener[Any]):
         self._clients: set[Client] = set()
         self._turns = trio.Lock()
         self._slots = trio.Semaphore(MAX_CONNECTIONS)
-        self._warned_at = float("-inf")
+        self._log = get_client_logger(__name__).bind(address=str(endpoint))
 
     async def serve(self, app: App, idle_timeout: float) -> None:
         """Serve clients until cancelled, which cuts them off.
@@ -157,13 +178,13 @@ class Listener(trio.abc.Listener[Any]):
     async def accept(self) -> Client:
         """The next client, when there is room for one."""
         if self._slots.value == 0:
-            self._warn("all connections are taken, others wait", limit=MAX_CONNECTIONS)
+            self._log.warning("all connections are taken, others wait", limit=MAX_CONNECTIONS)
         await self._slots.acquire()
         while True:
             try:
                 return Client(await self._listener.accept(), self._turns)
             except OSError as error:
-                self._warn("cannot accept", error=error.strerror)
+                self._log.warning("cannot accept", error=error.strerror)
                 await trio.sleep(ACCEPT_PAUSE)
 
     async def _serve_client(self, app: App, config: hypercorn.config.Config, client: Any) -> None:
@@ -171,17 +192,21 @@ class Listener(trio.abc.Listener[Any]):
         self._clients.add(client)
         try:
             if self._may_connect(client):
+                server = TCPServer(
+                    ASGIWrapper(cast(ASGIFramework, app)),
+                    config,
+                    WorkerContext(None),
+                    ConnectionState(LifespanState({})),
+                    client,
+                )
                 with client.scope:
-                    await TCPServer(
-                        ASGIWrapper(cast(ASGIFramework, app)),
-                        config,
-                        WorkerContext(None),
-                        ConnectionState(LifespanState({})),
-                        client,
-                    ).run()
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(client.look_for_hang_up)
+                        await server.run()
+                        nursery.cancel_scope.cancel()
         except* Exception as error:
             # Not only bugs of ours end up here, so a client does not get a traceback for each.
-            self._warn("client cut off", error=repr(next(leaves(error))))
+            self._log.warning("client cut off", error=repr(next(leaves(error))))
             _log.debug("client cut off", exc_info=error)
         finally:
             client.close()
@@ -195,15 +220,8 @@ class Listener(trio.abc.Listener[Any]):
             peer = peer_credentials(client.socket)
             if peer.may_connect(self._access):
                 return True
-            self._warn("client sent away: it may not connect", uid=peer.uid, pid=peer.pid)
+            self._log.warning("client sent away: it may not connect", uid=peer.uid, pid=peer.pid)
         return False
-
-    def _warn(self, event: str, **pairs: object) -> None:
-        """Unless that, or something like it, was done just now."""
-        now = trio.current_time()
-        if now - self._warned_at >= WARNING_INTERVAL:
-            self._warned_at = now
-            _log.warning(event, address=str(self.endpoint), **pairs)
 
     async def aclose(self) -> None:
         self.close()
@@ -281,10 +299,42 @@ class _PatientBuffer(hypercorn.protocol.h2.StreamBuffer):
     as much as an application has to say to somebody who never listens.
     """
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the end of the answer is in it, or has been."""
+        return self._complete
+
     async def pop(self, max_length: int) -> bytes:
         if max_length == 0 and self.buffer:
             return b""
         return await super().pop(max_length)
 
 
+class _StrictProtocol(hypercorn.protocol.h2.H2Protocol):
+    """HTTP/2, in which a limit holds that is told, and a stream ends whose answer does.
+
+    Hypercorn's own tells clients how large their headers may be and takes 64 KiB all the same. It
+    forgets the stream of an answer that breaks off, and the client would wait for ever.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.connection.decoder.max_header_list_size = self.config.h2_max_header_list_size
+
+    async def stream_send(self, event: hypercorn.protocol.events.Event) -> None:
+        await super().stream_send(event)
+        if isinstance(event, hypercorn.protocol.events.StreamClosed):
+            buffer = self.stream_buffers.get(event.stream_id)
+            if isinstance(buffer, _PatientBuffer) and not buffer.is_whole:
+                await self._reset(event.stream_id)
+
+    async def _reset(self, stream_id: int) -> None:
+        with contextlib.suppress(h2.exceptions.ProtocolError):  # the client may have done so
+            self.connection.reset_stream(stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
+        await self._flush()
+        # By which the buffer is seen to belong to nobody, as when the client resets a stream.
+        await self._window_updated(stream_id)
+
+
 hypercorn.protocol.h2.StreamBuffer = _PatientBuffer  # type: ignore[misc]
+hypercorn.protocol.H2Protocol = _StrictProtocol  # type: ignore[misc]

@@ -24,7 +24,7 @@ import trio
 from google.protobuf.message import DecodeError, Message
 
 from ..errors import leaves
-from ..log import get_logger
+from .client_log import get_client_logger
 from .exchange import (
     AsgiReceive,
     AsgiSend,
@@ -36,10 +36,11 @@ from .exchange import (
     TooLarge,
 )
 
-MAX_MESSAGE = 4 << 20
+MAX_MESSAGE = 256 << 10
+"""Bytes of a request's message, compressed or not. The largest that a verb takes, a NIC with all
+prefixes that it may have, has some 20 KiB; there may be fields that nobody knows, too."""
 MAX_STATUS_MESSAGE = 1000
 """Characters."""
-"""Bytes of a request's message, compressed or not: what gRPC libraries allow by default."""
 REQUEST_TIMEOUT = 30.0
 """Seconds in which a client must have sent a request that it has begun."""
 
@@ -48,10 +49,10 @@ _PREFIX = struct.Struct("!BI")
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _CONTENT_TYPE = b"application/grpc"
+_CONTENT_TYPES = re.compile(rb"application/grpc(\+proto)?\s*(;.*)?", re.IGNORECASE)
+"""Of requests; messages in other forms than protobuf's are not understood, nor is gRPC-Web."""
 _ENCODINGS = b"identity,gzip"
 _GZIP_WBITS = 16 + zlib.MAX_WBITS
-
-_log = get_logger(__name__)
 
 
 class Status(enum.IntEnum):
@@ -95,6 +96,7 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Message], Awaitable[None]]
 """Sends a message to the client, as fast as it takes them."""
 UnaryFunction = Callable[[Any], Awaitable[Message]]
+ServerStreamFunction = Callable[[Any, Send], Awaitable[None]]
 StreamFunction = Callable[[Receive, Send], Awaitable[None]]
 
 
@@ -105,6 +107,8 @@ class Method:
     request_type: type[Message]
     unary: UnaryFunction | None = None
     """One request, one response."""
+    server_stream: ServerStreamFunction | None = None
+    """One request, any number of responses."""
     stream: StreamFunction | None = None
     """Any number of either."""
 
@@ -119,6 +123,7 @@ class GrpcApp:
 
     methods: Methods
     budget: Budget
+    _log: Any = attrs.field(factory=partial(get_client_logger, __name__), init=False)
 
     async def __call__(self, scope: Any, receive: AsgiReceive, send: AsgiSend) -> None:
         if scope["type"] == "websocket":
@@ -155,7 +160,7 @@ class GrpcApp:
         except* Stalled:
             raise
         except* Exception as group:
-            _log.error("call failed", path=exchange.scope["path"], exc_info=group)
+            self._log.error("call failed", path=exchange.scope["path"], exc_info=group)
             end = CallError(Status.INTERNAL, "internal error, see the daemon's log")
         return end
 
@@ -165,15 +170,18 @@ class GrpcApp:
         if method is None:
             raise CallError(Status.UNIMPLEMENTED, f"there is no method {path}")
         reader = MessageReader(exchange, _encoding(exchange))
-        if method.unary is not None:
-            request = _decode(method.request_type, await _only(reader))
-            await _send_message(exchange, await method.unary(request))
-        elif method.stream is not None:
+        send = partial(_send_message, exchange)
+        if method.stream is not None:
             # Who is told nothing yet shall know that the call has begun.
             await _begin(exchange)
-            await method.stream(
-                partial(_receive, reader, method.request_type), partial(_send_message, exchange)
-            )
+            await method.stream(partial(_receive, reader, method.request_type), send)
+            return
+        request = _decode(method.request_type, await _only(reader))
+        if method.unary is not None:
+            await send(await method.unary(request))
+        elif method.server_stream is not None:
+            await _begin(exchange)
+            await method.server_stream(request, send)
 
 
 @attrs.frozen
@@ -199,7 +207,7 @@ class MessageReader:
             return (
                 self._decompress(await self._take(size)) if compressed else await self._take(size)
             )
-        raise CallError(Status.DEADLINE_EXCEEDED, f"no complete request in {REQUEST_TIMEOUT:g} s")
+        raise _too_slow()
 
     async def _take(self, size: int) -> bytes:
         data = await self.exchange.take(size)
@@ -227,15 +235,20 @@ def _too_large() -> CallError:
     return CallError(Status.RESOURCE_EXHAUSTED, f"a message has more than {MAX_MESSAGE} bytes")
 
 
+def _too_slow() -> CallError:
+    return CallError(Status.DEADLINE_EXCEEDED, f"no complete request in {REQUEST_TIMEOUT:g} s")
+
+
 async def _only(reader: MessageReader) -> bytes:
-    message = await reader.receive()
-    if message is None:
-        raise CallError(Status.INTERNAL, "no request")
+    """The only message of a request, which ends with it. Raises as `MessageReader.receive`."""
     with trio.move_on_after(REQUEST_TIMEOUT):
+        message = await reader.receive()
+        if message is None:
+            raise CallError(Status.INTERNAL, "no request")
         if await reader.receive() is not None:
             raise CallError(Status.INTERNAL, "more than one request")
         return message
-    raise CallError(Status.DEADLINE_EXCEEDED, f"no end of the request in {REQUEST_TIMEOUT:g} s")
+    raise _too_slow()
 
 
 async def _receive(reader: MessageReader, request_type: type[Message]) -> Message | None:
@@ -259,7 +272,7 @@ def _refusal(exchange: Exchange) -> tuple[int, Headers] | None:
         return 505, []
     if scope["method"] != "POST":
         return 405, [(b"allow", b"POST")]
-    if not headers.get(b"content-type", b"").startswith(_CONTENT_TYPE):
+    if not _CONTENT_TYPES.fullmatch(headers.get(b"content-type", b"")):
         return 415, [(b"accept", _CONTENT_TYPE)]
     if headers.get(b"te") != b"trailers":
         # Its status would not come through.

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from .descriptors import Schema
-from .grpc import CallError, Method, Methods, Receive, Send, Status
+from .grpc import CallError, Method, Methods, Send, Status
 
 SERVICE = "grpc.health.v1.Health"
 _SERVING = 1
@@ -37,7 +37,7 @@ class Health:
         return {
             f"/{SERVICE}/Check": Method(self._request, unary=self._check),
             f"/{SERVICE}/List": Method(self._list_request, unary=self._list),
-            f"/{SERVICE}/Watch": Method(self._request, stream=self._watch),
+            f"/{SERVICE}/Watch": Method(self._request, server_stream=self._watch),
         }
 
     async def _check(self, request: Any) -> Any:
@@ -49,10 +49,7 @@ class Health:
         serving = self._response(status=_SERVING)
         return self._list_response(statuses=dict.fromkeys(self._services, serving))
 
-    async def _watch(self, receive: Receive, send: Send) -> None:
-        request = await receive()
-        if request is None:
-            raise CallError(Status.INTERNAL, "no request")
+    async def _watch(self, request: Any, send: Send) -> None:
         known = request.service in self._services
         await send(self._response(status=_SERVING if known else _SERVICE_UNKNOWN))
         await trio.sleep_forever()

@@ -6,10 +6,10 @@ response goes out, which may be a stream of any length.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -17,8 +17,17 @@ from urllib.parse import unquote, urlsplit
 import attrs
 import trio
 
-from ..log import get_logger
-from .exchange import AsgiReceive, AsgiSend, Budget, Exchange, Headers, Overloaded, TooLarge
+from .client_log import get_client_logger
+from .exchange import (
+    AsgiReceive,
+    AsgiSend,
+    Budget,
+    Exchange,
+    Headers,
+    Overloaded,
+    Stalled,
+    TooLarge,
+)
 
 MAX_BODY = 256 << 10
 REQUEST_TIMEOUT = 10.0
@@ -29,8 +38,7 @@ PROBLEM = "application/problem+json"
 
 _ONCE = (b"content-type", b"host", b"origin")
 """Headers that decide something, and so may not be there twice."""
-
-_log = get_logger(__name__)
+_WITHOUT_BODY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 Chunks = AbstractAsyncContextManager[AsyncIterator[bytes]]
 
@@ -60,6 +68,8 @@ class Response:
     """Either all of it or, opened when it is wanted, an iterator; each item is sent at once."""
     content_type: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    etag: str | None = None
+    """What tells this body from others of the same target, quoted (RFC 9110, 8.8.3)."""
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -118,6 +128,7 @@ class HttpApp:
     is_tcp: bool
     """Of each `Request`."""
     budget: Budget
+    _log: Any = attrs.field(factory=partial(get_client_logger, __name__), init=False)
 
     async def __call__(self, scope: Any, receive: AsgiReceive, send: AsgiSend) -> None:
         if scope["type"] == "websocket":
@@ -129,9 +140,7 @@ class HttpApp:
         response = await self._response(exchange)
         await exchange.drain()
         if not isinstance(response.body, bytes):
-            # Half of it may have been sent, and the client will miss the end.
-            with contextlib.suppress(Overloaded):
-                await _send_chunks(exchange, response, response.body)
+            await self._send_chunks(exchange, response, response.body)
             return
         try:
             with exchange.room_for(response.body):
@@ -142,7 +151,8 @@ class HttpApp:
 
     async def _response(self, exchange: Exchange) -> Response:
         try:
-            return await self.handler(await self._request(exchange))
+            request = await self._request(exchange)
+            return _unless_known(request, await self.handler(request))
         except HttpError as error:
             return error.response()
         except TooLarge:
@@ -150,8 +160,19 @@ class HttpApp:
         except Overloaded:
             return _overloaded().response()
         except Exception as error:
-            _log.error("request failed", path=exchange.scope["path"], exc_info=error)
+            self._log.error("request failed", path=exchange.scope["path"], exc_info=error)
             return HttpError(500, "internal error, see the daemon's log").response()
+
+    async def _send_chunks(self, exchange: Exchange, response: Response, body: Chunks) -> None:
+        """What goes wrong in the middle costs the answer its end, which the client misses."""
+        try:
+            await _send_all(exchange, response, body)
+        except* Overloaded:
+            pass
+        except* Stalled:
+            raise
+        except* Exception as group:
+            self._log.error("request failed", path=exchange.scope["path"], exc_info=group)
 
     async def _request(self, exchange: Exchange) -> Request:
         """Raises HttpError, TooLarge, Overloaded."""
@@ -182,17 +203,28 @@ def _path(scope: Mapping[str, Any]) -> str:
         raise HttpError(400, "the target is no path") from error
 
 
+def _unless_known(request: Request, response: Response) -> Response:
+    """What the client has already is not sent again (RFC 9110, 13.1.2)."""
+    known = request.headers.get("if-none-match")
+    if known is None or response.etag is None or request.method not in ("GET", "HEAD"):
+        return response
+    tags = [tag.strip().removeprefix("W/") for tag in known.split(",")]
+    if response.etag not in tags and tags != ["*"]:
+        return response
+    return attrs.evolve(response, status=HTTPStatus.NOT_MODIFIED, body=b"", content_type=None)
+
+
 def _overloaded() -> HttpError:
     return HttpError(503, "too much is asked for at a time", headers=(("retry-after", "1"),))
 
 
 async def _send(exchange: Exchange, response: Response, body: Any) -> None:
-    more = [] if response.status == HTTPStatus.NO_CONTENT else [("content-length", str(len(body)))]
+    more = [] if response.status in _WITHOUT_BODY else [("content-length", str(len(body)))]
     await exchange.begin(response.status, _headers(response, *more))
     await exchange.send(body, more=False)
 
 
-async def _send_chunks(exchange: Exchange, response: Response, body: Chunks) -> None:
+async def _send_all(exchange: Exchange, response: Response, body: Chunks) -> None:
     await exchange.begin(response.status, _headers(response))
     if exchange.scope["method"] != "HEAD":
         async with body as chunks:
@@ -204,6 +236,8 @@ async def _send_chunks(exchange: Exchange, response: Response, body: Chunks) -> 
 
 def _headers(response: Response, *more: tuple[str, str]) -> Headers:
     headers = [*response.headers, *more]
+    if response.etag is not None:
+        headers.append(("etag", response.etag))
     if response.content_type is not None:
         headers.append(("content-type", response.content_type))
     return [(name.encode(), value.encode("latin-1")) for name, value in headers]

@@ -11,7 +11,7 @@ from typing import Any
 from .._version import __version__
 from ..control import Control, ControlError, NetworkRecord, NicRecord, NicState
 from .descriptors import Schema
-from .grpc import CallError, Method, Methods, Receive, Send, Status
+from .grpc import CallError, Method, Methods, Send, Status
 
 SERVICE = "mvirt.net.NetService"
 
@@ -68,7 +68,7 @@ class NetService:
             f"/{SERVICE}/{name}": Method(
                 self._message(f"{name}Request"),
                 unary=partial(_refusing, verbs[name]) if name in verbs else None,
-                stream=streams.get(name),
+                server_stream=streams.get(name),
             )
             for name in [*verbs, *streams]
         }
@@ -187,22 +187,19 @@ class NetService:
 
     # Watching.
 
-    async def _watch_networks(self, receive: Receive, send: Send) -> None:
-        await self._watch("network", self._network_event, self._control.each_network, receive, send)
+    async def _watch_networks(self, _request: Any, send: Send) -> None:
+        await self._watch("network", self._network_event, self._control.each_network, send)
 
-    async def _watch_nics(self, receive: Receive, send: Send) -> None:
-        await self._watch("nic", self._nic_event, self._control.each_nic, receive, send)
+    async def _watch_nics(self, _request: Any, send: Send) -> None:
+        await self._watch("nic", self._nic_event, self._control.each_nic, send)
 
     async def _watch(
         self,
         resource: str,
         event: Callable[[str, datetime, Any], Any],
         each_record: Callable[[], AsyncIterator[Any]],
-        receive: Receive,
         send: Send,
     ) -> None:
-        if await receive() is None:
-            raise CallError(Status.INTERNAL, "no request")
         async with self._control.watch() as changes:
             # Of what changes now we hear twice, and miss nothing.
             async for record in each_record():

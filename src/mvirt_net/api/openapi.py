@@ -6,8 +6,10 @@ from typing import Any
 
 from .._version import __version__
 from ..ffi import MAX_FRAME
+from .bodies import JSON
 from .http import MAX_BODY, PROBLEM
-from .rest import JSON, NDJSON, ROUTES, Route
+from .rest import NDJSON, ROUTES
+from .routing import Route
 
 _TEXT = {"type": "string"}
 _TEXT_OR_NULL = {"type": ["string", "null"]}

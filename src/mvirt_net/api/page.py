@@ -6,12 +6,13 @@ the page is loaded again every five. The JSON is the page's own, and changes as 
 use the resources under ``/v1``.
 
 The page may load nothing but its own script, style and icon, and send nothing anywhere
-(`_POLICY`); no other page may have it in a frame. Who may read it at all, `rest` decides.
+(`_POLICY`); no other page may have it in a frame. Who may read it at all, `origins` decides.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -23,8 +24,9 @@ import trio
 
 from .._version import __version__
 from ..activity import INTERVAL, SAMPLES, Activity
+from .bodies import JSON
 from .http import Response
-from .rest import JSON, Page
+from .rest import Page
 from .tables import svg, table_html, table_json
 from .view import curves, facts, tables
 
@@ -51,8 +53,10 @@ _HEADERS = (
     ("x-content-type-options", "nosniff"),
     ("cross-origin-resource-policy", "same-origin"),
     ("referrer-policy", "no-referrer"),
-    ("cache-control", "no-store"),
 )
+_MOMENTARY = (*_HEADERS, ("cache-control", "no-store"))
+_LASTING = (*_HEADERS, ("cache-control", "no-cache"))
+"""To be kept, and asked for again each time: another version of the daemon has others."""
 
 _STATIC = {
     "status.css": "text/css; charset=utf-8",
@@ -69,8 +73,8 @@ def status_pages(activity: Activity) -> dict[str, Page]:
     """
     sliced = partial(_sliced, activity)
     return {
-        "/": lambda: Response(200, sliced(_html), "text/html; charset=utf-8", _HEADERS),
-        "/status.json": lambda: Response(200, sliced(_json), JSON, _HEADERS),
+        "/": lambda: Response(200, sliced(_html), "text/html; charset=utf-8", _MOMENTARY),
+        "/status.json": lambda: Response(200, sliced(_json), JSON, _MOMENTARY),
         **{f"/{name}": _static(name) for name in _STATIC},
     }
 
@@ -78,7 +82,8 @@ def status_pages(activity: Activity) -> dict[str, Page]:
 def _static(name: str) -> Page:
     # Read now: a daemon that serves may be shut in, and sees no files any more.
     body = (resources.files(__package__) / "static" / name).read_bytes()
-    return lambda: Response(200, body, _STATIC[name], _HEADERS)
+    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    return lambda: Response(200, body, _STATIC[name], _LASTING, etag)
 
 
 @contextlib.asynccontextmanager

@@ -1,35 +1,35 @@
-"""Networks and NICs as JSON resources under ``/v1``.
+"""Networks, NICs and captures as resources under ``/v1``: the verbs, and where they are called.
 
-`ROUTES` is what there is; the OpenAPI document is made from it. Names of fields are those of the
-configuration file. Bodies are strict: a key that is not known, is there twice or holds a value of
-another kind is refused, rather than ignored until somebody misses what it asked for. Errors are
-problem details (RFC 9457).
-
-Over TCP any program of this host may ask, and browsers ask for any page that they show. Such a page
-can send us what a form can, or give its own name our address; so a request must name a loopback
-address as its host (DNS rebinding), come from no other origin, and have a body that says it is
-JSON, which no form can.
+`ROUTES` is what there is; the OpenAPI document is made from it. What is asked for is taken apart in
+`bodies`, what is answered is put together in `answers`. Errors are problem details (RFC 9457).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from ipaddress import ip_address
-from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 import attrs
 
 from ..capture_control import CaptureControl
-from ..control import Control, ControlError, ErrorKind, NetworkRecord, NicRecord
+from ..control import Control, ControlError, ErrorKind
 from ..refusals import refusals
 from ..watching import Watch
+from .answers import (
+    change_line,
+    created,
+    listed,
+    named,
+    network_json,
+    nic_json,
+    ok,
+    stats_json,
+)
+from .bodies import parse_body, parse_flag, parse_query
 from .http import HttpError, Request, Response, json_body
+from .origins import check_origin
+from .routing import Call, Route, Router, checked_method
 
-JSON = "application/json"
 NDJSON = "application/x-ndjson"
 
 _HTTP_STATUS = {
@@ -43,38 +43,6 @@ _HTTP_STATUS = {
 
 Page = Callable[[], Response | Awaitable[Response]]
 """Something to be read by GET that is none of the resources, like metrics."""
-
-
-@attrs.frozen
-class Call:
-    """A request for a route, taken apart."""
-
-    id: str
-    """Of the resource, where the path has one."""
-    body: dict[str, Any]
-    query: Mapping[str, str]
-
-
-@attrs.frozen(kw_only=True)
-class Route:
-    """What a method does to a path; all but `handler` is for the document, too."""
-
-    method: str
-    path: str
-    """With ``{id}`` where one stands."""
-    handler: Callable[[Rest, Call], Awaitable[Response]]
-    summary: str
-    body: Mapping[str, str] | None = None
-    """Keys of the body and their kinds; None: there is no body."""
-    required: tuple[str, ...] = ()
-    """Of the keys."""
-    query: tuple[str, ...] = ()
-    status: int = 200
-    """Of success."""
-    schema: str | None = None
-    """Of what is answered then."""
-    refusals: tuple[int, ...] = ()
-    """Of the verb itself."""
 
 
 class Rest:
@@ -95,54 +63,65 @@ class Rest:
     async def __call__(self, request: Request) -> Response:
         """Raises HttpError."""
         if request.is_tcp:
-            _check_origin(request)
+            check_origin(request)
         if page := self._pages.get(request.path):
-            _check_method(request.method, ["GET"])
+            checked_method(request.method, ["GET"])
             answer = page()
             return await answer if isinstance(answer, Awaitable) else answer
-        route, id_ = _find(request)
-        call = Call(id_, _body(route, request), _query(route, request))
+        found = _ROUTER.at(request.path)
+        if not found:
+            raise self._nothing_at(request.path)
+        route, id_ = found[checked_method(request.method, found)]
+        body = parse_body(request, route.body, route.required)
+        call = Call(id_, body, parse_query(request, route.query))
         with _refusals():
             return await route.handler(self, call)
+
+    def _nothing_at(self, path: str) -> HttpError:
+        shorter = path.rstrip("/")
+        if shorter != path and (shorter in self._pages or _ROUTER.at(shorter)):
+            hint = f"but there is at {shorter}"
+        else:
+            hint = "/openapi.json lists what there is"
+        return HttpError(404, f"there is nothing at {path}, {hint}")
 
     # Networks.
 
     async def list_networks(self, _call: Call) -> Response:
-        records = self.control.each_network()
-        return _ok({"networks": [network_json(record) async for record in records]})
+        return await listed("networks", self.control.each_network(), network_json)
 
     async def create_network(self, call: Call) -> Response:
         fields = dict(call.body)
         record = await self.control.create_network(fields, id=fields.pop("id", None))
-        return _created(f"/v1/networks/{record.id}", network_json(record))
+        return created(f"/v1/networks/{record.id}", network_json(record))
 
     async def get_network(self, call: Call) -> Response:
-        return _ok(network_json(self.control.get_network(call.id)))
+        return ok(network_json(self.control.get_network(call.id)))
 
     async def update_network(self, call: Call) -> Response:
-        return _ok(network_json(await self.control.update_network(call.id, **call.body)))
+        return ok(network_json(await self.control.update_network(call.id, **call.body)))
 
     async def delete_network(self, call: Call) -> Response:
-        force = _boolean(call.query.get("force", "false"), "force")
+        force = parse_flag(call.query.get("force", "false"), "force")
         count = await self.control.delete_network(call.id, force=force)
-        return _ok({"nics_deleted": count})
+        return ok({"nics_deleted": count})
 
     # NICs.
 
     async def list_nics(self, call: Call) -> Response:
         records = self.control.each_nic(call.query.get("network"))
-        return _ok({"nics": [nic_json(record) async for record in records]})
+        return await listed("nics", records, nic_json)
 
     async def create_nic(self, call: Call) -> Response:
         fields = dict(call.body)
         record = await self.control.create_nic(fields, id=fields.pop("id", None))
-        return _created(f"/v1/nics/{record.id}", nic_json(record))
+        return created(f"/v1/nics/{record.id}", nic_json(record))
 
     async def get_nic(self, call: Call) -> Response:
-        return _ok(nic_json(self.control.get_nic(call.id)))
+        return ok(nic_json(self.control.get_nic(call.id)))
 
     async def update_nic(self, call: Call) -> Response:
-        return _ok(nic_json(await self.control.update_nic(call.id, **call.body)))
+        return ok(nic_json(await self.control.update_nic(call.id, **call.body)))
 
     async def delete_nic(self, call: Call) -> Response:
         await self.control.delete_nic(call.id)
@@ -151,26 +130,25 @@ class Rest:
     # Captures.
 
     async def list_captures(self, _call: Call) -> Response:
-        return _ok({"captures": [attrs.asdict(record) for record in self.captures.list()]})
+        return ok({"captures": [attrs.asdict(record) for record in self.captures.list()]})
 
     async def start_capture(self, call: Call) -> Response:
         with refusals():
             record = await self.captures.start(**call.body)
-        return _created(f"/v1/captures/{record.file}", attrs.asdict(record))
+        return created(f"/v1/captures/{record.file}", attrs.asdict(record))
 
     async def get_capture(self, call: Call) -> Response:
         with refusals():
-            return _ok(attrs.asdict(self.captures.get(call.id)))
+            return ok(attrs.asdict(self.captures.get(call.id)))
 
     async def stop_capture(self, call: Call) -> Response:
         with refusals():
-            return _ok(attrs.asdict(await self.captures.stop(call.id)))
+            return ok(attrs.asdict(await self.captures.stop(call.id)))
 
     # The rest.
 
     async def stats(self, _call: Call) -> Response:
-        stats = self.control.each_stats()
-        return _ok({"nics": {name: stats_json(s) async for name, s in stats}})
+        return await named("nics", self.control.each_stats(), stats_json)
 
     async def watch(self, _call: Call) -> Response:
         return Response(200, self._changes(), NDJSON, (("cache-control", "no-store"),))
@@ -186,81 +164,11 @@ class Rest:
     async def _lines(self, changes: Watch) -> AsyncGenerator[bytes, None]:
         # Of what changes now the client hears twice, and misses nothing.
         async for record in self.control.each():
-            yield _change(record.resource, record.id, record)
+            yield change_line(record.resource, record.id, record)
         yield json_body({"type": "complete"})
         async for change in changes:
-            yield _change(change.resource, change.id, change.record)
+            yield change_line(change.resource, change.id, change.record)
         yield json_body({"type": "behind"})
-
-
-# What is answered.
-
-
-def network_json(record: NetworkRecord) -> dict[str, Any]:
-    spec = record.spec
-    return {
-        "id": record.id,
-        "name": spec.name,
-        "ipv4_subnet": _text(spec.ipv4_subnet),
-        "ipv6_prefix": _text(spec.ipv6_prefix),
-        "ipv4_netmask": str(spec.ipv4_netmask),
-        "dns_servers": [str(server) for server in spec.dns_servers],
-        "ntp_servers": [str(server) for server in spec.ntp_servers],
-        "mtu": spec.mtu,
-        "is_public": spec.is_public,
-        "in_file": record.in_file,
-        "error": record.error,
-        "nic_count": record.nic_count,
-        "created_at": record.created_at.isoformat(),
-        "updated_at": record.updated_at.isoformat(),
-    }
-
-
-def nic_json(record: NicRecord) -> dict[str, Any]:
-    spec = record.spec
-    return {
-        "id": record.id,
-        "name": spec.name,
-        "network_id": record.network_id,
-        "network": spec.network,
-        "mac_address": _text(spec.mac_address),
-        "ipv4_address": _text(spec.ipv4_address),
-        "ipv6_address": _text(spec.ipv6_address),
-        "routed_ipv4_prefixes": [str(prefix) for prefix in spec.routed_ipv4_prefixes],
-        "routed_ipv6_prefixes": [str(prefix) for prefix in spec.routed_ipv6_prefixes],
-        "socket_path": _text(spec.socket_path),
-        "state": record.state.value,
-        "in_file": record.in_file,
-        "error": record.error,
-        "created_at": record.created_at.isoformat(),
-        "updated_at": record.updated_at.isoformat(),
-    }
-
-
-def stats_json(stats: Any) -> dict[str, Any]:
-    counters = attrs.asdict(stats, filter=lambda field, _value: field.name != "drops")
-    return {**counters, "drops": {reason.name.lower(): n for reason, n in stats.drops.items()}}
-
-
-def _change(resource: str, id_: str, record: NetworkRecord | NicRecord | None) -> bytes:
-    line: dict[str, Any] = {"type": resource, "id": id_, resource: None}
-    if isinstance(record, NetworkRecord):
-        line[resource] = network_json(record)
-    elif isinstance(record, NicRecord):
-        line[resource] = nic_json(record)
-    return json_body(line)
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def _ok(value: Any) -> Response:
-    return Response(200, json_body(value), JSON)
-
-
-def _created(path: str, value: Any) -> Response:
-    return Response(201, json_body(value), JSON, (("location", path),))
 
 
 @contextlib.contextmanager
@@ -275,7 +183,7 @@ def _refusals() -> Iterator[None]:
         raise HttpError(_HTTP_STATUS[error.kind], error.message, more=more) from error
 
 
-# What is asked.
+# Keys of bodies, and the kinds of their values (`bodies`).
 
 _NETWORK_KEYS = {
     "id": "text",
@@ -442,151 +350,4 @@ ROUTES = (
     ),
 )
 
-_LOOPBACK_NAMES = ("localhost",)
-
-
-def _pattern(path: str) -> re.Pattern[str]:
-    return re.compile(re.escape(path).replace(r"\{id\}", "([^/]+)"))
-
-
-_PATTERNS = [(_pattern(route.path), route) for route in ROUTES]
-
-
-def _find(request: Request) -> tuple[Route, str]:
-    """The route of a request, and the id in its path. Raises HttpError."""
-    found = [(m, route) for pattern, route in _PATTERNS if (m := pattern.fullmatch(request.path))]
-    if not found:
-        raise HttpError(404, f"there is nothing at {request.path}")
-    _check_method(request.method, [route.method for _match, route in found])
-    method = "GET" if request.method == "HEAD" else request.method
-    return next(
-        (route, match[1] if match.re.groups else "")
-        for match, route in found
-        if route.method == method
-    )
-
-
-def _check_method(method: str, allowed: list[str]) -> None:
-    if "GET" in allowed:
-        allowed = [*allowed, "HEAD"]
-    if method not in allowed:
-        allow = ", ".join(allowed)
-        raise HttpError(405, f"only {allow} here", headers=(("allow", allow),))
-
-
-def _check_origin(request: Request) -> None:
-    """Raises HttpError when a browser may have been led here."""
-    host = request.headers.get("host", "")
-    if not _is_loopback(host):
-        raise HttpError(421, f"{host!r} is not what this host calls itself")
-    origin = request.headers.get("origin")
-    if origin is not None and _host_of(origin) != host:
-        raise HttpError(403, f"not for pages from {origin!r}")
-    if request.headers.get("sec-fetch-site") == "cross-site":
-        raise HttpError(403, "not for pages from elsewhere")
-
-
-def _host_of(origin: str) -> str | None:
-    """None when it is no URL."""
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:
-        return None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name in _LOOPBACK_NAMES or ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-def _query(route: Route, request: Request) -> dict[str, str]:
-    """Raises HttpError for a parameter that is not known, or is there twice."""
-    try:
-        pairs = (
-            parse_qsl(request.query, keep_blank_values=True, strict_parsing=True, max_num_fields=16)
-            if request.query
-            else []
-        )
-    except ValueError as error:
-        raise HttpError(400, f"query: {error}") from error
-    for name, _value in pairs:
-        if name not in route.query:
-            raise HttpError(400, f"query: unknown parameter {name!r}")
-    if len(dict(pairs)) != len(pairs):
-        raise HttpError(400, "query: a parameter is there twice")
-    return dict(pairs)
-
-
-def _boolean(text: str, name: str) -> bool:
-    if text not in ("true", "false"):
-        raise HttpError(400, f"query: {name} is neither true nor false")
-    return text == "true"
-
-
-def _body(route: Route, request: Request) -> dict[str, Any]:
-    """Raises HttpError for anything but an object with known keys of the right kinds."""
-    if route.body is None:
-        if request.body:
-            raise HttpError(400, "a body is not expected")
-        return {}
-    if request.headers.get("content-type", "").split(";")[0].strip().lower() != JSON:
-        raise HttpError(415, f"the body must be {JSON}", headers=(("accept", JSON),))
-    body = _parse(request.body)
-    for key, value in body.items():
-        if key not in route.body:
-            raise HttpError(400, f"unknown key {key!r}", more={"field": key})
-        if not _is_of_kind(value, route.body[key]):
-            raise HttpError(400, f"{key}: not {_KINDS[route.body[key]]}", more={"field": key})
-    for key in route.required:
-        if key not in body:
-            raise HttpError(400, f"{key} is required", more={"field": key})
-    return {key: value for key, value in body.items() if value is not None}
-
-
-def _parse(body: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(
-            body.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant
-        )
-    except (ValueError, RecursionError) as error:
-        raise HttpError(400, f"the body is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise HttpError(400, "the body is not an object")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is there twice")
-    return found
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
-
-
-_KINDS = {
-    "text": "a text without control characters",
-    "text?": "such a text, or null",
-    "texts": "a list of texts without control characters",
-    "number": "a whole number",
-    "flag": "true or false",
-}
-
-
-def _is_of_kind(value: Any, kind: str) -> bool:
-    match kind:
-        case "texts":
-            return isinstance(value, list) and all(_is_of_kind(item, "text") for item in value)
-        case "number":
-            return isinstance(value, int) and not isinstance(value, bool)
-        case "flag":
-            return isinstance(value, bool)
-        case "text?" if value is None:
-            return True
-        case _:
-            return isinstance(value, str) and value.isprintable()
+_ROUTER = Router(ROUTES)

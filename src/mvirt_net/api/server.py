@@ -16,13 +16,14 @@ from ..log import get_logger
 from ..model import ApiSpec
 from ..switch import Switch
 from . import health, net_service, reflection
+from .bodies import JSON
 from .connections import Listener, open_listener
 from .descriptors import Schema, load_files
 from .exchange import Budget
 from .grpc import GrpcApp, Methods
 from .http import HttpApp, Response, json_body
 from .openapi import document
-from .rest import JSON, Page, Rest
+from .rest import Page, Rest
 
 GRPC_IDLE = 300.0
 """Seconds without a call after which a client of gRPC must connect anew, as such clients do."""

@@ -18,7 +18,7 @@ def facts(activity: Activity) -> dict[str, str]:
     now = activity.now()
     nics, rates = activity.nics.values(), activity.total.now
     tx, rx = _rates(rates)
-    drops = _UNKNOWN.text if rates is None else _frequency(rates.drops)
+    dropping = _UNKNOWN.text if rates is None else _frequency(rates.drops)
     up = duration(now, activity.started_at)
     return {
         "about": f"{__version__}, up {up}, as of {_moment(now)} UTC",
@@ -26,7 +26,7 @@ def facts(activity: Activity) -> dict[str, str]:
         "Networks": str(len(activity.networks)),
         "TX": tx.text,
         "RX": rx.text,
-        "Dropped": f"{sum(map(_dropped, activity.traffic.values())):,}\n{drops}",
+        "Dropped": f"{sum(drops.frames for drops in activity.drops.values()):,}\n{dropping}",
     }
 
 
@@ -137,16 +137,10 @@ def _network_row(network: NetworkRecord, nics: list[NicRecord], activity: Activi
 
 def _drop_rows(activity: Activity) -> Iterator[Row]:
     """The most frequent reason first."""
-    counts: collections.Counter[str] = collections.Counter()
-    most: dict[str, tuple[int, str]] = {}
-    for name, traffic in activity.traffic.items():
-        for reason, count in traffic.stats.drops.items():
-            key = reason.name.lower()
-            counts[key] += count
-            most[key] = max(most.get(key, (0, "")), (count, name))
-    for key, count in counts.most_common():
-        frames, nic = most[key]
-        yield Row(key, (key, Number(f"{count:,}", count), f"{nic} ({frames:,})"))
+    for reason, drops in sorted(activity.drops.items(), key=lambda item: -item[1].frames):
+        key = reason.name.lower()
+        most = f"{drops.most_at} ({drops.most:,})"
+        yield Row(key, (key, Number(f"{drops.frames:,}", drops.frames), most))
 
 
 def _event_row(event: Event) -> Row:

@@ -14,7 +14,7 @@ from ..model import DaemonConfig
 from ..places import CONTROL_SOCKET, daemon_socket_dir
 from .file import load_file
 from .flags import owned_by, polling_flags, socket_access, with_api, with_polling, with_state
-from .folders import default_state, make_dir, make_state_dir
+from .folders import default_state, make_socket_dir, make_state_dir
 from .running import run
 
 
@@ -49,17 +49,9 @@ def serve(
     listeners = _activated(ctx, config, options["ready_fd"])
     if options["capture_dir"] and not config.api.http:
         raise click.UsageError("--capture-dir is for --http", ctx)
-    groups = {
-        nic.socket_group
-        for nic in config.nics
-        if nic.socket_path and nic.socket_path.parent == socket_dir and nic.name not in listeners
-    }
-    if config.api.is_wanted:
-        groups.add(config.defaults.socket_group)
-    if groups:
-        make_dir(socket_dir, account, groups)
+    make_socket_dir(socket_dir, config, listeners, account)
     if config.state == default_state():
-        make_state_dir(default_state().parent, account)
+        make_state_dir(account)
     run(ctx, config, reload=read, config_path=path, listeners=listeners, **options)
 
 
