@@ -153,6 +153,7 @@ async def test_goes_on_when_it_could_not_wait_for_a_while(
         await wait_readable(fd)
 
     called: list[float] = []
+    await settled()
     monkeypatch.setattr(trio.lowlevel, "wait_readable", failing)
     os.eventfd_write(events[0], 1)
     for _ in range(2):  # the first one by the wait that has begun already
