@@ -45,6 +45,7 @@ from mvirt_net.errors import CoreError
 from mvirt_net.ffi import Port
 from mvirt_net.inventory import NetworkEntry, NicEntry, file_id
 from mvirt_net.model import ApiSpec, SocketAccess
+from mvirt_net.nic import Nic
 from mvirt_net.store import NoStore, StoredState, StoreError
 from mvirt_net.turns import DONE_IN_A_TURN
 from mvirt_net.watching import WATCH_PATIENCE, Watch
@@ -449,7 +450,7 @@ class TestNics:
                     turns = 0
                 found.append(nic)
             nursery.cancel_scope.cancel()
-        assert turns >= 2
+        assert turns  # between the first and the last of them
         assert found == nics[:-1]
         assert [n async for n in rig.control.each_network()] == rig.control.list_networks()
         assert len([stats async for stats in rig.control.each_stats()]) == len(found)
@@ -880,6 +881,23 @@ class TestReload:
             assert {path.name for path in tmp_path.glob("*.sock")} == {"vm0.sock", "vm1.sock"}
             await client.aclose()
 
+    async def test_the_same_file_again_touches_nothing(
+        self, tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No routes are set anew, and no router advertisements sent, which guests would hear."""
+        text = self.TWO.replace("/24", '/24"\nipv6_prefix = "fd00::/64', 1)
+        config = file(tmp_path, text)
+        async with controlled(tmp_path, nursery, config=config) as rig:
+            client = await rig.connect(rig.control.get_nic("vm1"))
+            await arp_gateway(client, MAC, "10.0.0.1")
+            touched: list[str] = []
+            for cls, name in ((Port, "set_routes"), (Nic, "update"), (Nic, "update_network")):
+                monkeypatch.setattr(cls, name, lambda *_args, name=name: touched.append(name))
+            await rig.control.reload(file(tmp_path, text))
+            assert touched == []
+            await arp_gateway(client, MAC, "10.0.0.1")
+            await client.aclose()
+
     async def test_live_changes(self, tmp_path: Path, nursery: trio.Nursery) -> None:
         """Two NICs exchange the prefixes that are routed to them; DNS servers are others."""
         routed = 'routed_ipv4_prefixes = ["192.0.2.0/24"]\n'
@@ -1097,6 +1115,7 @@ async def _nic_change(changes: Watch) -> NicRecord:
 NAMES = st.sampled_from(["a", "b", "c"])
 SUBNETS = st.sampled_from(["10.0.0.0/30", "10.0.1.0/24", "10.0.1.128/25"])
 MACS = st.sampled_from([None, MAC, OTHER_MAC])
+PREFIXES = st.lists(st.sampled_from(["192.0.2.0/24", "10.0.1.128/26", "10.0.0.0/31"]), max_size=2)
 FILES = st.lists(
     st.tuples(NAMES, SUBNETS, st.booleans(), st.booleans()), max_size=2, unique_by=lambda t: t[0]
 )
@@ -1105,7 +1124,9 @@ STEPS = st.lists(
         st.tuples(st.just("create_network"), NAMES, SUBNETS, st.booleans()),
         st.tuples(st.just("delete_network"), NAMES, st.booleans()),
         st.tuples(st.just("create_nic"), NAMES, NAMES, MACS),
+        st.tuples(st.just("update_nic"), NAMES, PREFIXES),
         st.tuples(st.just("delete_nic"), NAMES),
+        st.tuples(st.just("full_disk"), st.booleans()),
         st.tuples(st.just("reload"), FILES, MACS),
         st.tuples(st.just("restart")),
     ),
@@ -1149,6 +1170,10 @@ class TestAnySequence:
             elif verb == "create_nic":
                 fields = dict(zip(("name", "network", "mac_address"), args, strict=True))
                 ids.add((await control.create_nic(fields)).id)
+            elif verb == "update_nic":
+                await control.update_nic(args[0], routed_ipv4_prefixes=args[1])
+            elif verb == "full_disk":
+                [rig.store.refuses] = args
             elif verb == "delete_nic":
                 nic = control.get_nic(*args)
                 await control.delete_nic(nic.id)

@@ -232,22 +232,29 @@ def steps(
     """How to get from what is served (by name) to `target`."""
     wanted_networks = {spec.name: spec for spec in target.networks}
     wanted_nics = {spec.name: spec for spec in target.nics}
-    changed_networks = _live_changes(networks, wanted_networks, LIVE_NETWORK_FIELDS)
-    changed_nics = {
+    kept_networks = _live_changes(networks, wanted_networks, LIVE_NETWORK_FIELDS)
+    kept_nics = {
         name: changes
         for name, changes in _live_changes(nics, wanted_nics, LIVE_NIC_FIELDS).items()
-        if nics[name].network in changed_networks
+        if nics[name].network in kept_networks
     }
+    # Whoever has nothing to change is not touched: guests would hear of it.
+    changed_nics = {name: changes for name, changes in kept_nics.items() if changes}
+    changed_networks = {name: changes for name, changes in kept_networks.items() if changes}
     # Whoever gives up being public makes room for the others.
     ordered = sorted(changed_networks, key=lambda name: wanted_networks[name].is_public)
     return Steps(
-        removed_nics=tuple(name for name in nics if name not in changed_nics),
-        removed_networks=tuple(name for name in networks if name not in changed_networks),
-        narrowed={name: _common_prefixes(nics[name], wanted_nics[name]) for name in changed_nics},
+        removed_nics=tuple(name for name in nics if name not in kept_nics),
+        removed_networks=tuple(name for name in networks if name not in kept_networks),
+        narrowed={
+            name: common
+            for name in changed_nics
+            if (common := _common_prefixes(nics[name], wanted_nics[name]))
+        },
         changed_networks={name: changed_networks[name] for name in ordered},
         changed_nics=changed_nics,
-        added_networks=tuple(s for s in target.networks if s.name not in changed_networks),
-        added_nics=tuple(s for s in target.nics if s.name not in changed_nics),
+        added_networks=tuple(s for s in target.networks if s.name not in kept_networks),
+        added_nics=tuple(s for s in target.nics if s.name not in kept_nics),
     )
 
 

@@ -316,7 +316,7 @@ def _name_their_field(_cls: type, fields: list[Any]) -> list[Any]:
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError(
-            f"{value!r} is not a name (1 to 64 letters, digits, '.', '_', '-'; not '.' first)"
+            f"{value!r} is not a name (1 to 64 ASCII letters, digits, '.', '_', '-'; not '.' first)"
         )
     return value
 

@@ -11,11 +11,13 @@ import socket
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import attrs
+import trio
 
 from .errors import DuplicateError, MvirtNetError, SocketPathError
 from .inventory import NetworkEntry, NicEntry, Target, file_id, reconcile, steps
@@ -274,7 +276,8 @@ class Roster:
 
         Args:
             config: of the file.
-            strict: let the failure of a NIC of the file out; else it is recorded.
+            strict: as at the start, let the failure of a NIC of the file out, and make no thread;
+                else it is recorded.
 
         Returns:
             NICs that a verb made and that have been given an address since, to be stored.
@@ -286,7 +289,9 @@ class Roster:
         nics = [entry for entry in self.nics.values() if not entry.in_file]
         names = {entry.spec.name for entry in self.nics.values() if entry.in_file}
         kept = {name: spec for name, spec in self._served_nics().items() if name in names}
-        target = reconcile(config, networks, nics, kept)
+        compare = partial(reconcile, config, networks, nics, kept)
+        # With thousands of NICs it takes a second.
+        target = compare() if strict else await trio.to_thread.run_sync(compare)
         for problem in target.plan.problems:
             raise problem
         failed = await self._serve(target, strict=strict)
@@ -421,7 +426,7 @@ class Roster:
         error = error or failed.get((kind, entry.spec.name), "")
         if error != entry.error:
             self._said_failure(kind, entry.spec.name, error)
-        return attrs.evolve(entry, error=error)
+        return entry if error == entry.error else attrs.evolve(entry, error=error)
 
     def _said_failure(self, kind: str, name: str, error: str) -> str:
         if error:
@@ -451,12 +456,11 @@ def _state(entry: NicEntry, nic: Nic | None) -> NicState:
 
 def with_given(spec: NicSpec, served: NicSpec) -> NicSpec:
     """`spec` with the addresses of the NIC that it has become."""
-    return attrs.evolve(
-        spec,
-        mac_address=served.mac_address,
-        ipv4_address=served.ipv4_address,
-        ipv6_address=served.ipv6_address,
-    )
+    keys = ("mac_address", "ipv4_address", "ipv6_address")
+    given = {
+        key: getattr(served, key) for key in keys if getattr(served, key) != getattr(spec, key)
+    }
+    return attrs.evolve(spec, **given) if given else spec
 
 
 def _check_apart(spec: NicSpec, kept: NicEntry, *, same_network: bool) -> None:
