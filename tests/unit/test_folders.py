@@ -115,7 +115,8 @@ def test_for_no_socket_none_is_made(tmp_path: Path, given: Given) -> None:
     config = with_nics(tmp_path, {})
     make_socket_dir(folder, config, (), None)
     make_socket_dir(tmp_path / "t", with_nics(tmp_path / "t", {}), {"vm0": None}, None)
-    assert list(tmp_path.iterdir()) == given == []
+    assert list(tmp_path.iterdir()) == []
+    assert given == []
 
 
 def test_one_that_is_there_stays_as_it_is(tmp_path: Path, given: Given) -> None:

@@ -107,7 +107,7 @@ class Client:
         """
         poll = select.poll()
         poll.register(self.socket.fileno(), select.POLLRDHUP)
-        while not poll.poll(0):
+        while not poll.poll(0):  # noqa: ASYNC110  (trio cannot wait for that alone)
             await trio.sleep(HANG_UP_INTERVAL)
         self._hang_up()
 
@@ -337,4 +337,4 @@ class _StrictProtocol(hypercorn.protocol.h2.H2Protocol):
 
 
 hypercorn.protocol.h2.StreamBuffer = _PatientBuffer  # type: ignore[misc]
-hypercorn.protocol.H2Protocol = _StrictProtocol  # type: ignore[misc]
+hypercorn.protocol.H2Protocol = _StrictProtocol  # type: ignore[attr-defined,assignment]
