@@ -87,7 +87,7 @@ class GuestSpec:
         variants: its NICs; MAC address and socket path are filled in.
         number: what its addresses are made of; two guests of different networks may have the same.
         foreign: further NICs, complete, whose backend is somebody else.
-        created: whether its NICs are created by ``mvirt-net ctl``, and not in the configuration file.
+        created: whether ``mvirt-net ctl`` creates its NICs, so that they are not in the file.
         memory: in MiB. A NIC that takes segmented packets without mergeable buffers fills 17.
     """
 

@@ -128,7 +128,7 @@ async def test_domain_of_the_how_to(image: Image, folder: Path) -> None:
     as_root = os.geteuid() == 0
     folder.chmod(0o755)
     path = folder / "mvirt-net.toml"
-    nic = {"mac_address": MAC, "ipv4_address": "10.0.0.5", "socket_path": folder / "vm1.sock"}
+    nic = {"mac_address": MAC, "ipv4_address": "10.0.0.5", "socket_path": f"{folder}/vm1.sock"}
     path.write_text(one_network(vm1=nic | ({"socket_group": "kvm"} if as_root else {})))
     async with run_daemon(path) as daemon, started_by_libvirt(image, folder) as guest:
         await lease_by_udhcpc(guest)
