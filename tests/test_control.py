@@ -40,11 +40,11 @@ from mvirt_net.control import (
     NicRecord,
     NicState,
 )
-from mvirt_net.errors import CoreError
+from mvirt_net.errors import CoreError, StoreError
 from mvirt_net.ffi import Port
 from mvirt_net.inventory import NetworkEntry, NicEntry
 from mvirt_net.model import SocketAccess
-from mvirt_net.store import NoStore, StoredState, StoreError
+from mvirt_net.store import NoStore, StoredState
 from tests.harness import VhostTestClient
 from tests.harness.exchanges import arp_gateway
 from tests.harness.packets import (

@@ -57,7 +57,7 @@ network = "blue"
 
 WITHOUT_RIGHTS = """
 import os, sys
-from mvirt_net.cli import main
+from mvirt_net.cli import main, serve, single
 if os.getuid() == 0:
     os.setgroups([])
     os.setgid(65534)

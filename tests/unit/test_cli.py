@@ -19,9 +19,14 @@ import trio
 import mvirt_net
 from mvirt_net import cli, runner
 from mvirt_net.cli import main
-from mvirt_net.config import ConfigFileError
 from mvirt_net.endpoints import DEFAULT_GRPC
-from mvirt_net.errors import MvirtNetError, SocketAccessError, SocketInUseError, SocketPathError
+from mvirt_net.errors import (
+    ConfigFileError,
+    MvirtNetError,
+    SocketAccessError,
+    SocketInUseError,
+    SocketPathError,
+)
 from mvirt_net.exits import ExitCode
 from mvirt_net.model import (
     ApiSpec,
