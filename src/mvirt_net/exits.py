@@ -9,7 +9,7 @@ import enum
 import errno
 import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -60,6 +60,10 @@ _EXIT_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
 _NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
+_NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""Its text is the help of a group of commands (since click 8.2; before, click prints that)."""
+
+
 def end_by(number: signal.Signals) -> NoReturn:
     """End this process by a signal, so that a shell sees that it was one."""
     signal.signal(number, signal.SIG_DFL)
@@ -94,6 +98,9 @@ def _report_one(error: BaseException) -> ExitCode:
     if code is None:
         _log_bug(error)
         return ExitCode.FAILURE
+    if isinstance(error, _NO_ARGUMENTS):
+        click.echo(error.format_message(), err=True)
+        return code
     for line in _message(error).splitlines():
         text = f"{PROGRAM}: {line}"
         click.echo(with_priority(text, "error") if is_journal(sys.stderr) else text, err=True)

@@ -38,7 +38,7 @@ def run() -> int:
     try:
         return main()
     except KeyboardInterrupt:
-        # Before or after a daemon serves: while it does, SIGINT is its order to stop.
+        # While a daemon serves, SIGINT is its order to stop.
         end_by(signal.SIGINT)
 
 
@@ -50,6 +50,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        KeyboardInterrupt: by ^C before or after a daemon serves.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     if "--print-capabilities" in arguments:
@@ -59,5 +62,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         # What comes back is the exit code of --help and --version; commands return nothing.
         return command.main(arguments, prog_name=PROGRAM, standalone_mode=False) or ExitCode.OK
+    except click.Abort as error:
+        # What click makes of KeyboardInterrupt.
+        raise KeyboardInterrupt from error
     except Exception as error:
         return report(error)
