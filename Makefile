@@ -160,8 +160,8 @@ lint-c: .make/tools
 
 COMPLETION := contrib/completion
 completion: .make/package
-	@for shell in bash zsh fish; do _MVIRT_NET_COMPLETE=$${shell}_source $(BIN)/mvirt-net \
-	>$(COMPLETION)/mvirt-net.$$shell || exit; done
+	@for file in bash/mvirt-net zsh/_mvirt-net fish/mvirt-net.fish; do \
+	_MVIRT_NET_COMPLETE=$${file%/*}_source $(BIN)/mvirt-net >$(COMPLETION)/$$file || exit; done
 
 # Without source information, the comments that is, so that only what counts changes the result.
 PROTOS := src/mvirt_net/api/proto

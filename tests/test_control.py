@@ -41,12 +41,12 @@ from mvirt_net.control import (
     NicRecord,
     NicState,
 )
-from mvirt_net.errors import CoreError
+from mvirt_net.errors import CoreError, StoreError
 from mvirt_net.ffi import Port
 from mvirt_net.inventory import NetworkEntry, NicEntry, file_id
 from mvirt_net.model import ApiSpec, SocketAccess
 from mvirt_net.nic import Nic
-from mvirt_net.store import NoStore, StoredState, StoreError
+from mvirt_net.store import NoStore, StoredState
 from mvirt_net.turns import DONE_IN_A_TURN
 from mvirt_net.watching import WATCH_PATIENCE, Watch
 from tests.harness import VhostTestClient

@@ -51,6 +51,9 @@ def test_wheel_is_for_all_pythons_and_complete(dist: Path) -> None:
     for suffix in (
         *("/licenses/LICENSE", "mvirt_net/py.typed", "mvirt_net/ffi/_core.abi3.so"),
         *("/systemd/mvirt-net.service", "/qemu/50-mvirt-net.json", "/mvirt-net.toml"),
+        *("/man/man1/mvirt-net.1", "/man/man1/mvirt-net-ctl.1"),
+        *("/bash-completion/completions/mvirt-net", "/zsh/site-functions/_mvirt-net"),
+        *("/fish/vendor_completions.d/mvirt-net.fish", "/prometheus/mvirt-net.rules.yml"),
     ):
         assert [name for name in names if name.endswith(suffix)], suffix
     assert [name for name in names if name.endswith((".c", ".h"))] == []

@@ -24,7 +24,10 @@ def commands(
 ) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """All of them, and how they are called."""
     yield path, group
-    for name, inner in group.commands.items():
+    ctx = click.Context(group)
+    for name in group.list_commands(ctx):
+        inner = group.get_command(ctx, name)
+        assert inner is not None
         if isinstance(inner, click.Group):
             yield from commands(inner, (*path, name))
         else:

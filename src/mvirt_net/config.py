@@ -17,25 +17,11 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
-from .errors import ConfigError, MvirtNetError
+from .errors import ConfigError, ConfigFileError
 from .model import ApiSpec, DaemonConfig, NetworkSpec, NicSpec, PollingSpec, SocketAccess
 from .registry import plan
 
 _T = TypeVar("_T")
-
-
-class ConfigFileError(MvirtNetError):
-    """A configuration file that cannot be used; its text has one line for each problem.
-
-    Args:
-        path: the file, as the user named it.
-        problems: what is wrong with it; the keys are paths like ``nic[1].mac_address``.
-    """
-
-    def __init__(self, path: Path, problems: Sequence[ConfigError]) -> None:
-        super().__init__("\n".join(_one_line(f"{path}: {problem}") for problem in problems))
-        self.path = path
-        self.problems = tuple(problems)
 
 
 def load(
@@ -84,11 +70,6 @@ def load(
         if not problems:
             return config
     raise ConfigFileError(path, problems)
-
-
-def _one_line(text: str) -> str:
-    """`text` with whatever does not print, a line feed above all, written as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _state(value: Any) -> Path | Literal[False] | None:

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import attrs
 import trio
 
-from .errors import ConfigError, DuplicateError
+from .errors import ConfigError, DuplicateError, StoreError
 from .inventory import NetworkEntry, NicEntry, is_file_id
 from .log import get_logger
 from .model import DaemonConfig, NetworkSpec, NicSpec, NicStats, SocketAccess
@@ -37,7 +37,7 @@ from .nic import NicEventKind
 from .records import Change, NetworkRecord, NicRecord, NicState
 from .refusals import ControlError, ErrorKind, refusals
 from .roster import Roster, with_given
-from .store import Keeper, NoStore, StoreError
+from .store import Keeper, NoStore
 from .switch import Switch
 from .turns import InTurns
 from .watching import WATCH_BACKLOG, Watch, Watchers

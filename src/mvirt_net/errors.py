@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 
 class MvirtNetError(Exception):
@@ -22,6 +23,20 @@ class ConfigError(MvirtNetError):
         super().__init__(f"{key}: {problem}" if key else problem)
         self.key = key
         self.problem = problem
+
+
+class ConfigFileError(MvirtNetError):
+    """A configuration file that cannot be used; its text has one line for each problem.
+
+    Args:
+        path: the file, as the user named it.
+        problems: what is wrong with it; the keys are paths like ``nic[1].mac_address``.
+    """
+
+    def __init__(self, path: Path, problems: Sequence[ConfigError]) -> None:
+        super().__init__("\n".join(_one_line(f"{path}: {problem}") for problem in problems))
+        self.path = path
+        self.problems = tuple(problems)
 
 
 class DuplicateError(ConfigError):
@@ -48,6 +63,18 @@ class SocketPathError(MvirtNetError):
     """The socket path cannot be listened on for another reason: no folder, a file that is no
     socket, no descriptors left, and the like.
     """
+
+
+class StoreError(MvirtNetError):
+    """The state cannot be kept or read: a full disk, a damaged file."""
+
+
+class StoreInUseError(StoreError):
+    """Another daemon keeps its state in that file."""
+
+
+class StoreDataError(StoreError):
+    """The file is not one of ours, is damaged, or is of a newer version."""
 
 
 class TooManyCapturesError(MvirtNetError):
@@ -97,6 +124,10 @@ class GuestMemoryLost(MvirtNetError):
     """A frontend took back memory that it had shared (its file shrank); the connection is over."""
 
 
+class UnsupportedProcessorError(MvirtNetError, ImportError):
+    """The C core is for newer processors than this one; nothing of it can be loaded."""
+
+
 class CoreError(MvirtNetError):
     """The C core refused; `errno` is the reason (a positive errno value)."""
 
@@ -112,3 +143,8 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
             yield from leaves(inner)
     else:
         yield error
+
+
+def _one_line(text: str) -> str:
+    """`text` with whatever does not print, a line feed above all, written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,28 +1,30 @@
-"""How the command ends: what it says of a failure, and with which code."""
+"""How the command ends: what it says of a failure, and with which code.
+
+Also for a client that has loaded nothing of the daemon, so nothing of it is imported up here.
+"""
 
 from __future__ import annotations
 
 import enum
 import errno
+import signal
 import sys
+from typing import Any, NoReturn
 
 import click
-import trio
 
-from .config import ConfigFileError
 from .errors import (
     ConfigError,
+    ConfigFileError,
     MvirtNetError,
     NoDaemonError,
     SocketAccessError,
     SocketInUseError,
+    StoreDataError,
+    StoreInUseError,
     leaves,
 )
-from .log import get_logger
-from .logsetup import is_journal, with_priority
-from .store import StoreDataError, StoreInUseError
-
-log = get_logger(__name__)
+from .loglines import is_journal, with_priority
 
 PROGRAM = "mvirt-net"
 
@@ -58,6 +60,17 @@ _EXIT_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
 _NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
+_NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""Its text is the help of a group of commands (since click 8.2; before, click prints that)."""
+
+
+def end_by(number: signal.Signals) -> NoReturn:
+    """End this process by a signal, so that a shell sees that it was one."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+    raise AssertionError("that signal ends a process")
+
+
 def report(error: BaseException) -> ExitCode:
     """Say on stderr what went wrong: one line for a failure, the traceback for a bug.
 
@@ -72,7 +85,8 @@ def report(error: BaseException) -> ExitCode:
 
 def _denied_to_trio(error: BaseException) -> BaseException:
     """What the system would not give to trio for itself, which it takes for a bug of its own."""
-    if isinstance(error, trio.TrioInternalError) and error.__cause__ is not None:
+    trio = sys.modules.get("trio")
+    if trio and isinstance(error, trio.TrioInternalError) and error.__cause__ is not None:
         for leaf in leaves(error.__cause__):
             if isinstance(leaf, OSError):
                 return leaf
@@ -82,12 +96,24 @@ def _denied_to_trio(error: BaseException) -> BaseException:
 def _report_one(error: BaseException) -> ExitCode:
     code = _code(error)
     if code is None:
-        log.critical("internal error", exc_info=error)
+        _log_bug(error)
         return ExitCode.FAILURE
+    if isinstance(error, _NO_ARGUMENTS):
+        click.echo(error.format_message(), err=True)
+        return code
     for line in _message(error).splitlines():
         text = f"{PROGRAM}: {line}"
         click.echo(with_priority(text, "error") if is_journal(sys.stderr) else text, err=True)
     return code
+
+
+def _log_bug(error: BaseException) -> None:
+    from .log import get_logger
+    from .logsetup import has_log, set_up_logging
+
+    if not has_log():
+        set_up_logging()
+    get_logger(__name__).critical("internal error", exc_info=error)
 
 
 def _code(error: BaseException) -> ExitCode | None:

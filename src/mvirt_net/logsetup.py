@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import enum
 import logging
-import os
 import sys
 from typing import TextIO
 
@@ -12,37 +10,8 @@ import attrs
 import structlog
 from structlog.typing import EventDict, Processor
 
+from .loglines import LogFormat, is_journal, with_priority
 from .stderr import LossyStderr
-
-
-class LogFormat(enum.StrEnum):
-    """How a line of the log looks."""
-
-    CONSOLE = "console"
-    """For reading: time, level, event, pairs; in colours on a terminal."""
-    LOGFMT = "logfmt"
-    """``timestamp=… level=info event="…" nic=vm1``."""
-    JSON = "json"
-    """One JSON object a line."""
-
-
-_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
-"""syslog(3)'s, by structlog's names of levels."""
-
-
-def is_journal(stream: TextIO) -> bool:
-    """Whether systemd's journal reads what is written there (systemd.exec(5), JOURNAL_STREAM)."""
-    try:
-        status = os.fstat(stream.fileno())
-    except (OSError, ValueError):
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-
-
-def with_priority(text: str, level: str) -> str:
-    """Lines for the journal, which takes a level from what they begin with (sd-daemon(3))."""
-    prefix = f"<{_PRIORITIES[level]}>"
-    return prefix + text.replace("\n", f"\n{prefix}")
 
 
 class _Handler(logging.StreamHandler[TextIO]):
@@ -68,7 +37,9 @@ def _loss(lines: int) -> logging.LogRecord:
     )
 
 
-def set_up_logging(level: int, log_format: LogFormat | None, stream: TextIO | None = None) -> None:
+def set_up_logging(
+    level: int = logging.INFO, log_format: LogFormat | None = None, stream: TextIO | None = None
+) -> None:
     """Send everything from `level` up to `stream`.
 
     Args:
@@ -100,6 +71,11 @@ def set_up_logging(level: int, log_format: LogFormat | None, stream: TextIO | No
     root.setLevel(level)
     # Below that the codec of HTTP/2's headers has a line for each of its steps.
     logging.getLogger("hpack").setLevel(logging.INFO)
+
+
+def has_log() -> bool:
+    """Whether `set_up_logging` was called."""
+    return any(isinstance(handler, _Handler) for handler in logging.getLogger().handlers)
 
 
 def _renderers(log_format: LogFormat, *, colors: bool, for_journal: bool) -> list[Processor]:

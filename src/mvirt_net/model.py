@@ -27,6 +27,7 @@ import attrs
 from .accounts import group_id, user_id
 from .endpoints import Endpoint, UnixEndpoint, parse_endpoints
 from .errors import ConfigError
+from .netmask import Netmask as Netmask
 
 RX_QUEUE = 0
 """The receive queue of the first queue pair (virtio 1.2, 5.1.2)."""
@@ -446,15 +447,6 @@ def _netmask(value: Any) -> Netmask:
     except ValueError:
         choices = " or ".join(repr(str(choice)) for choice in Netmask)
         raise ValueError(f"{value!r} is not {choices}") from None
-
-
-class Netmask(enum.StrEnum):
-    """The subnet mask that DHCP gives to the guests of a network."""
-
-    HOST = "host"
-    """255.255.255.255: everything goes by the gateway (the default)."""
-    SUBNET = "subnet"
-    """The subnet's own, for guests that cannot use a /32; ARP then answers for the whole subnet."""
 
 
 @attrs.frozen(kw_only=True, field_transformer=_name_their_field)

@@ -31,10 +31,9 @@ import trio
 from . import privileges, sandbox
 from .accounts import Account, close_database
 from .capture import CaptureSpec, open_capture_file
-from .config import ConfigFileError
 from .control import Control
 from .daemon import serve
-from .errors import ConfigError
+from .errors import ConfigError, ConfigFileError
 from .ffi.rights import FsAccess
 from .log import get_logger
 from .model import DaemonConfig, NetworkSpec

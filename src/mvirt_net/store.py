@@ -28,7 +28,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 import attrs
 import trio
 
-from .errors import ConfigError, MvirtNetError
+from .errors import ConfigError, StoreDataError, StoreError, StoreInUseError
 from .inventory import NetworkEntry, NicEntry
 from .model import NetworkSpec, NicSpec
 
@@ -95,18 +95,6 @@ _LISTS = frozenset(
     }
 )
 """Columns that hold JSON."""
-
-
-class StoreError(MvirtNetError):
-    """The state cannot be kept or read: a full disk, a damaged file."""
-
-
-class StoreInUseError(StoreError):
-    """Another daemon keeps its state in that file."""
-
-
-class StoreDataError(StoreError):
-    """The file is not one of ours, is damaged, or is of a newer version."""
 
 
 @attrs.frozen

@@ -19,6 +19,7 @@ _PROGRAM = """
 import json, os, sys
 import attrs, trio
 from mvirt_net import cli, runner
+import mvirt_net.cli.serve
 from mvirt_net.control import ControlError
 
 DROP_RIGHTS

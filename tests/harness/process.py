@@ -48,7 +48,7 @@ CONFIG = one_network(vm1={}, vm2={})
 
 WITHOUT_RIGHTS = """
 import os, sys
-from mvirt_net.cli import main
+from mvirt_net.cli import main, serve, single
 if os.getuid() == 0:
     os.setgroups([])
     os.setgid(65534)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import types
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -19,9 +22,14 @@ import trio
 import mvirt_net
 from mvirt_net import cli, runner
 from mvirt_net.cli import main
-from mvirt_net.config import ConfigFileError
 from mvirt_net.endpoints import DEFAULT_GRPC
-from mvirt_net.errors import MvirtNetError, SocketAccessError, SocketInUseError, SocketPathError
+from mvirt_net.errors import (
+    ConfigFileError,
+    MvirtNetError,
+    SocketAccessError,
+    SocketInUseError,
+    SocketPathError,
+)
 from mvirt_net.exits import ExitCode
 from mvirt_net.model import (
     ApiSpec,
@@ -525,6 +533,32 @@ class TestConfigFile:
         monkeypatch.setattr("mvirt_net.cli.file.load", refuse)
         assert main(["check-config", "/x.toml"]) == ExitCode.NO_PERMISSION
         assert capsys.readouterr().err == "mvirt-net: /x.toml: Permission denied\n"
+
+
+class TestInterrupted:
+    """^C while the command is still being loaded, or reads its file."""
+
+    def test_is_an_end_by_that_signal(self, tmp_path: Path) -> None:
+        program = (
+            "import sys; from mvirt_net import cli; import mvirt_net.cli.file as file\n"
+            "def interrupted(*_): raise KeyboardInterrupt\n"
+            "file.load = interrupted\n"
+            "sys.exit(cli.run())"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", program, "check-config", "x.toml"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == -signal.SIGINT
+        assert result.stderr.strip() == ""
+
+
+class TestNoCommand:
+    def test_of_a_group_is_its_help(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["ctl"]) == ExitCode.USAGE
+        assert capsys.readouterr().err.startswith("Usage: mvirt-net ctl ")
 
 
 class TestFailures:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mvirt_net.config import ConfigFileError, load
+from mvirt_net.config import load
+from mvirt_net.errors import ConfigFileError
 from mvirt_net.model import (
     DaemonConfig,
     FileMode,

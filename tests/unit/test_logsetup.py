@@ -13,7 +13,8 @@ from typing import TextIO
 import pytest
 
 from mvirt_net.log import Limited, get_logger
-from mvirt_net.logsetup import LogFormat, set_up_logging
+from mvirt_net.loglines import LogFormat
+from mvirt_net.logsetup import set_up_logging
 
 log = get_logger("mvirt_net.test")
 

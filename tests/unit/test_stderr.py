@@ -14,7 +14,8 @@ import pytest
 
 from mvirt_net import stderr
 from mvirt_net.log import get_logger
-from mvirt_net.logsetup import LogFormat, set_up_logging
+from mvirt_net.loglines import LogFormat
+from mvirt_net.logsetup import set_up_logging
 from mvirt_net.stderr import LossyStderr
 
 SIZE = 4 * 4096

@@ -16,17 +16,10 @@ import attrs
 import pytest
 import trio
 
+from mvirt_net.errors import StoreDataError, StoreError, StoreInUseError
 from mvirt_net.inventory import NetworkEntry, NicEntry
 from mvirt_net.model import NetworkSpec, NicSpec
-from mvirt_net.store import (
-    MIGRATIONS,
-    Store,
-    StoreDataError,
-    StoredState,
-    StoreError,
-    StoreInUseError,
-    open_store,
-)
+from mvirt_net.store import MIGRATIONS, Store, StoredState, open_store
 
 NOW = datetime(2026, 11, 29, 12, 0, 0, 123, UTC)
 

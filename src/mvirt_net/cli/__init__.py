@@ -13,15 +13,14 @@ What a command does is in a module of its own, which is imported when it is call
 from __future__ import annotations
 
 import json
-import logging
+import signal
 import sys
 from collections.abc import Sequence
 
 import click
 
 from ..ctl import ctl
-from ..exits import PROGRAM, ExitCode, report
-from ..logsetup import set_up_logging
+from ..exits import PROGRAM, ExitCode, end_by, report
 from ..stderr import use_lossy_stderr
 from .commands import command
 
@@ -36,7 +35,11 @@ command.add_command(ctl)
 def run() -> int:
     """The whole process: `main`, for whom standard error is always there."""
     use_lossy_stderr()
-    return main()
+    try:
+        return main()
+    except KeyboardInterrupt:
+        # While a daemon serves, SIGINT is its order to stop.
+        end_by(signal.SIGINT)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -47,15 +50,20 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        KeyboardInterrupt: by ^C before or after a daemon serves.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     if "--print-capabilities" in arguments:
         # "Other options and arguments should be ignored", wrong ones included.
         click.echo(json.dumps(CAPABILITIES))
         return ExitCode.OK
-    set_up_logging(logging.INFO, None)
     try:
         # What comes back is the exit code of --help and --version; commands return nothing.
         return command.main(arguments, prog_name=PROGRAM, standalone_mode=False) or ExitCode.OK
+    except click.Abort as error:
+        # What click makes of KeyboardInterrupt.
+        raise KeyboardInterrupt from error
     except Exception as error:
         return report(error)

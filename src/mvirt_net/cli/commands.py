@@ -9,7 +9,7 @@ import click
 
 from .._version import __version__
 from ..endpoints import DEFAULT_GRPC
-from ..model import Netmask
+from ..netmask import Netmask
 from ..places import CONTROL_SOCKET
 from .options import MAX_FD, PATH, run_options, socket_dir_option
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config import ConfigFileError, load
-from ..errors import ConfigError
+from ..config import load
+from ..errors import ConfigError, ConfigFileError
 from ..model import DaemonConfig, SocketAccess
 
 

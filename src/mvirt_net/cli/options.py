@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from ..accounts import Account
-from ..logsetup import LogFormat
+from ..loglines import LogFormat
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

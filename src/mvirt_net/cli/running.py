@@ -14,7 +14,8 @@ import click
 from .. import runner
 from ..attach import attach_lines
 from ..capture import CaptureSpec
-from ..logsetup import LogFormat, set_up_logging
+from ..loglines import LogFormat
+from ..logsetup import set_up_logging
 from ..model import DaemonConfig
 from ..switch import Switch
 

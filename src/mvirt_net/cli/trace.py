@@ -11,6 +11,7 @@ import click
 
 from .. import trace
 from ..ffi import MAX_FRAME
+from ..logsetup import set_up_logging
 from ..model import DaemonConfig
 from ..places import daemon_socket_dir
 from ..registry import plan
@@ -31,6 +32,7 @@ def trace_packet(
     **fields: Any,
 ) -> None:
     """Print where a packet goes that the flags describe, and why. Raises click.UsageError."""
+    set_up_logging()
     config = plan(load_file(path, socket_dir or daemon_socket_dir())).config
     if (packet is None) == (fields["dst"] is None):
         raise click.UsageError("exactly one of --packet and --dst is needed", ctx)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
 from ..errors import MvirtNetError, VerbRefused
-from .client import Client, default_endpoint, parse_socket
+from ..exits import end_by
 from .text import printable, to_json
+
+if TYPE_CHECKING:
+    from .client import Client
 
 COMPLETION_TIMEOUT = 0.5
 """Seconds that a press of Tab may wait for the daemon."""
@@ -44,6 +48,8 @@ class Session:
     @classmethod
     def current(cls) -> Session:
         """That of the command line. Raises NoDaemonError when there is no daemon by default."""
+        from .client import Client, default_endpoint
+
         meta = click.get_current_context().meta
         return cls(Client(meta.get(_ENDPOINT) or default_endpoint()), meta.get(_AS_JSON, False))
 
@@ -125,6 +131,8 @@ def completing(kind: str) -> Callable[[click.Context, click.Parameter, str], lis
     """A click ``shell_complete``: names of that kind; none when there is no daemon."""
 
     def complete(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+        from .client import Client, default_endpoint
+
         try:
             endpoint = ctx.meta.get(_ENDPOINT) or default_endpoint()
             known = names(Client(endpoint, COMPLETION_TIMEOUT), kind)
@@ -139,11 +147,14 @@ def completing(kind: str) -> Callable[[click.Context, click.Parameter, str], lis
 
 
 def _keep_endpoint(ctx: click.Context, _parameter: object, text: str | None) -> None:
-    if text is not None:
-        try:
-            ctx.meta[_ENDPOINT] = parse_socket(text)
-        except ValueError as error:
-            raise click.UsageError(f"--socket: {error}", ctx) from error
+    if text is None:
+        return
+    from .client import parse_socket
+
+    try:
+        ctx.meta[_ENDPOINT] = parse_socket(text)
+    except ValueError as error:
+        raise click.UsageError(f"--socket: {error}", ctx) from error
 
 
 def _keep_as_json(ctx: click.Context, _parameter: object, is_given: bool) -> None:
@@ -176,6 +187,16 @@ def _common_options(*, envvar: str | None = None) -> list[click.Option]:
     ]
 
 
+MODULES = {
+    "network": ".networks",
+    "nic": ".nics",
+    "stats": ".stats",
+    "top": ".top",
+    "watch": ".watch",
+}
+"""Where each verb, or group of them, is defined: imported when it is called, or helped with."""
+
+
 class Verb(click.Command):
     """A command with the options of all of them."""
 
@@ -194,6 +215,14 @@ VerbGroup.group_class = VerbGroup
 
 
 class _Ctl(VerbGroup):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in MODULES:
+            importlib.import_module(MODULES[cmd_name], __package__)
+        return super().get_command(ctx, cmd_name)
+
     def invoke(self, ctx: click.Context) -> Any:
         """A client ends as its user expects: by SIGINT or SIGPIPE, with nothing on stderr."""
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -207,13 +236,6 @@ class _Ctl(VerbGroup):
             # Or Python would complain that what is left cannot be written.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             end_by(signal.SIGPIPE)
-
-
-def end_by(number: signal.Signals) -> NoReturn:
-    """End this process by a signal, so that a shell sees that it was one."""
-    signal.signal(number, signal.SIG_DFL)
-    signal.raise_signal(number)
-    raise AssertionError("that signal ends a process")
 
 
 ctl = _Ctl(

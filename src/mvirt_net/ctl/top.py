@@ -19,10 +19,11 @@ import attrs
 import click
 
 from ..errors import MvirtNetError
+from ..exits import end_by
 from .client import Client
 from .rates import Order, Sample, View, page
 from .screen import ENDING, Happened, Screen
-from .session import NICS, Session, ctl, end_by
+from .session import NICS, Session, ctl
 from .tables import terminal_width
 from .text import printable, to_json
 

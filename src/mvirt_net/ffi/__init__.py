@@ -7,6 +7,20 @@ module of its own; what they read of each other (`_handle`, above all) is privat
 
 from __future__ import annotations
 
+from ..errors import UnsupportedProcessorError
+
+try:
+    from . import _core as _core
+except ImportError as error:
+    # What glibc's loader says of an extension that asks for more (build.py: LINK_FLAGS).
+    if "ISA level" not in str(error):
+        raise
+    raise UnsupportedProcessorError(
+        "this build needs a processor with SSE 4.2 and POPCNT (x86-64-v2, 2009 or later), and this"
+        " is an older one; a virtual machine may only pretend to have one: give it another CPU"
+        " model, such as QEMU's '-cpu max'"
+    ) from error
+
 from .capture import MAX_TAPS, CaptureRing
 from .drain import Drained, Punt
 from .event import events_never_block, is_eventfd, read_event, write_event

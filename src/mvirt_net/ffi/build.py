@@ -31,6 +31,10 @@ FLAGS = (
     *(("-march=x86-64-v2", "-mprfchw") if platform.machine() == "x86_64" else ()),
 )
 
+# The extension says so itself, and glibc (2.33 and later) does not load it on older ones, which is
+# an ImportError. Else they would end at the first instruction that they do not know.
+LINK_FLAGS = ("-Wl,-z,x86-64-v2",) if platform.machine() == "x86_64" else ()
+
 _HERE = Path("src/mvirt_net/ffi")  # setuptools wants paths relative to setup.py
 
 
@@ -53,11 +57,14 @@ def _flags() -> tuple[list[str], list[str]]:
     if not sanitizers and _is_gcc():
         # A packet passes through a dozen functions of six files: a fifth fewer instructions when
         # the compiler sees them together.
-        return [*compile_args, "-flto=auto"], [*FLAGS, "-flto=auto"]
+        return [*compile_args, "-flto=auto"], [*FLAGS, *LINK_FLAGS, "-flto=auto"]
     if not sanitizers:
-        return compile_args, []
+        return compile_args, [*LINK_FLAGS]
     instrument = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-    return [*compile_args, "-O1", "-g", "-fno-omit-frame-pointer", *instrument], instrument
+    return [*compile_args, "-O1", "-g", "-fno-omit-frame-pointer", *instrument], [
+        *LINK_FLAGS,
+        *instrument,
+    ]
 
 
 ffibuilder = FFI()
