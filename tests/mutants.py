@@ -17,6 +17,7 @@ _CONVERSATION = "tests/unit/test_vhost_user_session.py::"
 _CHANNEL = "tests/unit/test_channel.py"
 _MEMORY = "tests/unit/test_ffi_memory.py::"
 _CORE = "tests/unit/test_ffi_rings.py::"
+_WATCHER = "tests/unit/test_ffi_watcher.py::"
 _BACKEND = "tests/unit/test_backend.py"
 _NIC = "tests/unit/test_nic.py"
 _REFUSED = _M + "test_refused_with_an_answer"
@@ -82,6 +83,7 @@ _PACKET_C = _in("ffi/packet.c")
 _EXPRESS_C = _in("ffi/express.c")
 _PORT_C = _in("ffi/port.c")
 _CAPTURE_C = _in("ffi/capture.c")
+_WATCHER_C = _in("ffi/watcher.c")
 
 MUTANTS: tuple[Mutant, ...] = (
     # The conversation
@@ -807,6 +809,91 @@ MUTANTS: tuple[Mutant, ...] = (
         "	if (!desc || !driver || !device)\n		return -EFAULT;\n",
         "",
         (_CORE + "test_m36_m37_packed_parts_outside_memory",),
+    ),
+    # Kicks that a thread waits for
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        ".events = EPOLLIN | EPOLLET,",
+        ".events = EPOLLIN,",
+        (_WATCHER + "TestGivenBack::test_not_for_a_kick_that_nobody_reads",),
+    ),
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        "	forget_fd(watch);\n	watch->given_back = true;",
+        "	watch->given_back = true;",
+        (_WATCHER + "TestGivenBack::test_once",),
+    ),
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        "	if (watch->listed)\n		return;\n",
+        "",
+        (_WATCHER + "TestGivenBack::test_again_before_anybody_has_looked",),
+    ),
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        "	if (watch->kicks < watch->burst)\n		return false;\n",
+        "",
+        (_WATCHER + "TestGivenBack::test_kicked_quickly",),
+    ),
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        "quick = now - watch->burst_began < watch->quick_ns;",
+        "quick = true;",
+        (_WATCHER + "TestWatching::test_drains_at_each_kick_and_asks_for_the_next",),
+    ),
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        "if (mv_drained_leaves(&spare->drained)) {",
+        "if (0) {",
+        (_WATCHER + "TestGivenBack::test_with_something_for_a_service",),
+    ),
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        "next == MV_NEXT_KICK && !quick",
+        "!quick",
+        (_WATCHER + "TestGivenBack::test_when_the_ring_is_down",),
+    ),
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        "next == MV_NEXT_KICK && !quick",
+        "next == MV_NEXT_KICK",
+        (_WATCHER + "TestGivenBack::test_kicked_quickly",),
+    ),
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        "	if (watch->kick_fd >= 0)\n		r = -EBUSY;\n",
+        "	if (0)\n		r = -EBUSY;\n",
+        (_WATCHER + "TestErrors::test_watched_twice",),
+    ),
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        "watcher->stopping ? -ECANCELED : add_to_epoll(watcher, kick_fd, watch)",
+        "add_to_epoll(watcher, kick_fd, watch)",
+        (_WATCHER + "TestErrors::test_stopped",),
+    ),
+    Mutant(
+        "r20 m42",
+        _WATCHER_C,
+        "	if (watch->kick_fd >= 0)\n		forget_fd(watch);\n	*watched",
+        "	*watched",
+        (_WATCHER + "TestEnd::test_nothing_is_drained_afterwards",),
+    ),
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        "	take_from_list(watch);\n	watch->next_in_list = watcher->to_free;",
+        "	watch->next_in_list = watcher->to_free;",
+        (_WATCHER + "TestEnd::test_a_closed_ring_is_not_named",),
     ),
     # Packets
     Mutant(

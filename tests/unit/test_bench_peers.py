@@ -196,6 +196,12 @@ def test_latency_is_not_said_of_who_does_not_keep_up() -> None:
     assert row.cells[f"{OVS} p50"] is None
 
 
+def test_one_disturbed_round_does_not_hide_a_latency() -> None:
+    kept_up, behind = sample(0.96e6, p50=3, p99=9), sample(0.94e6, p50=5, p99=900)
+    (row,) = load_table([Load(1e6, rounds(ours=[kept_up, behind, kept_up]))]).rows
+    assert (row.cells[f"{OURS} p50"], row.cells[f"{OURS} p99"]) == (3, 9)
+
+
 def test_many_nics_are_compared_with_the_fewest() -> None:
     measured = {
         kind: rounds(**{"2": [sample(4e6, p50=10)], "34": [sample(2e6, p50=12)]})

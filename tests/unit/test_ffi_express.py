@@ -343,3 +343,22 @@ def test_what_waits_goes_first() -> None:
         pair.b.offer(2048, 3)
         pair.send(bytes(FROM_A4 / DATAGRAM / bytes([3])))
         assert [frame.frame[-1] for frame in pair.received()] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("takes", [0, MRG_RXBUF])
+@pytest.mark.parametrize("way", ["express", "general"])
+def test_header_is_written_whatever_the_buffer_holds(way: str, takes: int) -> None:
+    """It is only stored where another one is found, so that each of its bytes has to count."""
+    frame = GOOD[4] if way == "express" else bytes(FRAMES["options"])
+    right = VirtioNetHdr(num_buffers=1).pack()
+    with open_pair(takes=takes) as pair:
+        pair.b.offer(2048)
+        pair.send(frame)
+        for at in range(-1, len(right)):
+            found = bytes(byte ^ (i == at) for i, byte in enumerate(right))
+            where = pair.b.buffer(2048)
+            pair.b.guest.write(where, found)
+            pair.b.rx.add_rx_buffer(where, 2048)
+            pair.send(frame)
+            assert pair.b.guest.read(where, len(right)) == right
+        assert len(buffers_used(pair.b)) == 1 + 1 + len(right)

@@ -14,10 +14,12 @@ import threading
 import time
 from collections.abc import Iterator
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
 from mvirt_net.ffi import HotRing, Network, NextStep, Poller, Port
+from mvirt_net.ffi._core import ffi, lib
 from mvirt_net.model import TX_QUEUE, MacAddress, PuntKind
 from tests.harness.packets import GATEWAY_IP, GATEWAY_MAC, arp_request, ethernet_frame, udp_frame
 
@@ -279,6 +281,68 @@ class TestGivingUp:
             with hot(Poller(FOR_EVER), rig) as ring:
                 assert not ring.released
             assert rig.port.stats().tx_frames == 0
+
+
+class TestPatience:
+    """By a clock that is given to it: 50 units are the usual time."""
+
+    USUAL, BEGIN = 50, 1_000_000
+
+    def begin(self, usual: int = USUAL) -> Any:
+        patience = ffi.new("struct mv_patience *")
+        lib.mv_patience_begin(patience, usual, self.BEGIN)
+        return patience
+
+    def lasts(self, patience: Any, now: int) -> int:
+        """How long it waits for packets that do not come."""
+        assert not lib.mv_patience_ends(patience, now) or patience.usual == 0
+        waited = 0
+        while not lib.mv_patience_ends(patience, now + waited):
+            waited += 1
+        return waited
+
+    def busy(self, patience: Any, gap: int, times: int) -> int:
+        """So many times packets, and nothing in between; what the clock is then."""
+        now = self.BEGIN
+        for _ in range(times):
+            lib.mv_patience_ends(patience, now + 1)
+            now += gap
+            lib.mv_patience_busy(patience, now)
+        return now
+
+    def test_of_a_ring_without_packets_is_the_usual_one(self) -> None:
+        assert self.lasts(self.begin(), self.BEGIN) == self.USUAL
+
+    def test_grows_by_an_eighth_of_the_time_in_which_packets_come(self) -> None:
+        patience = self.begin()
+        now = self.busy(patience, 40, 20)
+        assert self.lasts(patience, now) == self.USUAL + 20 * 40 // 8
+
+    def test_grows_no_longer_than_twenty_times(self) -> None:
+        patience = self.begin()
+        now = self.busy(patience, 40, 10_000)
+        assert self.lasts(patience, now) == self.USUAL + 20 * self.USUAL
+
+    def test_never_grows_by_more_than_a_millisecond(self) -> None:
+        patience = self.begin(10**9)
+        self.busy(patience, 10**8, 1000)
+        assert patience.earned == 10**6
+
+    def test_is_paid_for(self) -> None:
+        """Packets that come late use up what was earned, and earn nothing."""
+        patience = self.begin()
+        now = self.busy(patience, 40, 20)
+        assert not lib.mv_patience_ends(patience, now)
+        now += self.USUAL + 30
+        assert not lib.mv_patience_ends(patience, now)
+        lib.mv_patience_busy(patience, now)
+        assert self.lasts(patience, now) == self.USUAL + 100 - 30
+        lib.mv_patience_busy(patience, now + 1000)
+        assert self.lasts(patience, now + 1000) == self.USUAL
+
+    def test_there_is_none_without_a_usual_one(self) -> None:
+        patience = self.begin(0)
+        assert self.lasts(patience, self.busy(patience, 1, 1000)) == 0
 
 
 class TestClosing:

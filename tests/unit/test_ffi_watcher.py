@@ -6,6 +6,7 @@ The thread is a real one. Tests wait for what it signals: the driver's call, or 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import threading
@@ -198,6 +199,25 @@ class TestGivenBack:
             assert watched.drained.punts == []
             assert rig.port.stats().tx_frames == 3
 
+    def test_not_for_a_kick_that_nobody_reads(self, kick: int) -> None:
+        """Its count stays, and yet it was one kick and not one after another."""
+        other_kick = os.eventfd(0, os.EFD_NONBLOCK)
+        with open_rig() as rig, open_rig() as other, watching() as watcher:
+            rig.start()
+            other.start()
+            with (
+                watch(watcher, rig, kick, (3, 1e6)) as ring,
+                watch(watcher, other, other_kick, key=8),
+            ):
+                send(rig, kick)
+                wait_taken(rig, 1)
+                # The watcher gets round to everything that epoll has several times.
+                for count in range(1, 6):
+                    send(other, other_kick)
+                    wait_taken(other, count)
+                assert ring.end() is None
+        os.close(other_kick)
+
     def test_when_the_ring_is_down(self, kick: int) -> None:
         with open_rig() as rig, watching() as watcher:
             rig.start()
@@ -225,6 +245,18 @@ class TestGivenBack:
                 assert rig.port.stats().tx_frames == 1
                 ring.begin(kick, *NEVER_QUICK)
                 wait_taken(rig, 2)
+
+    def test_again_before_anybody_has_looked(self, kick: int) -> None:
+        """It is named once for both."""
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick) as ring:
+                for count in (1, 2):
+                    send(rig, kick, ARP)
+                    wait_taken(rig, count)
+                    assert ring.end() is not None
+                    ring.begin(kick, *NEVER_QUICK)
+                assert list(itertools.islice(watcher.returned(), 3)) == [KEY]
 
 
 class TestEnd:

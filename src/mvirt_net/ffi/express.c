@@ -124,7 +124,7 @@ static uint32_t store_front(uint8_t *host, const struct front *front, enum mv_fa
 	uint64_t ip;
 
 	_Static_assert(offsetof(mv_port, gateway_mac) == offsetof(mv_port, mac) + 6, "side by side");
-	memcpy(host, &hdr, sizeof(hdr));
+	mv_store_hdr(host, &hdr, sizeof(hdr));
 	memcpy(host + HEADER, to->mac, 6);
 	memcpy(host + HEADER + 6, to->gateway_mac, 6);
 	memcpy(host + HEADER + 12, &front->type, sizeof(front->type));

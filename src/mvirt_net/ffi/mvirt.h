@@ -446,9 +446,25 @@ void mv_port_settle(mv_port *port, uint64_t due_ns);
 
 /* ---- poller.c: TX rings that a thread polls ---- */
 
+/* How long a ring may be empty until its poller gives it up; in nanoseconds of one clock. */
+struct mv_patience {
+	uint64_t usual;		/* for any ring */
+	uint64_t earned;	/* for this one, beyond that */
+	uint64_t busy_at;	/* when packets were last found */
+	uint64_t idle_since;	/* 0: it is not */
+};
+
+void mv_patience_begin(struct mv_patience *patience, uint64_t usual, uint64_t now);
+
+/* Packets were found. */
+void mv_patience_busy(struct mv_patience *patience, uint64_t now);
+
+/* None were found: whether that has gone on for too long. */
+bool mv_patience_ends(struct mv_patience *patience, uint64_t now);
+
 /*
- * A poller gives up a ring that has been empty for idle_ns nanoseconds, or, with 0, that it finds
- * empty. NULL when there is no memory.
+ * A poller gives up a ring that has been empty for idle_ns nanoseconds and what it has earned, or, with 0,
+ * that it finds empty. NULL when there is no memory.
  */
 mv_poller *mv_poller_new(uint64_t idle_ns);
 

