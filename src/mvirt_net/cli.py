@@ -188,7 +188,7 @@ _run_options = _options(
     ),
     click.option(
         "--pcap-snaplen",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, MAX_FRAME),
         metavar="BYTES",
         help="Of each frame at most this much.  [default: all of it]",
     ),
@@ -196,7 +196,7 @@ _run_options = _options(
         "--pcap-limit",
         type=click.IntRange(min=1),
         metavar="BYTES",
-        help="End the capture when its file would become larger.  [default: never]",
+        help="Write no frame that would make the file larger, and end the capture.  [default: never]",
     ),
     click.option("-P", "--pid", "pid_path", type=_PATH, metavar="FILE", help="Keep the pid here."),
     click.option(

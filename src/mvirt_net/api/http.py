@@ -57,7 +57,8 @@ class Response:
 
     status: int = 200
     body: bytes | Chunks = b""
-    """Either all of it or, opened when it is wanted, an iterator; each item is sent at once."""
+    """Either all of it or, opened when it is wanted, an iterator; each item is sent at once.
+    To open it may raise HttpError."""
     content_type: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
 
@@ -128,17 +129,24 @@ class HttpApp:
     async def _answer(self, exchange: Exchange) -> None:
         response = await self._response(exchange)
         await exchange.drain()
-        if not isinstance(response.body, bytes):
-            # Half of it may have been sent, and the client will miss the end.
-            with contextlib.suppress(Overloaded):
-                await _send_chunks(exchange, response, response.body)
-            return
         try:
-            with exchange.room_for(response.body):
-                await _send(exchange, response, response.body)
+            if isinstance(response.body, bytes):
+                with exchange.room_for(response.body):
+                    await _send(exchange, response, response.body)
+            else:
+                await self._stream(exchange, response, response.body)
         except Overloaded:
             response = _overloaded().response()
             await _send(exchange, response, response.body)
+
+    async def _stream(self, exchange: Exchange, response: Response, body: Chunks) -> None:
+        try:
+            # Half of it may have been sent, and the client will miss the end.
+            with contextlib.suppress(Overloaded):
+                await _send_chunks(exchange, response, body)
+        except HttpError as error:
+            refusal = error.response()
+            await _send(exchange, refusal, refusal.body)
 
     async def _response(self, exchange: Exchange) -> Response:
         try:
@@ -193,9 +201,12 @@ async def _send(exchange: Exchange, response: Response, body: Any) -> None:
 
 
 async def _send_chunks(exchange: Exchange, response: Response, body: Chunks) -> None:
-    await exchange.begin(response.status, _headers(response))
-    if exchange.scope["method"] != "HEAD":
+    """Raises HttpError, before anything is sent, when the body cannot be opened."""
+    if exchange.scope["method"] == "HEAD":
+        await exchange.begin(response.status, _headers(response))
+    else:
         async with body as chunks:
+            await exchange.begin(response.status, _headers(response))
             async for chunk in chunks:
                 with exchange.room_for(chunk):
                     await exchange.send(chunk)

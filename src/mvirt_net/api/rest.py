@@ -31,6 +31,7 @@ from .http import HttpError, Request, Response, json_body
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
+PCAPNG = "application/x-pcapng"
 
 _HTTP_STATUS = {
     ErrorKind.INVALID_ARGUMENT: 400,
@@ -40,6 +41,8 @@ _HTTP_STATUS = {
     ErrorKind.RESOURCE_EXHAUSTED: 507,
     ErrorKind.INTERNAL: 500,
 }
+
+_NOT_KEPT = (("cache-control", "no-store"),)
 
 Page = Callable[[], Response | Awaitable[Response]]
 """Something to be read by GET that is none of the resources, like metrics."""
@@ -53,6 +56,8 @@ class Call:
     """Of the resource, where the path has one."""
     body: dict[str, Any]
     query: Mapping[str, str]
+    is_tcp: bool
+    """As of `Request`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -73,6 +78,8 @@ class Route:
     """Of success."""
     schema: str | None = None
     """Of what is answered then."""
+    media: str = JSON
+    """The type of that."""
     refusals: tuple[int, ...] = ()
     """Of the verb itself."""
 
@@ -101,7 +108,7 @@ class Rest:
             answer = page()
             return await answer if isinstance(answer, Awaitable) else answer
         route, id_ = _find(request)
-        call = Call(id_, _body(route, request), _query(route, request))
+        call = Call(id_, _body(route, request), _query(route, request), request.is_tcp)
         with _refusals():
             return await route.handler(self, call)
 
@@ -166,6 +173,29 @@ class Rest:
         with refusals():
             return _ok(attrs.asdict(await self.captures.stop(call.id)))
 
+    async def take_packets(self, call: Call) -> Response:
+        if call.is_tcp:
+            # Where anybody of this host may ask, what guests say to each other is not to be had.
+            raise HttpError(403, "packets are given over a unix socket only")
+        wanted: dict[str, Any] = {
+            name: _whole_number(call.query[name], name)
+            for name in ("snaplen", "limit")
+            if name in call.query
+        }
+        if "nics" in call.query:
+            wanted["nics"] = [name for name in call.query["nics"].split(",") if name]
+        return Response(200, self._packets(wanted), PCAPNG, _NOT_KEPT)
+
+    @contextlib.asynccontextmanager
+    async def _packets(self, wanted: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                with _refusals(), refusals():
+                    packets = await stack.enter_async_context(self.captures.stream(**wanted))
+            except OSError as error:
+                raise HttpError(503, f"no capture: {error.strerror}") from error
+            yield packets
+
     # The rest.
 
     async def stats(self, _call: Call) -> Response:
@@ -173,7 +203,7 @@ class Rest:
         return _ok({"nics": {name: stats_json(s) async for name, s in in_turns(stats)}})
 
     async def watch(self, _call: Call) -> Response:
-        return Response(200, self._changes(), NDJSON, (("cache-control", "no-store"),))
+        return Response(200, self._changes(), NDJSON, _NOT_KEPT)
 
     @contextlib.asynccontextmanager
     async def _changes(self) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -431,6 +461,16 @@ ROUTES = (
     ),
     Route(
         method="GET",
+        path="/v1/packets",
+        handler=Rest.take_packets,
+        summary="What NICs send and receive, by default all of them, as a pcapng file that goes on",
+        query=("nics", "snaplen", "limit"),
+        schema="Packets",
+        media=PCAPNG,
+        refusals=(403, 404, 507),
+    ),
+    Route(
+        method="GET",
         path="/v1/stats",
         handler=Rest.stats,
         summary="Counters of all NICs",
@@ -442,6 +482,7 @@ ROUTES = (
         handler=Rest.watch,
         summary="All that there is, then each change, one JSON object a line",
         schema="Change",
+        media=NDJSON,
     ),
 )
 
@@ -527,6 +568,12 @@ def _boolean(text: str, name: str) -> bool:
     if text not in ("true", "false"):
         raise HttpError(400, f"query: {name} is neither true nor false")
     return text == "true"
+
+
+def _whole_number(text: str, name: str) -> int:
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise HttpError(400, f"query: {name} is no whole number")
+    return int(text)
 
 
 def _body(route: Route, request: Request) -> dict[str, Any]:

@@ -9,7 +9,7 @@ what each verb gets of its options; the other modules are the verbs. A new verb 
 
 from __future__ import annotations
 
-from . import networks, nics, stats, top, watch
+from . import captures, networks, nics, stats, top, watch
 from .session import ctl
 
-__all__ = ["ctl", "networks", "nics", "stats", "top", "watch"]
+__all__ = ["captures", "ctl", "networks", "nics", "stats", "top", "watch"]
