@@ -1,4 +1,4 @@
-"""``mvirt-net ctl capture`` against a real daemon: files of the daemon's, and packets that come here."""
+"""``mvirt-net ctl capture`` against a real daemon: its files, and packets that come here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import signal
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,13 @@ def serving(folder: Path) -> Iterator[Running]:
             assert daemon.stop() == ExitCode.OK
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Running]:
+    """For tests that leave everything as it is."""
+    with tempfile.TemporaryDirectory(prefix="mvirt-net-") as name, serving(Path(name)) as running:
+        yield running
+
+
 @pytest.fixture
 def running() -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="mvirt-net-") as name, serving(Path(name)) as running:
@@ -85,6 +93,12 @@ async def send(running: Running, nursery: trio.Nursery, nic: str) -> None:
     client = await VhostTestClient.connect(nursery, running.folder / f"{nic}.sock")
     await client.send_packet(UNKNOWN)
     await client.aclose()
+
+
+async def until(happened: Callable[[], object]) -> None:
+    """Another process does it, and says nothing."""
+    while not happened():
+        await trio.to_thread.run_sync(time.sleep, 0.01)
 
 
 class TestFiles:
@@ -126,18 +140,18 @@ class TestFiles:
     )
     def test_refused(
         self,
-        running: Running,
+        shared: Running,
         args: tuple[str, ...],
         code: ExitCode,
         message: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.chdir(running.folder)
-        result = running.ctl(*args)
+        monkeypatch.chdir(shared.folder)
+        result = shared.ctl(*args)
         assert (result.returncode, result.stdout) == (code, "")
         assert message in result.stderr
         assert "Traceback" not in result.stderr
-        assert list(running.captures.iterdir()) == []
+        assert list(shared.captures.iterdir()) == []
         assert not Path("y").exists()
 
     def test_file_that_is_there(self, running: Running) -> None:
@@ -171,8 +185,7 @@ class TestPackets:
         with taking(running, "-w", str(path)) as process:
             await trio.to_thread.run_sync(running.daemon.wait_event, "capture started")
             await send(running, nursery, "vm1")
-            while not path.exists() or not PcapngFile.parse(path.read_bytes()).packets:
-                await trio.sleep(0.01)
+            await until(lambda: path.exists() and PcapngFile.parse(path.read_bytes()).packets)
             process.send_signal(number)
             code = await trio.to_thread.run_sync(process.wait)
         assert code == (ExitCode.OK if number == signal.SIGINT else -signal.SIGTERM)

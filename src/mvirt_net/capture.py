@@ -142,7 +142,7 @@ class _File:
             self._cut_back(done - self._count(blocks, done))
 
     def _count(self, blocks: bytes, done: int) -> int:
-        """How many bytes of what was written are to stay: whole blocks, none when it is too late."""
+        """How many bytes of what was written stay: whole blocks, none when it is too late."""
         whole = done if done == len(blocks) else whole_blocks(blocks, done)
         with self._counting:
             if self._closing:

@@ -1,9 +1,9 @@
 """Captures that are asked for while the daemon runs, by whoever controls it.
 
 Either whoever asks takes the packets as they come, or they go into files. Those are of one folder,
-by their names, for two reasons: the sandbox lets nothing else be made (`mvirt_net.sandbox`), and who
-may control the daemon should not be able to write files anywhere with its rights. A file that is
-there is never written over.
+by their names, for two reasons: the sandbox lets nothing else be made (`mvirt_net.sandbox`), and
+who may control the daemon should not be able to write files anywhere with its rights. A file that
+is there is never written over.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import cast
 
 import attrs
 import trio
@@ -159,11 +160,12 @@ class CaptureControl:
                 os.close(writing)
                 raise
             try:
-                yield pipe
+                # Trio says "or bytearray", as other streams may.
+                yield cast(AsyncIterator[bytes], pipe)
             finally:
                 # In this order, or what waits for a reader would wait for it in vain.
                 capture.stop()
-                await trio.aclose_forcefully(pipe)
+                pipe.close()
                 await capture.aclose()
 
     def _entry(self, file: str) -> _Entry:

@@ -196,7 +196,7 @@ _run_options = _options(
         "--pcap-limit",
         type=click.IntRange(min=1),
         metavar="BYTES",
-        help="Write no frame that would make the file larger, and end the capture.  [default: never]",
+        help="End the capture before its file would become larger.  [default: never]",
     ),
     click.option("-P", "--pid", "pid_path", type=_PATH, metavar="FILE", help="Keep the pid here."),
     click.option(
