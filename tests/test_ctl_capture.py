@@ -18,6 +18,7 @@ import attrs
 import pytest
 import trio
 
+from mvirt_net.cli import main
 from mvirt_net.exits import ExitCode
 from tests.harness import VhostTestClient
 from tests.harness.ctl import COMMAND, answering, environment, run_ctl
@@ -39,14 +40,6 @@ class Running:
     @property
     def captures(self) -> Path:
         return self.folder / "captures"
-
-    def ctl(self, *args: str) -> subprocess.CompletedProcess[str]:
-        return run_ctl(self.socket, "capture", *args)
-
-    def done(self, *args: str) -> str:
-        result = self.ctl(*args)
-        assert (result.returncode, result.stderr) == (ExitCode.OK, "")
-        return result.stdout
 
 
 @contextlib.contextmanager
@@ -101,26 +94,60 @@ async def until(happened: Callable[[], object]) -> None:
         await trio.to_thread.run_sync(time.sleep, 0.01)
 
 
+@attrs.frozen
+class Answer:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Ctl = Callable[..., Answer]
+
+
+@pytest.fixture
+def ctl(capsys: pytest.CaptureFixture[str], logging_left_alone: None) -> Ctl:
+    """Runs ``mvirt-net ctl`` in this process."""
+
+    def run(running: Running, *args: str) -> Answer:
+        capsys.readouterr()
+        code = main(["ctl", "-S", str(running.socket), *args])
+        return Answer(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def done(ctl: Ctl) -> Callable[..., str]:
+    """The same for the verbs about captures, which must succeed."""
+
+    def run(running: Running, *args: str) -> str:
+        result = ctl(running, "capture", *args)
+        assert (result.returncode, result.stderr) == (ExitCode.OK, "")
+        return result.stdout
+
+    return run
+
+
 class TestFiles:
-    def test_from_start_to_stop(self, running: Running) -> None:
-        assert running.done("list") == "FILE  NICS  FRAMES  LOST  BYTES  ENDED\n"
-        assert running.done("start", "a.pcapng") == "capture a.pcapng started\n"
-        one = json.loads(running.done("start", "b.pcapng", "--nic", "vm2", "--json"))
+    def test_from_start_to_stop(self, running: Running, done: Callable[..., str]) -> None:
+        assert done(running, "list") == "FILE  NICS  FRAMES  LOST  BYTES  ENDED\n"
+        assert done(running, "start", "a.pcapng") == "capture a.pcapng started\n"
+        one = json.loads(done(running, "start", "b.pcapng", "--nic", "vm2", "--json"))
         assert (one["file"], one["nics"]) == ("b.pcapng", ["vm2"])
-        lines = [line.split()[:4] for line in running.done("list").splitlines()]
+        lines = [line.split()[:4] for line in done(running, "list").splitlines()]
         assert lines[1:] == [["a.pcapng", "all", "0", "0"], ["b.pcapng", "vm2", "0", "0"]]
-        records = json.loads(running.done("list", "--json"))["captures"]
+        records = json.loads(done(running, "list", "--json"))["captures"]
         assert [record["file"] for record in records] == ["a.pcapng", "b.pcapng"]
-        said = running.done("stop", "a.pcapng")
+        said = done(running, "stop", "a.pcapng")
         size = (running.captures / "a.pcapng").stat().st_size
         assert said == f"capture a.pcapng ended (closed): 0 frames, 0 of them lost, {size} bytes\n"
-        assert json.loads(running.done("stop", "b.pcapng", "--json"))["ended"] == "closed"
-        assert running.done("list").count("\n") == 1
+        assert json.loads(done(running, "stop", "b.pcapng", "--json"))["ended"] == "closed"
+        assert done(running, "list").count("\n") == 1
 
-    def test_nic_by_its_id(self, running: Running) -> None:
-        nics = json.loads(run_ctl(running.socket, "nic", "list", "--json").stdout)["nics"]
+    def test_nic_by_its_id(self, running: Running, ctl: Ctl, done: Callable[..., str]) -> None:
+        nics = json.loads(ctl(running, "nic", "list", "--json").stdout)["nics"]
         [id_] = [nic["id"] for nic in nics if nic["name"] == "vm1"]
-        assert json.loads(running.done("start", "x", "--nic", id_, "-j"))["nics"] == ["vm1"]
+        assert json.loads(done(running, "start", "x", "--nic", id_, "-j"))["nics"] == ["vm1"]
 
     @pytest.mark.parametrize(
         ("args", "code", "message"),
@@ -141,22 +168,23 @@ class TestFiles:
     def test_refused(
         self,
         shared: Running,
+        ctl: Ctl,
         args: tuple[str, ...],
         code: ExitCode,
         message: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.chdir(shared.folder)
-        result = shared.ctl(*args)
+        result = ctl(shared, "capture", *args)
         assert (result.returncode, result.stdout) == (code, "")
         assert message in result.stderr
         assert "Traceback" not in result.stderr
         assert list(shared.captures.iterdir()) == []
         assert not Path("y").exists()
 
-    def test_file_that_is_there(self, running: Running) -> None:
+    def test_file_that_is_there(self, running: Running, ctl: Ctl) -> None:
         (running.captures / "x").write_text("precious")
-        result = running.ctl("start", "x")
+        result = ctl(running, "capture", "start", "x")
         assert result.returncode == ExitCode.FAILURE
         assert "is there already" in result.stderr
 

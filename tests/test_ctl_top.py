@@ -110,7 +110,7 @@ def test_keys_sort(tmp_path: Path) -> None:
 def test_the_size_changes(tmp_path: Path) -> None:
     with top(tmp_path) as terminal:
         terminal.resize(76, 7)
-        terminal.expect(b"(2 below: arrows, PgUp, PgDn)")
+        terminal.expect(b"(2 below; arrows scroll)")
         terminal.expect(b"\x1b[J")
         terminal.resize(100, 9)
         lines = page(terminal)
@@ -123,11 +123,11 @@ def test_the_size_changes(tmp_path: Path) -> None:
 def test_arrows_scroll(tmp_path: Path) -> None:
     with top(tmp_path, lines=7) as terminal:
         for keys, name, others in (
-            (b"\x1b[B", "vm1", b"(1 above, 1 below: arrows, PgUp, PgDn)"),
-            (b"\x1b[B\x1b[B\x1b[B", "vm2", b"(2 above: arrows, PgUp, PgDn)"),
-            (b"\x1bOA", "vm1", b"(1 above, 1 below: arrows, PgUp, PgDn)"),
-            (b"\x1b[6~", "vm2", b"(2 above: arrows, PgUp, PgDn)"),
-            (b"\x1b[5~\x1b[5~", "db", b"(2 below: arrows, PgUp, PgDn)"),
+            (b"\x1b[B", "vm1", b"(1 above, 1 below; arrows scroll)"),
+            (b"\x1b[B\x1b[B\x1b[B", "vm2", b"(2 above; arrows scroll)"),
+            (b"\x1bOA", "vm1", b"(1 above, 1 below; arrows scroll)"),
+            (b"\x1b[6~", "vm2", b"(2 above; arrows scroll)"),
+            (b"\x1b[5~\x1b[5~", "db", b"(2 below; arrows scroll)"),
         ):
             terminal.type(keys)
             lines = page(terminal)

@@ -121,10 +121,10 @@ class TestPage:
     @pytest.mark.parametrize(
         ("first", "top", "said"),
         [
-            (0, 19, "(16 below: arrows, PgUp, PgDn)"),
-            (-3, 19, "(16 below: arrows, PgUp, PgDn)"),
-            (2, 17, "(2 above, 14 below: arrows, PgUp, PgDn)"),
-            (99, 3, "(16 above: arrows, PgUp, PgDn)"),
+            (0, 19, "(16 below; arrows scroll)"),
+            (-3, 19, "(16 below; arrows scroll)"),
+            (2, 17, "(2 above, 14 below; arrows scroll)"),
+            (99, 3, "(16 above; arrows scroll)"),
         ],
     )
     def test_says_how_many_have_no_room(self, first: int, top: int, said: str) -> None:

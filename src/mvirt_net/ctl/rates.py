@@ -233,7 +233,7 @@ def _window(rows: list[str], room: int, first: int) -> tuple[list[str], int, int
     shown, below = rows[first : first + room], len(rows) - first - room
     if is_cut:
         others = [f"{n} {where}" for n, where in ((first, "above"), (below, "below")) if n]
-        shown.append(f"({', '.join(others)}: arrows, PgUp, PgDn)")
+        shown.append(f"({', '.join(others)}; arrows scroll)")
     return shown, first, room
 
 
