@@ -15,6 +15,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.harness.pcapng import PcapngFile
 from tests.harness.process import Daemon, ask_features, started, two_nics
 
 EXAMPLES = 15
@@ -84,6 +85,37 @@ def test_captures(tmp_path: Path) -> None:
         assert {path.name: path.stat().st_size for path in folder.iterdir()} == {
             "vm1.pcapng": stopped["bytes"]
         }
+
+
+def test_packets_over_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    with (
+        serving(tmp_path, f"unix:{path}") as (daemon, _url),
+        httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://x") as api,
+    ):
+        for query, status in (
+            ("nics=nobody", 404),
+            ("nics=", 400),
+            ("snaplen=0", 400),
+            ("snaplen=99999999999999999999", 400),
+            ("limit=x", 400),
+            ("nics=vm1&nics=vm2", 400),
+        ):
+            assert api.get(f"/v1/packets?{query}").status_code == status, query
+        assert api.head("/v1/packets").content == b""
+        with api.stream("GET", "/v1/packets?nics=vm2,vm1&snaplen=100") as stream:
+            assert stream.headers["content-type"] == "application/x-pcapng"
+            assert daemon.wait_event("capture started")["nics"] == 2
+            file = PcapngFile.parse(next(stream.iter_raw()))
+            assert (file.names(), file.snaplens) == (["vm2", "vm1"], [100, 100])
+        assert daemon.wait_event("capture ended")["reason"] == "closed"
+        with api.stream("GET", "/v1/packets") as stream:
+            next(stream.iter_raw())
+            assert daemon.stop() == 0
+
+
+def test_packets_are_not_for_all_of_the_host(unchanged: httpx.Client) -> None:
+    assert unchanged.get("/v1/packets").status_code == 403
 
 
 def test_no_capture_without_a_folder(unchanged: httpx.Client) -> None:

@@ -5,17 +5,33 @@ The clock is the real one: a thread writes, and virtual time would not wait for 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import subprocess
+import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
-from mvirt_net import DropReason, NotFoundError, TooManyCapturesError
-from mvirt_net.capture import MAX_CAPTURES, Captured
+from mvirt_net import (
+    ConfigError,
+    DropReason,
+    NetworkSpec,
+    NicSpec,
+    NotFoundError,
+    Switch,
+    TooManyCapturesError,
+    open_switch,
+)
+from mvirt_net.capture import FLUSH_LIMIT, MAX_CAPTURES, Captured, CaptureSpec
+from mvirt_net.ffi import MAX_FRAME
 from tests.harness import GATEWAY_MAC, TestBackend
 from tests.harness.exchanges import arp_gateway
 from tests.harness.packets import ethernet_frame, udp_frame
@@ -167,6 +183,7 @@ async def test_limit_ends_it_with_a_whole_file(backend: TestBackend, tmp_path: P
     file = read(tmp_path / "short")
     assert 0 < len(file.packets) < 12
     assert not backend.switch.captures
+    assert (tmp_path / "short").stat().st_size == capture.size
 
 
 class FullDisk:
@@ -202,6 +219,67 @@ async def test_full_disk_ends_the_capture_and_nothing_else(
     file = read(tmp_path / "full")
     assert file.names() == ["test-nic"]
     assert len(file.packets) > 0
+
+
+@pytest.mark.parametrize("limit", [700, 100_000])
+async def test_frames_beyond_the_limit_are_lost(
+    backend: TestBackend, tmp_path: Path, limit: int
+) -> None:
+    client = await backend.connect()
+    capture = await backend.switch.start_capture(tmp_path / "short", limit=limit)
+    while not capture.ended:
+        await client.send_burst([UNKNOWN] * 64)
+    file, captured = read(tmp_path / "short"), capture.captured
+    assert captured.lost > 0
+    assert len(file.packets) == captured.frames - captured.lost
+    assert file.counts(0) == (captured.frames, captured.lost)
+
+
+@pytest.mark.parametrize("room", [10, 400, 600, 5000])
+async def test_frames_that_a_failed_write_has_cost_are_lost(
+    backend: TestBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    client = await backend.connect()
+    monkeypatch.setattr("mvirt_net.capture.os.write", FullDisk(room))
+    capture = await backend.switch.start_capture(tmp_path / "full")
+    while not capture.ended:
+        await client.send_burst([UNKNOWN] * 64)
+    written = (tmp_path / "full").read_bytes()
+    assert len(PcapngFile.parse(written).packets) == capture.captured.frames - capture.captured.lost
+    assert len(written) == capture.size
+
+
+async def test_frames_that_were_written_too_late_are_lost(
+    backend: TestBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that hangs takes them from the file again."""
+    client = await backend.connect()
+    write, hanging, resumed = os.write, threading.Event(), threading.Event()
+
+    def hang(fd: int, data: memoryview) -> int:
+        if not hanging.is_set() and len(data) > 1000:
+            hanging.set()
+            resumed.wait()
+        return write(fd, data)
+
+    monkeypatch.setattr("mvirt_net.capture.os.write", hang)
+    monkeypatch.setattr("mvirt_net.capture.FLUSH_LIMIT", 0.01)
+    capture = await backend.switch.start_capture(tmp_path / "file")
+    while not hanging.is_set():
+        await client.send_burst([UNKNOWN] * 64)
+    await capture.aclose()
+    resumed.set()
+    while is_open(tmp_path / "file"):
+        await trio.to_thread.run_sync(time.sleep, 0.01)
+    file = read(tmp_path / "file")
+    assert capture.reason == "the file could not be written in time"
+    assert len(file.packets) == capture.captured.frames - capture.captured.lost
+
+
+def is_open(path: Path) -> bool:
+    """Whether this process has it open."""
+    fds = Path("/proc/self/fd").iterdir()
+    return any(fd.is_symlink() and os.path.realpath(fd) == str(path) for fd in fds)
 
 
 async def test_reader_that_goes_away_ends_the_capture(backend: TestBackend) -> None:
@@ -315,3 +393,125 @@ async def test_what_was_captured_is_counted_for_good(backend: TestBackend, tmp_p
         assert backend.switch.captured == Captured(number)
         await capture.aclose()
         assert backend.switch.captured == Captured(number)
+
+
+class TestMany:
+    """NICs without frontends, by whose number it counts."""
+
+    COUNT = 100
+
+    async def test_start_gives_others_turns(self, tmp_path: Path) -> None:
+        async with open_switch() as switch:
+            await self.fill(switch)
+            turns = 0
+
+            async def count() -> None:
+                nonlocal turns
+                while True:
+                    turns += 1
+                    await trio.lowlevel.checkpoint()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(count)
+                capture = await switch.start_capture(tmp_path / "all")
+                before, turns = turns, 0
+                await capture.aclose()
+                nursery.cancel_scope.cancel()
+            assert before > self.COUNT / 50
+            assert len(read(tmp_path / "all").names()) == self.COUNT
+
+    async def test_nics_that_come_and_go_meanwhile(self, tmp_path: Path) -> None:
+        async with open_switch() as switch:
+            await self.fill(switch)
+            async with trio.open_nursery() as nursery:
+                start = partial(switch.start_capture, tmp_path / "all")
+                nursery.start_soon(start)
+                while not any(nic.captures for nic in switch.nics.values()):
+                    await trio.lowlevel.checkpoint()
+                await switch.remove_nic(f"nic{self.COUNT - 1}")
+                await switch.remove_nic("nic0")
+                await switch.add_nic(NicSpec(name="nic0", network="blue"))
+            [capture] = switch.captures
+            assert all(nic.captures == 1 for nic in switch.nics.values())
+            await capture.aclose()
+        assert sorted(read(tmp_path / "all").names()) == sorted(
+            ["nic0", *(f"nic{number}" for number in range(self.COUNT - 1))]
+        )
+
+    async def test_switch_that_closes_meanwhile(self, tmp_path: Path) -> None:
+        async with open_switch() as switch:
+            await self.fill(switch)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.refused, switch, tmp_path / "all")
+                while not any(nic.captures for nic in switch.nics.values()):
+                    await trio.lowlevel.checkpoint()
+                await switch.aclose()
+            assert not switch.captures
+
+    async def test_start_that_is_cancelled(self, tmp_path: Path) -> None:
+        async with open_switch() as switch:
+            await self.fill(switch)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(switch.start_capture, tmp_path / "all")
+                while not any(nic.captures for nic in switch.nics.values()):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+            assert not switch.captures
+            assert not any(nic.captures for nic in switch.nics.values())
+
+    async def fill(self, switch: Switch) -> None:
+        await switch.add_network(NetworkSpec(name="blue", ipv4_subnet="10.0.0.0/16"))
+        for number in range(self.COUNT):
+            await switch.add_nic(NicSpec(name=f"nic{number}", network="blue"))
+
+    async def refused(self, switch: Switch, path: Path) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await switch.start_capture(path)
+
+
+async def test_readers_that_do_not_read_are_waited_for_together(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Time is virtual here: all threads hang, and nothing else happens."""
+    async with open_switch() as switch:
+        pipes = [os.pipe() for _ in range(4)]
+        for _, writer in pipes:
+            os.set_blocking(writer, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(writer, bytes(4096))
+            os.set_blocking(writer, True)
+            await switch.start_capture(writer)
+        captures = switch.captures
+        await wait_all_tasks_blocked()
+        before = trio.current_time()
+        await switch.aclose()
+        assert trio.current_time() - before == FLUSH_LIMIT
+        assert {capture.reason for capture in captures} == {"the file could not be written in time"}
+        for reader, _ in pipes:
+            os.close(reader)
+        # Each thread closes its own.
+        while any(is_fd(writer) for _, writer in pipes):
+            await trio.to_thread.run_sync(time.sleep, 0.01)
+
+
+def is_fd(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("snaplen", 0), ("snaplen", MAX_FRAME + 1), ("snaplen", 5_000_000_000), ("limit", 0)],
+)
+async def test_values_are_checked_before_anything_is_made(
+    backend: TestBackend, tmp_path: Path, key: str, value: int
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{key}: "):
+        await backend.switch.start_capture(tmp_path / "file", **{key: value})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"^{key}: "):
+        CaptureSpec(tmp_path / "file", **{key: value})  # type: ignore[arg-type]
+    assert not (tmp_path / "file").exists()

@@ -55,7 +55,7 @@ def complete(tmp_path: Path, *words: str) -> list[str]:
 
 
 def test_verbs(tmp_path: Path) -> None:
-    assert complete(tmp_path, "ctl", "") == ["network", "nic", "stats", "top", "watch"]
+    assert complete(tmp_path, "ctl", "") == ["capture", "network", "nic", "stats", "top", "watch"]
     assert complete(tmp_path, "ctl", "nic", "d") == ["delete"]
 
 
@@ -76,6 +76,11 @@ def test_names_of_nics(tmp_path: Path, verb: tuple[str, ...]) -> None:
 def test_names_of_networks(tmp_path: Path, words: tuple[str, ...]) -> None:
     with answering(tmp_path / "s", NETWORKS):
         assert complete(tmp_path, "ctl", *words) == ["blue"]
+
+
+def test_names_of_captures(tmp_path: Path) -> None:
+    with answering(tmp_path / "s", answer({"captures": [{"file": "a.pcapng"}]})):
+        assert complete(tmp_path, "ctl", "capture", "stop", "") == ["a.pcapng"]
 
 
 def test_names_from_the_socket_on_the_line(tmp_path: Path) -> None:

@@ -357,7 +357,8 @@ async def test_reset_device_ends_all_pairs(nursery: trio.Nursery) -> None:
     await b.connection.reset_device()
     await send_flows(a, range(FLOWS), 0)
     assert not await received(b)
-    assert backend.nic_b.stats().drops == {DropReason.RX_RING_DOWN: FLOWS}
+    assert backend.nic.stats().drops == {DropReason.HOST_UNREACHABLE: FLOWS}
+    assert not backend.nic_b.stats().drops
 
 
 async def test_errors_are_limited_for_all_pairs_together(nursery: trio.Nursery) -> None:

@@ -8,6 +8,10 @@ packets, because what waits to be written first is looked at before the ring is.
 A file that cannot be written any more (disk full, reader gone) ends the capture: one line in the
 log. It is cut back to its last whole block then, so what is there can be read. A write that hangs
 at the end is left to its thread after `FLUSH_LIMIT`; the file is closed when the thread gets back.
+
+In the end each frame that was seen is either in the file or counted as lost: also those for which
+the limit left no room, and those that had been taken out of the ring when a write failed. A thread
+that comes back too late takes from the file again what it has written (from a pipe it cannot).
 """
 
 from __future__ import annotations
@@ -26,10 +30,17 @@ import attrs
 import trio
 
 from ._version import __version__
+from .errors import ConfigError
 from .ffi import MAX_FRAME, CaptureRing, Port, read_event, write_event
 from .log import get_logger
 from .model import NicSpec
-from .pcapng import interface_description, interface_statistics, section_header, whole_blocks
+from .pcapng import (
+    frames_by_interface,
+    interface_description,
+    interface_statistics,
+    section_header,
+    whole_blocks,
+)
 
 ROOM = 4 << 20
 """Bytes that may wait to be written: 30 ms of a gigabit a second."""
@@ -37,6 +48,8 @@ MAX_CAPTURES = 16
 """Under way at once; `ROOM` is what each takes of memory."""
 FLUSH_LIMIT = 1.0
 """Seconds that the last bytes may take to be written."""
+_AT_ONCE = 64
+"""Interfaces whose statistics are put into blocks in one turn of the event loop: under 1 ms."""
 
 _log = get_logger(__name__)
 
@@ -47,7 +60,8 @@ class Captured:
 
     frames: int = 0
     lost: int = 0
-    """Those of them that are not in the file, because it could not be written fast enough."""
+    """Those of them that do not come into the file: it could not be written fast enough, or at all,
+    or has no room for them by its limit."""
 
     def __add__(self, other: Captured) -> Captured:
         return Captured(self.frames + other.frames, self.lost + other.lost)
@@ -62,6 +76,17 @@ class CaptureSpec:
     limit: int | None = None
     name: str | None = None
     """What the log calls it; None: the target."""
+
+    def __attrs_post_init__(self) -> None:
+        check_bounds(self.snaplen, self.limit)
+
+
+def check_bounds(snaplen: int, limit: int | None) -> None:
+    """Raises ConfigError for what no capture can have; its key is the argument's name."""
+    if not 1 <= snaplen <= MAX_FRAME:
+        raise ConfigError("snaplen", f"not between 1 and {MAX_FRAME}")
+    if limit is not None and limit < 1:
+        raise ConfigError("limit", "not positive")
 
 
 def open_capture_file(path: Path, *, anew: bool = True) -> int:
@@ -87,13 +112,17 @@ class _File:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._is_regular = stat.S_ISREG(os.fstat(fd).st_mode)
-        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._counting = threading.Lock()
+        """Of `size` and `_closing`."""
         self._closing = False
+        self.size = 0
+        """Bytes of whole blocks that were written; stays as it is once the file is closed."""
 
     def write(self, blocks: bytes) -> None:
         """Write all of it, however long that takes; for a thread. Raises OSError."""
         try:
-            with self._lock:
+            with self._writing:
                 self._write(blocks)
         finally:
             if self._closing:
@@ -101,34 +130,44 @@ class _File:
 
     def _write(self, blocks: bytes) -> None:
         done = 0
-        while done < len(blocks):
-            try:
-                done += os.write(self._fd, memoryview(blocks)[done:])
-            except BlockingIOError:
-                writable = select.poll()
-                writable.register(self._fd, select.POLLOUT)
-                writable.poll()
-            except OSError:
-                self._cut_back(done - whole_blocks(blocks, done))
-                raise
+        try:
+            while done < len(blocks) and not self._closing:
+                try:
+                    done += os.write(self._fd, memoryview(blocks)[done:])
+                except BlockingIOError:
+                    writable = select.poll()
+                    writable.register(self._fd, select.POLLOUT)
+                    writable.poll()
+        finally:
+            self._cut_back(done - self._count(blocks, done))
+
+    def _count(self, blocks: bytes, done: int) -> int:
+        """How many bytes of what was written stay: whole blocks, none when it is too late."""
+        whole = done if done == len(blocks) else whole_blocks(blocks, done)
+        with self._counting:
+            if self._closing:
+                return 0
+            self.size += whole
+            return whole
 
     def _cut_back(self, rest: int) -> None:
-        """Take the part of a block off the end."""
+        """Take so many bytes off the end."""
         if self._is_regular and rest:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, os.lseek(self._fd, 0, os.SEEK_CUR) - rest)
 
     def close(self) -> None:
         """Close it now, or when the thread has come back that writes. May be called again."""
-        self._closing = True
-        if not self._lock.acquire(blocking=False):
+        with self._counting:
+            self._closing = True
+        if not self._writing.acquire(blocking=False):
             return
         try:
             fd, self._fd = self._fd, -1
             if fd >= 0:
                 os.close(fd)
         finally:
-            self._lock.release()
+            self._writing.release()
 
 
 class Capture:
@@ -152,12 +191,11 @@ class Capture:
         self._snaplen = snaplen
         self._limit = limit
         self._ring = CaptureRing(room, snaplen)
-        self._waiting = section_header(f"mvirt-net {__version__}")
+        self._waiting = bytearray(section_header(f"mvirt-net {__version__}"))
         """What is to be written before more is taken from the ring."""
         self._interfaces = 0
         self._started_ns = time.time_ns()
         self._captured: Captured | None = None
-        self._bytes = 0
         self._stopping = False
         self._scope = trio.CancelScope(shield=True)
         self._limiter = trio.CapacityLimiter(1)
@@ -184,13 +222,12 @@ class Capture:
         """What it has seen so far."""
         if self._captured is not None:
             return self._captured
-        each = [self._ring.counts(interface) for interface in range(self._interfaces)]
-        return Captured(sum(seen for seen, _ in each), sum(lost for _, lost in each))
+        return Captured(*self._ring.totals())
 
     @property
     def size(self) -> int:
         """Bytes written."""
-        return self._bytes
+        return self._file.size
 
     def add(self, port: Port, spec: NicSpec) -> None:
         """Record a NIC, too, from now on. Nothing happens when the capture is at its end.
@@ -207,14 +244,17 @@ class Capture:
             spec.name,
             ", ".join([f"network {spec.network}", *addresses]),
             snaplen=self._snaplen,
-            mac=spec.mac_address,
+            mac=spec.mac_address.packed if spec.mac_address else None,
             ipv4=spec.ipv4_address,
             ipv6=spec.ipv6_address,
         )
 
     def abandon(self, *, close_file: bool) -> None:
         """Give up a capture that was never run."""
+        self._stop("abandoned")
+        self._captured = Captured()
         self._ring.close()
+        self._ended.set()
         if close_file:
             self._file.close()
 
@@ -230,7 +270,9 @@ class Capture:
             try:
                 await self._write_all()
             except (OSError, RuntimeError) as error:
-                failure = _why(error)
+                # A reader that goes when the capture was stopped anyway has had enough.
+                if not (self._stopping and isinstance(error, BrokenPipeError)):
+                    failure = _why(error)
             except Exception as error:
                 # A bug costs the capture, not the NICs.
                 failure = "internal error"
@@ -244,13 +286,17 @@ class Capture:
         """Wait until nothing is written any more. A checkpoint."""
         await self._ended.wait()
 
+    def stop(self) -> None:
+        """Record nothing more; it ends with `aclose`. May be called again."""
+        self._stop("closed")
+
     async def aclose(self) -> None:
         """End it: what was recorded is written, for a second at most, and the file closed.
 
         Carried through, cancelled or not. May be called again.
         """
         if not self._ended.is_set():
-            self._stop("closed")
+            self.stop()
             self._scope.deadline = min(self._scope.deadline, trio.current_time() + FLUSH_LIMIT)
             write_event(self._ring.fd)
             with trio.CancelScope(shield=True):
@@ -272,15 +318,18 @@ class Capture:
                 break
             await trio.lowlevel.wait_readable(self._ring.fd)
             read_event(self._ring.fd)
-        await self._write(self._statistics())
+        # By the limit there may be some.
+        self._ring.lose_waiting()
+        await self._write(await self._statistics())
 
     async def _write_what_waits(self) -> None:
         while True:
             # Packets that are taken now are of interfaces that were described before.
-            blocks, self._waiting = self._waiting, b""
+            blocks = bytes(self._waiting)
+            self._waiting.clear()
             room = CaptureRing.PIECE
             if self._limit is not None:
-                room = max(0, min(room, self._limit - self._bytes - len(blocks)))
+                room = max(0, min(room, self._limit - self.size - len(blocks)))
             blocks += self._ring.take(room)
             if not blocks:
                 if not self._ring.is_empty:
@@ -289,23 +338,34 @@ class Capture:
             await self._write(blocks)
 
     async def _write(self, blocks: bytes) -> None:
-        await trio.to_thread.run_sync(
-            self._file.write, blocks, limiter=self._limiter, abandon_on_cancel=True
-        )
-        self._bytes += len(blocks)
+        before = self.size
+        try:
+            await trio.to_thread.run_sync(
+                self._file.write, blocks, limiter=self._limiter, abandon_on_cancel=True
+            )
+        except BaseException:
+            # From here on its size stays what it is.
+            self._file.close()
+            lost = frames_by_interface(blocks[self.size - before :])
+            for interface, frames in lost.items():
+                self._ring.lose(interface, frames)
+            raise
 
-    def _statistics(self) -> bytes:
+    async def _statistics(self) -> bytes:
         now = time.time_ns()
-        blocks = b""
+        blocks = bytearray()
         for interface in range(self._interfaces):
+            if interface % _AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
             seen, lost = self._ring.counts(interface)
             blocks += interface_statistics(
                 interface, now, start_ns=self._started_ns, seen=seen, lost=lost
             )
-        return blocks
+        return bytes(blocks)
 
     def _finish(self, failure: str) -> None:
         self._stop(failure)
+        self._ring.lose_waiting()
         self._reason = failure or self._reason
         self._captured = self.captured
         self._ring.close()

@@ -1,8 +1,9 @@
 """Captures that are asked for while the daemon runs, by whoever controls it.
 
-They are files of one folder, by their names, for two reasons: the sandbox lets nothing else be
-made (`mvirt_net.sandbox`), and who may control the daemon should not be able to write files
-anywhere with its rights. A file that is there is never written over.
+Either whoever asks takes the packets as they come, or they go into files. Those are of one folder,
+by their names, for two reasons: the sandbox lets nothing else be made (`mvirt_net.sandbox`), and
+who may control the daemon should not be able to write files anywhere with its rights. A file that
+is there is never written over.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import cast
 
 import attrs
+import trio
 
-from .capture import MAX_CAPTURES, Capture, open_capture_file
+from .capture import MAX_CAPTURES, Capture, check_bounds, open_capture_file
 from .errors import CaptureFileError, ConfigError, DuplicateError, NotFoundError
 from .ffi import MAX_FRAME
 from .switch import Switch
@@ -37,7 +40,7 @@ class CaptureRecord:
     frames: int
     """Frames that guests have sent and received meanwhile."""
     lost: int
-    """Those of them that are not in the file, because it could not be written fast enough."""
+    """Those of them that are not in the file: see `Captured`."""
     bytes: int
     """Size of the file."""
     ended: str
@@ -95,7 +98,9 @@ class CaptureControl:
             CaptureFileError: there is no folder for captures, or no file can be made there.
         """
         wanted = None if nics is None else tuple(dict.fromkeys(nics))
-        _check(file, wanted, snaplen, limit)
+        _check_file(file)
+        _check_nics(wanted)
+        check_bounds(snaplen, limit)
         # The switch takes a moment to say no, and until then the file is there.
         fd = self._make(file)
         try:
@@ -119,6 +124,49 @@ class CaptureControl:
         await entry.capture.aclose()
         self._entries.pop(file, None)
         return _record(file, entry)
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self,
+        *,
+        nics: Iterable[str] | None = None,
+        snaplen: int = MAX_FRAME,
+        limit: int | None = None,
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """A capture for somebody who takes it while it runs; it ends with the block.
+
+        Who takes it too slowly misses frames, and holds up nobody.
+
+        Args:
+            nics, snaplen, limit: as of `Switch.start_capture`.
+
+        Yields:
+            The bytes of the file, as they come. They end with the capture: at the limit, or when
+            the switch closes.
+
+        Raises:
+            ConfigError, NotFoundError, TooManyCapturesError: as `start`.
+            OSError: no descriptor is left.
+        """
+        wanted = None if nics is None else tuple(dict.fromkeys(nics))
+        _check_nics(wanted)
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        async with trio.lowlevel.FdStream(reading) as pipe:
+            try:
+                capture = await self._switch.start_capture(
+                    writing, nics=wanted, snaplen=snaplen, limit=limit, name="a client"
+                )
+            except BaseException:
+                os.close(writing)
+                raise
+            try:
+                # Trio says "or bytearray", as other streams may.
+                yield cast(AsyncIterator[bytes], pipe)
+            finally:
+                # In this order, or what waits for a reader would wait for it in vain.
+                capture.stop()
+                pipe.close()
+                await capture.aclose()
 
     def _entry(self, file: str) -> _Entry:
         if file not in self._entries:
@@ -149,16 +197,16 @@ class CaptureControl:
             self._entries.pop(next(f for f, e in self._entries.items() if e.capture.ended))
 
 
-def _check(file: str, nics: tuple[str, ...] | None, snaplen: int, limit: int | None) -> None:
+def _check_file(name: str) -> None:
     """Raises ConfigError."""
-    if not _NAME.fullmatch(file):
-        raise ConfigError("file", f"{file!r} is no plain file name: letters, digits, . _ and -")
-    if nics == ():
+    if not _NAME.fullmatch(name):
+        raise ConfigError("file", f"{name!r} is no plain file name: letters, digits, . _ and -")
+
+
+def _check_nics(names: tuple[str, ...] | None) -> None:
+    """Raises ConfigError."""
+    if names == ():
         raise ConfigError("nics", "names none")
-    if not 1 <= snaplen <= MAX_FRAME:
-        raise ConfigError("snaplen", f"not between 1 and {MAX_FRAME}")
-    if limit is not None and limit < 1:
-        raise ConfigError("limit", "not positive")
 
 
 def _record(file: str, entry: _Entry) -> CaptureRecord:

@@ -244,7 +244,7 @@ def _switch_totals(switch: Switch) -> Iterator[_Family]:
     yield _one(
         CounterMetricFamily,
         "capture_lost_frames",
-        "Those of them that are in no file, because it was written too slowly.",
+        "Those of them that came into no file: it was written too slowly, full, or at its limit.",
         captured.lost,
     )
 

@@ -7,14 +7,14 @@ them. All is little endian, which the file says of itself.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
-
-from .model import MacAddress
 
 _SECTION_HEADER = 0x0A0D0D0A
 _INTERFACE_DESCRIPTION = 1
 _INTERFACE_STATISTICS = 5
+_ENHANCED_PACKET = 6
 
 _BYTE_ORDER_MAGIC = 0x1A2B3C4D
 _LENGTH_UNKNOWN = 0xFFFFFFFFFFFFFFFF
@@ -22,6 +22,8 @@ _ETHERNET = 1  # LINKTYPE_ETHERNET
 _NANOSECONDS = 9  # if_tsresol: a negative power of ten
 
 _BLOCK = struct.Struct("<II")
+_SMALLEST_BLOCK = 12
+_INTERFACE = struct.Struct("<I")
 _OPTION = struct.Struct("<HH")
 
 Option = tuple[int, bytes]
@@ -38,7 +40,7 @@ def interface_description(
     description: str,
     *,
     snaplen: int,
-    mac: MacAddress | None = None,
+    mac: bytes | None = None,
     ipv4: IPv4Address | None = None,
     ipv6: IPv6Address | None = None,
 ) -> bytes:
@@ -49,7 +51,7 @@ def interface_description(
     if ipv6 is not None:
         options.append((5, ipv6.packed + b"\x80"))
     if mac is not None:
-        options.append((6, mac.packed))
+        options.append((6, mac))
     options.append((9, bytes([_NANOSECONDS])))
     return _block(_INTERFACE_DESCRIPTION, struct.pack("<HHI", _ETHERNET, 0, snaplen), options)
 
@@ -63,7 +65,7 @@ def interface_statistics(
         interface: its number, counted from 0.
         now_ns, start_ns: nanoseconds since 1970.
         seen: frames that passed by.
-        lost: those of them that are not in the file for want of room in memory.
+        lost: those of them that are not in the file.
     """
     options = [
         (2, _timestamp(start_ns)),
@@ -77,14 +79,34 @@ def interface_statistics(
 
 
 def whole_blocks(data: bytes, length: int) -> int:
-    """How many of the first `length` bytes of a sequence of blocks are whole ones."""
+    """How many of the first `length` bytes of a sequence of blocks are whole ones.
+
+    What is no sequence of blocks has none from there on.
+    """
     end = 0
-    while end + _BLOCK.size <= length:
-        _, total = _BLOCK.unpack_from(data, end)
-        if end + total > length:
-            break
-        end += total
+    for _kind, start, total in _blocks(data, length):
+        end = start + total
     return end
+
+
+def frames_by_interface(data: bytes) -> Counter[int]:
+    """How many packets there are in a sequence of blocks."""
+    return Counter(
+        _INTERFACE.unpack_from(data, start + _BLOCK.size)[0]
+        for kind, start, _total in _blocks(data, len(data))
+        if kind == _ENHANCED_PACKET
+    )
+
+
+def _blocks(data: bytes, length: int) -> Iterator[tuple[int, int, int]]:
+    """The kind, place and size of each whole block in the first `length` bytes."""
+    start = 0
+    while start + _SMALLEST_BLOCK <= length:
+        kind, total = _BLOCK.unpack_from(data, start)
+        if total < _SMALLEST_BLOCK or start + total > length:
+            return
+        yield kind, start, total
+        start += total
 
 
 def _timestamp(ns: int) -> bytes:

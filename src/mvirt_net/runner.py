@@ -115,6 +115,8 @@ class _Process:
     _control: Control | None = None
     _reload_wanted: trio.Event = attrs.field(init=False, factory=trio.Event)
     """Set by SIGHUP; replaced when that is being answered."""
+    _dump_wanted: trio.Event = attrs.field(init=False, factory=trio.Event)
+    """The same of SIGUSR1."""
     _at_end: contextlib.ExitStack = attrs.field(init=False, factory=contextlib.ExitStack)
     """What is done when everything else has ended, the last first."""
     _manager: ServiceManager = attrs.field(init=False, factory=ServiceManager)
@@ -132,6 +134,7 @@ class _Process:
             self._at_end.callback(self._limit.cancel)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._handle_signals, received)
+                nursery.start_soon(self._dump_when_asked)
                 self._switch = await nursery.start(self._serve, nursery.cancel_scope)
                 if self._shutdown.is_set():
                     # A signal came before the sockets were there, and they may be gone again.
@@ -279,11 +282,21 @@ class _Process:
                 log.info("stopping", signal=signal.Signals(number).name)
                 self._stop()
             elif number == signal.SIGUSR1:
-                await self._dump_state()
+                self._dump_wanted.set()
             elif self.options.reload is None:
                 log.warning("there is no configuration file to reload", signal="SIGHUP")
             else:
                 self._reload_wanted.set()
+
+    async def _dump_when_asked(self) -> None:
+        """Answer SIGUSR1, one or several at a time; ends with the nursery of `main`.
+
+        A task of its own, or signals that ask for the end would wait until all is told.
+        """
+        while True:
+            await self._dump_wanted.wait()
+            self._dump_wanted = trio.Event()
+            await self._dump_state()
 
     async def _reload_when_asked(self) -> None:
         """Answer SIGHUP, one or several at a time; ends with the nursery of `main`."""
@@ -317,7 +330,7 @@ class _Process:
         return self._on_terminal and not os.isatty(_STDERR)
 
     async def _dump_state(self) -> None:
-        """All that there is, into the log; others have turns meanwhile."""
+        """All that there is, into the log, until the end begins; others have turns meanwhile."""
         if self._switch is None or self._shutdown.is_set():
             log.info("state", serving=False)
             return
@@ -331,22 +344,10 @@ class _Process:
             captures=len(switch.captures),
             **{f"cpu_{name}": round(seconds, 3) for name, seconds in switch.thread_seconds.items()},
         )
-        for network in list(switch.networks.values()):
-            log.info("network state", **_network_state(network, switch))
+        for _ in _tell_state(switch):
             await trio.lowlevel.checkpoint()
-        for nic in list(switch.nics.values()):
-            with contextlib.suppress(trio.ClosedResourceError):
-                log.info("nic state", **_nic_state(nic))
-                for ring in nic.rings():
-                    log.info("ring state", nic=nic.spec.name, **attrs.asdict(ring))
-            await trio.lowlevel.checkpoint()
-        for capture in switch.captures:
-            log.info(
-                "capture state",
-                file=capture.name,
-                bytes=capture.size,
-                **attrs.asdict(capture.captured),
-            )
+            if self._shutdown.is_set():
+                return
 
     def _follow_frontends(self, nursery: trio.Nursery, switch: Switch) -> None:
         """Start what --fd and --one-off need."""
@@ -383,6 +384,23 @@ def _problems(error: Exception) -> list[str]:
     if isinstance(error, OSError):
         return [f"{error.filename}: {error.strerror}"]
     return str(error).splitlines()
+
+
+def _tell_state(switch: Switch) -> Iterator[None]:
+    """Tell the log of one thing with each step: a network, a NIC with its rings, a capture."""
+    for network in list(switch.networks.values()):
+        log.info("network state", **_network_state(network, switch))
+        yield
+    for nic in list(switch.nics.values()):
+        with contextlib.suppress(trio.ClosedResourceError):
+            log.info("nic state", **_nic_state(nic))
+            for ring in nic.rings():
+                log.info("ring state", nic=nic.spec.name, **attrs.asdict(ring))
+        yield
+    for capture in switch.captures:
+        captured = attrs.asdict(capture.captured)
+        log.info("capture state", file=capture.name, bytes=capture.size, **captured)
+        yield
 
 
 def _network_state(network: NetworkSpec, switch: Switch) -> dict[str, Any]:

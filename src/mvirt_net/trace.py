@@ -356,7 +356,9 @@ WHY: Mapping[DropReason, str] = {
     DropReason.OFFLOAD_INVALID: "its virtio_net_hdr contradicts it",
     DropReason.SOURCE_ADDRESS: "the source address is not the NIC's, nor routed to it",
     DropReason.TTL_EXCEEDED: "its TTL or hop limit is used up",
-    DropReason.HOST_UNREACHABLE: "no NIC has its target, or it would go back where it came from",
+    DropReason.HOST_UNREACHABLE: (
+        "no NIC has its target, or that guest is not up, or it would go back where it came from"
+    ),
     DropReason.ADMIN_PROHIBITED: "its target is never routed, as link-local ones are not",
     DropReason.TOO_BIG: "larger than the MTU, and not to be fragmented",
     DropReason.IP_OPTION: "source route, record route or timestamp, or a routing header",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 import trio
 
 from mvirt_net import ConfigError, DuplicateError, NotFoundError, TooManyCapturesError
-from mvirt_net.capture import MAX_CAPTURES
+from mvirt_net.capture import FLUSH_LIMIT, MAX_CAPTURES
 from mvirt_net.capture_control import CaptureControl, CaptureRecord
 from mvirt_net.errors import CaptureFileError
-from tests.harness import TestBackend
+from tests.harness import GATEWAY_MAC, TestBackend
 from tests.harness.exchanges import arp_gateway
+from tests.harness.packets import ethernet_frame
 from tests.harness.pcapng import PcapngFile
 
 MAC, IP = "52:54:00:12:34:56", "10.0.0.5"
@@ -56,7 +58,8 @@ async def test_names_stay_in_the_folder(control: CaptureControl, file: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("nics", []), ("snaplen", 0), ("snaplen", 1 << 20), ("limit", 0)]
+    ("key", "value"),
+    [("nics", []), ("snaplen", 0), ("snaplen", 1 << 20), ("snaplen", 5_000_000_000), ("limit", 0)],
 )
 async def test_values_are_checked(
     control: CaptureControl, key: str, value: object, tmp_path: Path
@@ -105,3 +108,55 @@ async def test_those_that_ended_are_listed_until_others_came(
     records = control.list()
     assert [record.file for record in records] == [str(n + 1) for n in range(MAX_CAPTURES)]
     assert {record.ended for record in records} == {"it has reached its limit"}
+
+
+class TestStream:
+    async def test_packets_come_while_it_runs(
+        self, backend: TestBackend, control: CaptureControl
+    ) -> None:
+        client = await backend.connect()
+        data = b""
+        async with control.stream(nics=["test-nic"], snaplen=20) as pieces:
+            await arp_gateway(client, MAC, IP)
+            while len(data) < 100 or len(PcapngFile.parse(data).packets) < 2:
+                data += await anext(pieces)
+            assert control.list() == []
+        assert not backend.switch.captures
+        assert [len(packet.data) for packet in PcapngFile.parse(data).packets] == [20, 20]
+
+    async def test_ends_with_its_limit(self, backend: TestBackend, control: CaptureControl) -> None:
+        client = await backend.connect()
+        async with control.stream(limit=1000) as pieces:
+            while backend.switch.captures:
+                await arp_gateway(client, MAC, IP)
+            data = b"".join([piece async for piece in pieces])
+        assert PcapngFile.parse(data).counts(0)[1] > 0
+
+    async def test_who_does_not_read_is_not_waited_for(
+        self,
+        backend: TestBackend,
+        control: CaptureControl,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """A thread hangs, as the pipe is full, and would for longer than this test may take."""
+        caplog.set_level(logging.INFO)
+        client = await backend.connect()
+        frame = ethernet_frame(GATEWAY_MAC, MAC, 0x88B5, bytes(1400))
+        async with control.stream():
+            while not backend.switch.captured.lost:
+                await client.send_burst([frame] * 64)
+            before = trio.current_time()
+        assert trio.current_time() - before < FLUSH_LIMIT
+        lines = [record for record in caplog.records if record.message == "capture ended"]
+        assert [record.levelname for record in lines] == ["INFO"]
+
+    async def test_refused(self, backend: TestBackend, control: CaptureControl) -> None:
+        for nics, error in (([], ConfigError), (["nobody"], NotFoundError)):
+            with pytest.raises(error):
+                async with control.stream(nics=nics):
+                    pass
+        for number in range(4):
+            await control.start(str(number))
+        with pytest.raises(TooManyCapturesError):
+            async with control.stream():
+                pass

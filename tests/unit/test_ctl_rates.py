@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mvirt_net.ctl.rates import HELP, Order, Rates, Sample, View, human, page
+from mvirt_net.ctl.rates import HELP, Order, Page, Rates, Sample, View, human
+from mvirt_net.ctl.tables import GAP
 
 
 def counters(tx: int = 0, rx: int = 0, **drops: int) -> dict[str, Any]:
@@ -108,27 +109,74 @@ class TestOrder:
 
 class TestPage:
     def test_fills_the_screen(self) -> None:
-        lines = page(view(5, 6), Order.BITS, "title", 100, 10)
+        lines = Page.of(view(5, 6), Order.BITS, "title", (100, 10)).lines
         assert len(lines) == 10
         assert lines[0] == "title"
         assert lines[1] == (
             "2 NICs, 2 active  tx 11 frames/s 8.80k bit/s  rx 0 frames/s 0 bit/s  drops 0/s"
         )
         assert [line.split()[:1] for line in lines[3:6]] == [["NIC"], ["vm1"], ["vm0"]]
-        assert lines[-1] == HELP
+        assert lines[-1] == GAP.join(HELP)
 
-    def test_says_how_many_have_no_room(self) -> None:
-        lines = page(view(*range(20)), Order.BITS, "title", 100, 10)
-        assert len(lines) == 10
-        assert lines[7].startswith("vm16 ")
-        assert lines[8] == "(16 more)"
+    @pytest.mark.parametrize(
+        ("first", "top", "said"),
+        [
+            (0, 19, "(16 below; arrows scroll)"),
+            (-3, 19, "(16 below; arrows scroll)"),
+            (2, 17, "(2 above, 14 below; arrows scroll)"),
+            (99, 3, "(16 above; arrows scroll)"),
+        ],
+    )
+    def test_says_how_many_have_no_room(self, first: int, top: int, said: str) -> None:
+        page = Page.of(view(*range(20)), Order.BITS, "title", (100, 10), first=first)
+        assert len(page.lines) == 10
+        names = [line.split()[0] for line in page.lines[4:8]]
+        assert names == [f"vm{number}" for number in range(top, top - 4, -1)]
+        assert page.lines[8] == said
+        assert (page.first, page.room) == (19 - top, 4)
 
-    @pytest.mark.parametrize("height", range(1, 8))
+    @pytest.mark.parametrize("height", range(1, 12))
     @pytest.mark.parametrize("width", [1, 7, 40])
     def test_stays_within_a_small_terminal(self, width: int, height: int) -> None:
-        lines = page(view(1, 2, 3), Order.BITS, "title", width, height)
-        assert len(lines) <= height
-        assert all(len(line) <= width for line in lines)
+        trouble = "it does not answer, for reasons that are long to tell"
+        for said in ("", trouble):
+            page = Page.of(view(1, 2, 3), Order.BITS, "title", (width, height), trouble=said)
+            assert len(page.lines) <= height
+            assert all(len(line) <= width for line in page.lines)
+
+    @pytest.mark.parametrize(
+        ("width", "order", "titles"),
+        [
+            (75, Order.BITS, "NIC NETWORK STATE TX-FRAMES/S TX-BIT/S RX-FRAMES/S RX-BIT/S DROPS/S"),
+            (74, Order.BITS, "NIC STATE TX-FRAMES/S TX-BIT/S RX-FRAMES/S RX-BIT/S DROPS/S"),
+            (60, Order.BITS, "NIC TX-FRAMES/S TX-BIT/S RX-FRAMES/S RX-BIT/S DROPS/S"),
+            (40, Order.BITS, "NIC TX-BIT/S RX-BIT/S DROPS/S"),
+            (40, Order.FRAMES, "NIC TX-FRAMES/S RX-FRAMES/S DROPS/S"),
+        ],
+    )
+    def test_narrow_terminals_have_fewer_columns(
+        self, width: int, order: Order, titles: str
+    ) -> None:
+        lines = Page.of(view(1, 2, 3), order, "title", (width, 24)).lines
+        assert titles.split() in [line.split() for line in lines]
+
+    def test_summary_and_keys_are_wrapped(self) -> None:
+        lines = Page.of(view(5, 6), Order.BITS, "title", (40, 20)).lines
+        assert lines[1:5] == [
+            "2 NICs, 2 active",
+            "tx 11 frames/s 8.80k bit/s",
+            "rx 0 frames/s 0 bit/s  drops 0/s",
+            "",
+        ]
+        assert lines[-2:] == [
+            "q quit  space now  sort by:  b bits",
+            "f frames  t tx  r rx  d drops  n name",
+        ]
+
+    def test_trouble_is_told_in_full(self) -> None:
+        trouble = "/run/mvirt-net/control.sock: nobody listens there, the daemon has ended"
+        lines = Page.of(view(5, 6), Order.BITS, "title", (40, 20), trouble=trouble).lines
+        assert " ".join(lines[1:3]) == trouble
 
     def test_the_title_moves_no_cursor(self) -> None:
-        assert page(view(), Order.BITS, "\x1b[2J", 80, 10)[0] == r"\x1b[2J"
+        assert Page.of(view(), Order.BITS, "\x1b[2J", (80, 10)).lines[0] == r"\x1b[2J"

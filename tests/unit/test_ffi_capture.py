@@ -263,3 +263,33 @@ def test_port_that_is_closed_leaves_its_captures() -> None:
             rig.port.record_punt(b"frame", None)
         assert [packet.interface for packet in taken(ring).packets] == [0, 1]
         assert ring.counts(0) == (1, 0)
+
+
+def test_what_waits_can_be_thrown_away_and_is_lost() -> None:
+    """Round the ring, so that blocks lie across its end."""
+    with open_rig() as rig, open_rig() as other, capturing(rig.port, other.port) as ring:
+        seen, lost = [0, 0], [0, 0]
+        for i in range(400):
+            for interface, port in ((0, rig.port), (1, other.port)):
+                for _ in range(1 + interface):
+                    port.record_punt(bytes(14 + 37 * i % 1500), None)
+                    seen[interface] += 1
+            if i % 3:
+                taken(ring)
+            else:
+                ring.lose_waiting()
+                lost[0], lost[1] = lost[0] + 1, lost[1] + 2
+            assert ring.is_empty
+        assert [ring.counts(0), ring.counts(1)] == list(zip(seen, lost, strict=True))
+        assert ring.totals() == (sum(seen), sum(lost))
+
+
+def test_what_was_taken_can_be_lost_too() -> None:
+    with open_rig() as rig, capturing(rig.port) as ring:
+        for _ in range(3):
+            rig.port.record_punt(b"frame", None)
+        ring.lose(0, 2)
+        ring.lose(1, 5)
+        assert ring.counts(0) == (3, 2)
+        assert ring.counts(1) == (0, 0)
+        assert ring.totals() == (3, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import resource
@@ -250,6 +251,21 @@ class TestSignals:
             assert (capture["file"], capture["frames"]) == (str(tmp_path / "pcap"), 0)
             assert daemon.stop() == ExitCode.OK
 
+    def test_end_does_not_wait_for_a_dump(self, config: tuple[str, ...], tmp_path: Path) -> None:
+        count = 200
+        with (tmp_path / "x.toml").open("a") as file:
+            for number in range(3, count + 1):
+                file.write(f'[[nic]]\nname = "vm{number}"\nnetwork = "blue"\n')
+        with started(*config, command=("-c", _SIGTERM_IN_DUMP)) as daemon:
+            daemon.wait_ready()
+            daemon.send(signal.SIGUSR1)
+            assert daemon.process.stderr is not None
+            told = [json.loads(line)["event"] for line in daemon.process.stderr]
+            assert daemon.wait() == ExitCode.OK
+        assert "stopping" in told
+        assert 1 <= told.count("nic state") < count
+        assert "nic state" not in told[told.index("stopping") :]
+
     def test_sighup_without_a_file(self, tmp_path: Path) -> None:
         with started(*single(tmp_path / "s")) as daemon:
             daemon.wait_ready()
@@ -320,6 +336,18 @@ async def serve(config, *, shutdown_trigger, task_status, **others):
     await shutdown_trigger()
     time.sleep(60)
 runner.serve = serve
+sys.exit(cli.main())
+"""
+
+_SIGTERM_IN_DUMP = """
+import os, signal, sys
+from mvirt_net import cli, runner
+state = runner._nic_state
+def state_and_sigterm(nic):
+    runner._nic_state = state
+    os.kill(os.getpid(), signal.SIGTERM)
+    return state(nic)
+runner._nic_state = state_and_sigterm
 sys.exit(cli.main())
 """
 

@@ -7,6 +7,7 @@ refused, rather than ignored until somebody misses what it asked for.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -56,6 +57,13 @@ def parse_flag(text: str, name: str) -> bool:
     if text not in ("true", "false"):
         raise HttpError(400, f"query: {name} is neither true nor false")
     return text == "true"
+
+
+def parse_whole_number(text: str, name: str) -> int:
+    """Of a query. Raises HttpError."""
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise HttpError(400, f"query: {name} is no whole number")
+    return int(text)
 
 
 def parse_body(

@@ -65,7 +65,8 @@ class Response:
 
     status: int = 200
     body: bytes | Chunks = b""
-    """Either all of it or, opened when it is wanted, an iterator; each item is sent at once."""
+    """Either all of it or, opened when it is wanted, an iterator; each item is sent at once.
+    To open it may raise HttpError."""
     content_type: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
     etag: str | None = None
@@ -139,12 +140,12 @@ class HttpApp:
     async def _answer(self, exchange: Exchange) -> None:
         response = await self._response(exchange)
         await exchange.drain()
-        if not isinstance(response.body, bytes):
-            await self._send_chunks(exchange, response, response.body)
-            return
         try:
-            with exchange.room_for(response.body):
-                await _send(exchange, response, response.body)
+            if isinstance(response.body, bytes):
+                with exchange.room_for(response.body):
+                    await _send(exchange, response, response.body)
+            else:
+                await self._stream(exchange, response, response.body)
         except Overloaded:
             response = _overloaded().response()
             await _send(exchange, response, response.body)
@@ -163,10 +164,14 @@ class HttpApp:
             self._log.error("request failed", path=exchange.scope["path"], exc_info=error)
             return HttpError(500, "internal error, see the daemon's log").response()
 
-    async def _send_chunks(self, exchange: Exchange, response: Response, body: Chunks) -> None:
+    async def _stream(self, exchange: Exchange, response: Response, body: Chunks) -> None:
         """What goes wrong in the middle costs the answer its end, which the client misses."""
         try:
-            await _send_all(exchange, response, body)
+            try:
+                await _send_chunks(exchange, response, body)
+            except HttpError as error:
+                refusal = error.response()
+                await _send(exchange, refusal, refusal.body)
         except* Overloaded:
             pass
         except* Stalled:
@@ -224,10 +229,13 @@ async def _send(exchange: Exchange, response: Response, body: Any) -> None:
     await exchange.send(body, more=False)
 
 
-async def _send_all(exchange: Exchange, response: Response, body: Chunks) -> None:
-    await exchange.begin(response.status, _headers(response))
-    if exchange.scope["method"] != "HEAD":
+async def _send_chunks(exchange: Exchange, response: Response, body: Chunks) -> None:
+    """Raises HttpError, before anything is sent, when the body cannot be opened."""
+    if exchange.scope["method"] == "HEAD":
+        await exchange.begin(response.status, _headers(response))
+    else:
         async with body as chunks:
+            await exchange.begin(response.status, _headers(response))
             async for chunk in chunks:
                 with exchange.room_for(chunk):
                     await exchange.send(chunk)

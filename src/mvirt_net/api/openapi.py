@@ -8,7 +8,7 @@ from .._version import __version__
 from ..ffi import MAX_FRAME
 from .bodies import JSON
 from .http import MAX_BODY, PROBLEM
-from .rest import NDJSON, ROUTES
+from .rest import ROUTES
 from .routing import Route
 
 _TEXT = {"type": "string"}
@@ -43,6 +43,12 @@ _VALUES: dict[str, Any] = {
     "routed_ipv6_prefixes": {"examples": [["fd00:8::/64"]]},
 }
 """More of the values of some keys in requests."""
+_PARAMETERS = {
+    "force": _FLAG,
+    "snaplen": {**_NUMBER, **_VALUES["snaplen"]},
+    "limit": {**_NUMBER, **_VALUES["limit"]},
+}
+"""Those of queries that are more than text."""
 _TIME = {"type": "string", "format": "date-time"}
 _ALWAYS = (400, 403, 405, 408, 413, 421, 500, 503)
 """What any request may be answered with."""
@@ -106,6 +112,7 @@ SCHEMAS: dict[str, Any] = {
         bytes=_NUMBER,
         ended=_TEXT,
     ),
+    "Packets": {"type": "string", "format": "binary"},
     "Captures": _object(captures={"type": "array", "items": _ref("Capture")}),
     "Stats": _object(
         nics={
@@ -188,7 +195,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
     if "{id}" in route.path:
         parameters.append({"name": "id", "in": "path", "required": True, "schema": _TEXT})
     for name in route.query:
-        schema = _FLAG if name == "force" else _TEXT
+        schema = _PARAMETERS.get(name, _TEXT)
         parameters.append({"name": name, "in": "query", "schema": schema})
     return parameters
 
@@ -196,8 +203,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
 def _responses(route: Route) -> dict[str, Any]:
     success: dict[str, Any] = {"description": route.summary}
     if route.schema is not None:
-        media = NDJSON if route.schema == "Change" else JSON
-        success["content"] = {media: {"schema": _ref(route.schema)}}
+        success["content"] = {route.media: {"schema": _ref(route.schema)}}
     refusals = {*_ALWAYS, *route.refusals, *((415,) if route.body is not None else ())}
     problem = {"description": "Refused", "content": {PROBLEM: {"schema": _ref("Problem")}}}
     return {str(route.status): success, **{str(code): problem for code in sorted(refusals)}}

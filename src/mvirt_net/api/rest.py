@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from typing import Any
 
 import attrs
 
@@ -25,12 +26,13 @@ from .answers import (
     ok,
     stats_json,
 )
-from .bodies import parse_body, parse_flag, parse_query
+from .bodies import parse_body, parse_flag, parse_query, parse_whole_number
 from .http import HttpError, Request, Response, json_body
 from .origins import check_origin
 from .routing import Call, Route, Router, checked_method
 
 NDJSON = "application/x-ndjson"
+PCAPNG = "application/x-pcapng"
 
 _HTTP_STATUS = {
     ErrorKind.INVALID_ARGUMENT: 400,
@@ -40,6 +42,8 @@ _HTTP_STATUS = {
     ErrorKind.RESOURCE_EXHAUSTED: 507,
     ErrorKind.INTERNAL: 500,
 }
+
+_NOT_KEPT = (("cache-control", "no-store"),)
 
 Page = Callable[[], Response | Awaitable[Response]]
 """Something to be read by GET that is none of the resources, like metrics."""
@@ -73,7 +77,7 @@ class Rest:
             raise self._nothing_at(request.path)
         route, id_ = found[checked_method(request.method, found)]
         body = parse_body(request, route.body, route.required)
-        call = Call(id_, body, parse_query(request, route.query))
+        call = Call(id_, body, parse_query(request, route.query), request.is_tcp)
         with _refusals():
             return await route.handler(self, call)
 
@@ -145,13 +149,36 @@ class Rest:
         with refusals():
             return ok(attrs.asdict(await self.captures.stop(call.id)))
 
+    async def take_packets(self, call: Call) -> Response:
+        if call.is_tcp:
+            # Where anybody of this host may ask, what guests say to each other is not to be had.
+            raise HttpError(403, "packets are given over a unix socket only")
+        wanted: dict[str, Any] = {
+            name: parse_whole_number(call.query[name], name)
+            for name in ("snaplen", "limit")
+            if name in call.query
+        }
+        if "nics" in call.query:
+            wanted["nics"] = [name for name in call.query["nics"].split(",") if name]
+        return Response(200, self._packets(wanted), PCAPNG, _NOT_KEPT)
+
+    @contextlib.asynccontextmanager
+    async def _packets(self, wanted: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                with _refusals(), refusals():
+                    packets = await stack.enter_async_context(self.captures.stream(**wanted))
+            except OSError as error:
+                raise HttpError(503, f"no capture: {error.strerror}") from error
+            yield packets
+
     # The rest.
 
     async def stats(self, _call: Call) -> Response:
         return await named("nics", self.control.each_stats(), stats_json)
 
     async def watch(self, _call: Call) -> Response:
-        return Response(200, self._changes(), NDJSON, (("cache-control", "no-store"),))
+        return Response(200, self._changes(), NDJSON, _NOT_KEPT)
 
     @contextlib.asynccontextmanager
     async def _changes(self) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -336,6 +363,16 @@ ROUTES = (
     ),
     Route(
         method="GET",
+        path="/v1/packets",
+        handler=Rest.take_packets,
+        summary="What NICs send and receive, by default all of them, as a pcapng file that goes on",
+        query=("nics", "snaplen", "limit"),
+        schema="Packets",
+        media=PCAPNG,
+        refusals=(403, 404, 507),
+    ),
+    Route(
+        method="GET",
         path="/v1/stats",
         handler=Rest.stats,
         summary="Counters of all NICs",
@@ -347,6 +384,7 @@ ROUTES = (
         handler=Rest.watch,
         summary="All that there is, then each change, one JSON object a line",
         schema="Change",
+        media=NDJSON,
     ),
 )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from .bodies import JSON
 from .http import HttpError, Response
 
 
@@ -19,6 +20,8 @@ class Call:
     """Of the resource, where the path has one."""
     body: dict[str, Any]
     query: Mapping[str, str]
+    is_tcp: bool
+    """As of `Request`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -39,6 +42,8 @@ class Route:
     """Of success."""
     schema: str | None = None
     """Of what is answered then."""
+    media: str = JSON
+    """The type of that."""
     refusals: tuple[int, ...] = ()
     """Of the verb itself."""
 

@@ -37,6 +37,15 @@ def _parse_account(_ctx: object, _parameter: object, text: str | None) -> Accoun
         raise click.UsageError(f"--runas: {error}") from error
 
 
+def _checked_snaplen(ctx: click.Context, parameter: click.Parameter, given: int | None) -> Any:
+    """A click callback: the value of --pcap-snaplen. The core is there for who gives one."""
+    if given is None:
+        return None
+    from ..ffi import MAX_FRAME
+
+    return click.IntRange(1, MAX_FRAME).convert(given, parameter, ctx)
+
+
 def _parse_cpus(_ctx: object, _parameter: object, text: str | None) -> tuple[int, ...] | None:
     """A click callback: the value of --worker-cpus, a list as in ``Cpus_allowed_list``."""
     if text is None:
@@ -117,6 +126,7 @@ run_options = all_of(
     click.option(
         "--pcap-snaplen",
         type=click.IntRange(min=1),
+        callback=_checked_snaplen,
         metavar="BYTES",
         help="Of each frame at most this much.  [default: all of it]",
     ),
@@ -124,7 +134,7 @@ run_options = all_of(
         "--pcap-limit",
         type=click.IntRange(min=1),
         metavar="BYTES",
-        help="End the capture when its file would become larger.  [default: never]",
+        help="End the capture before its file would become larger.  [default: never]",
     ),
     click.option("-P", "--pid", "pid_path", type=PATH, metavar="FILE", help="Keep the pid here."),
     click.option(

@@ -24,6 +24,7 @@ import attrs
 
 from ..endpoints import Endpoint, TcpEndpoint, UnixEndpoint, parse_endpoint
 from ..errors import NoDaemonError, SocketAccessError, VerbRefused
+from ..pcapng import whole_blocks
 from ..places import control_sockets
 from .text import printable
 
@@ -31,7 +32,8 @@ TIMEOUT = 10.0
 """Seconds for the daemon to answer."""
 MAX_ANSWER = 64 << 20
 MAX_LINE = 1 << 20
-"""Bytes of one line of a stream."""
+"""Bytes of one line of a stream, or of one block."""
+_PIECE = 1 << 17
 
 _START = "start one with 'mvirt-net serve --config FILE --http'"
 _NAME = "name its socket by --socket or $MVIRT_NET_CONTROL"
@@ -66,6 +68,21 @@ class Client:
             sock.settimeout(None)
             while line := response.readline(MAX_LINE):
                 yield self._object(line)
+
+    def packets(self, **query: str) -> Iterator[bytes]:
+        """A pcapng file as it grows, whole blocks at a time. It ends when the capture does."""
+        with self._connection() as connection:
+            sock = connection.sock
+            response = self._response(connection, "GET", ("packets",), query)
+            sock.settimeout(None)
+            rest = b""
+            while data := _more_of(response):
+                rest += data
+                end = whole_blocks(rest, len(rest))
+                if end == 0 and len(rest) > MAX_LINE:
+                    raise self._strange("answers, but not as mvirt-net does")
+                yield rest[:end]
+                rest = rest[end:]
 
     def _ask(
         self,
@@ -165,6 +182,14 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(os.fspath(self._path))
+
+
+def _more_of(response: http.client.HTTPResponse) -> bytes:
+    """What has come of a body; nothing more when it is at its end, or the connection is."""
+    try:
+        return response.read1(_PIECE)
+    except (http.client.IncompleteRead, ConnectionError):
+        return b""
 
 
 def parse_socket(text: str) -> Endpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import attrs
 
 from .stats import Stats, dropped
-from .tables import Column, render
+from .tables import GAP, Column, least_width, render
 from .text import printable
 
 _UNITS = ("", "k", "M", "G", "T", "P")
@@ -25,6 +26,11 @@ _COLUMNS = (
     Column("RX-BIT/S", right=True),
     Column("DROPS/S", right=True),
 )
+_NETWORK, _STATE = 1, 2
+_FRAMES, _BITS = (3, 5), (4, 6)
+"""Where those columns are that a narrow terminal does without."""
+_TROUBLE_LINES, _KEY_LINES = 3, 2
+"""At most, so that NICs are to be seen."""
 
 
 @attrs.frozen
@@ -88,6 +94,11 @@ class Order(enum.Enum):
         """That chooses it."""
         return self.value[0]
 
+    @property
+    def dispensable(self) -> tuple[tuple[int, ...], ...]:
+        """Columns that are left out when there is no room for them, these first."""
+        return (_NETWORK,), (_STATE,), _BITS if self is Order.FRAMES else _FRAMES
+
     def sorted(self, rows: Iterable[Row]) -> list[Row]:
         return sorted(rows, key=lambda row: (-self._weight(row.rates), row.name))
 
@@ -107,9 +118,7 @@ class Order(enum.Enum):
                 return 0
 
 
-HELP = "  ".join(
-    ["q quit", "space now", "sort by:", *(f"{order.key} {order.value}" for order in Order)]
-)
+HELP = ("q quit", "space now", "sort by:", *(f"{order.key} {order.value}" for order in Order))
 
 
 @attrs.frozen
@@ -141,17 +150,24 @@ class View:
             (row.name, row.network, row.state, *map(human, attrs.astuple(row.rates)))
             for row in order.sorted(self.rows)
         ]
-        return render(_COLUMNS, rows, width)
+        shown = list(range(len(_COLUMNS)))
+        columns, cells = _pick(shown, rows)
+        for dispensable in order.dispensable:
+            if width is None or least_width(columns, cells) <= width:
+                break
+            shown = [index for index in shown if index not in dispensable]
+            columns, cells = _pick(shown, rows)
+        return render(columns, cells, width)
 
-    def summary(self) -> str:
-        """All NICs on one line."""
+    def summary(self) -> tuple[str, ...]:
+        """All NICs together, in a few phrases."""
         total = Rates.together(row.rates for row in self.rows)
         active = sum(row.state == "active" for row in self.rows)
         return (
-            f"{len(self.rows)} NICs, {active} active"
-            f"  tx {human(total.tx_frames)} frames/s {human(total.tx_bits)} bit/s"
-            f"  rx {human(total.rx_frames)} frames/s {human(total.rx_bits)} bit/s"
-            f"  drops {human(total.drops)}/s"
+            f"{len(self.rows)} NICs, {active} active",
+            f"tx {human(total.tx_frames)} frames/s {human(total.tx_bits)} bit/s",
+            f"rx {human(total.rx_frames)} frames/s {human(total.rx_bits)} bit/s",
+            f"drops {human(total.drops)}/s",
         )
 
     def as_json(self, at: datetime) -> dict[str, Any]:
@@ -168,16 +184,75 @@ class View:
         return {"at": at.isoformat(), "seconds": self.seconds, "nics": nics}
 
 
-def page(view: View, order: Order, title: str, width: int, height: int) -> list[str]:
-    """A screen full: title, summary, as many NICs as there is room for, the keys."""
-    head = [printable(title), view.summary(), ""]
-    table = view.table(order, width)
-    room = height - len(head) - 1
-    if len(table) > room:
-        left_out = len(table) - room + 1
-        table = [*table[: room - 1], f"({left_out} more)"]
-    filler = [""] * (room - len(table))
-    return [line[:width] for line in [*head, *table, *filler, HELP]][:height]
+@attrs.frozen
+class Page:
+    """A screen full."""
+
+    lines: list[str]
+    first: int
+    """Which row is at the top."""
+    room: int
+    """For how many there is room, titles not counted."""
+
+    @classmethod
+    def of(
+        cls,
+        view: View,
+        order: Order,
+        title: str,
+        size: tuple[int, int],
+        *,
+        first: int = 0,
+        trouble: str = "",
+    ) -> Page:
+        """Title, summary, as many NICs as there is room for, the keys.
+
+        Args:
+            view, order: what is shown.
+            title: of the screen.
+            size: columns and lines.
+            first: the row that is to be at the top, if there are enough to fill the rest.
+            trouble: to be said in place of the summary.
+        """
+        width, height = size
+        summary = textwrap.wrap(trouble, max(width, 20))[:_TROUBLE_LINES]
+        head = [printable(title), *(summary or wrap(view.summary(), width)), ""]
+        keys = wrap(HELP, width)[:_KEY_LINES]
+        titles, *rows = view.table(order, width)
+        shown, first, room = _window(rows, height - len(head) - 1 - len(keys), first)
+        filler = [""] * (height - len(head) - 1 - len(shown) - len(keys))
+        lines = [*head, titles, *shown, *filler, *keys]
+        return cls([line[:width] for line in lines][:height], first, room)
+
+
+def _window(rows: list[str], room: int, first: int) -> tuple[list[str], int, int]:
+    """What is to be seen, and of the rows the first and how many; the last line tells of others."""
+    is_cut = len(rows) > room
+    room = max(0, room - is_cut)
+    first = max(0, min(first, len(rows) - room))
+    shown, below = rows[first : first + room], len(rows) - first - room
+    if is_cut:
+        others = [f"{n} {where}" for n, where in ((first, "above"), (below, "below")) if n]
+        shown.append(f"({', '.join(others)}; arrows scroll)")
+    return shown, first, room
+
+
+def wrap(phrases: Iterable[str], width: int) -> list[str]:
+    """Phrases on as few lines as they need; only one that is too long by itself is longer."""
+    lines: list[str] = []
+    for phrase in phrases:
+        if lines and len(lines[-1]) + len(GAP) + len(phrase) <= width:
+            lines[-1] += GAP + phrase
+        else:
+            lines.append(phrase)
+    return lines
+
+
+def _pick(
+    shown: Sequence[int], rows: Sequence[Sequence[object]]
+) -> tuple[list[Column], list[list[object]]]:
+    """These columns, and their cells."""
+    return [_COLUMNS[index] for index in shown], [[row[index] for index in shown] for row in rows]
 
 
 def human(rate: float | None) -> str:

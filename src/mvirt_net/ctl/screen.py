@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import socket
@@ -26,6 +27,11 @@ ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 _HOME = "\x1b[H"
 _REST_OF_LINE = "\x1b[K"
+
+UP, DOWN, PAGE_UP, PAGE_DOWN = "\u2191\u2193\u21de\u21df"
+"""What those keys are in `Happened.keys`, where every key is a character."""
+_KEYS = {"[A": UP, "OA": UP, "[B": DOWN, "OB": DOWN, "[5~": PAGE_UP, "[6~": PAGE_DOWN}
+_ESCAPED = re.compile(r"\x1b(\[[0-;]*.|O.|.)?")
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NOTED = (*ENDING, signal.SIGWINCH, signal.SIGTSTP)
@@ -115,9 +121,11 @@ class Screen:
         """Those that were pressed; none when the terminal is gone."""
         assert self._keyboard is not None
         try:
-            return os.read(self._keyboard, 256).decode("ascii", "replace")
+            keys = os.read(self._keyboard, 256).decode("ascii", "replace")
         except OSError:
             return ""
+        # Keys that say nothing here are still there, as nobody is not.
+        return _ESCAPED.sub(lambda match: _KEYS.get(match[1], "\0"), keys)
 
     def _take(self) -> None:
         if self._keyboard is not None:

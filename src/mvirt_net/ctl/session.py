@@ -25,10 +25,16 @@ if TYPE_CHECKING:
 COMPLETION_TIMEOUT = 0.5
 """Seconds that a press of Tab may wait for the daemon."""
 
-NETWORKS, NICS = "networks", "nics"
+NETWORKS, NICS, CAPTURES = "networks", "nics", "captures"
 """Kinds of resources, as the interface spells them."""
-_SINGULAR = {NETWORKS: "network", NICS: "NIC"}
-_LIST = {NETWORKS: "mvirt-net ctl network list", NICS: "mvirt-net ctl nic list"}
+_SINGULAR = {NETWORKS: "network", NICS: "NIC", CAPTURES: "capture"}
+_LIST = {
+    NETWORKS: "mvirt-net ctl network list",
+    NICS: "mvirt-net ctl nic list",
+    CAPTURES: "mvirt-net ctl capture list",
+}
+_NAME = {CAPTURES: "file"}
+"""What a resource calls its name, where it is not so."""
 _MANY = 8
 """More names than these are not listed in an error."""
 
@@ -75,7 +81,7 @@ class Session:
 
 def names(client: Client, kind: str) -> list[str]:
     """Of all resources of a kind."""
-    return [printable(record["name"]) for record in client.get(kind)[kind]]
+    return [printable(record[_NAME.get(kind, "name")]) for record in client.get(kind)[kind]]
 
 
 def _unknown(kind: str, ref: str, known: list[str]) -> str:
@@ -188,6 +194,7 @@ def _common_options(*, envvar: str | None = None) -> list[click.Option]:
 
 
 MODULES = {
+    "capture": ".captures",
     "network": ".networks",
     "nic": ".nics",
     "stats": ".stats",

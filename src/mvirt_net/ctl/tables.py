@@ -10,7 +10,8 @@ import attrs
 
 from .text import words
 
-_GAP = "  "
+GAP = "  "
+"""Between two columns."""
 _CUT = ".."
 _NARROWEST = 8
 """A column is not cut to less."""
@@ -37,13 +38,30 @@ def render(
         rows: a value for each column, shown as `words`.
         width: that no line may exceed; the widest columns of text are cut for it. None: no limit.
     """
-    cells = [[column.title for column in columns]]
-    cells += [[words(value) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells, widths = _laid_out(columns, rows)
     if width is not None:
         _narrow(columns, widths, width)
-    lines = [_GAP.join(map(_fit, row, widths, columns)).rstrip() for row in cells]
+    lines = [GAP.join(map(_fit, row, widths, columns)).rstrip() for row in cells]
     return lines if width is None else [line[:width] for line in lines]
+
+
+def least_width(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> int:
+    """How narrow `render` can make a table before it cuts numbers."""
+    _cells, widths = _laid_out(columns, rows)
+    least = (
+        width if column.right else min(width, _NARROWEST)
+        for column, width in zip(columns, widths, strict=True)
+    )
+    return sum(least) + len(GAP) * (len(widths) - 1)
+
+
+def _laid_out(
+    columns: Sequence[Column], rows: Iterable[Sequence[object]]
+) -> tuple[list[list[str]], list[int]]:
+    """The text of each cell, titles first, and how wide the columns are with all of it."""
+    cells = [[column.title for column in columns]]
+    cells += [[words(value) for value in row] for row in rows]
+    return cells, [max(map(len, column)) for column in zip(*cells, strict=True)]
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> list[str]:
@@ -61,7 +79,7 @@ def terminal_width() -> int | None:
 def _narrow(columns: Sequence[Column], widths: list[int], width: int) -> None:
     """Take from the widest column of text, again and again, until the rest has room."""
     texts = [index for index, column in enumerate(columns) if not column.right]
-    excess = sum(widths) + len(_GAP) * (len(widths) - 1) - width
+    excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
     for _ in range(excess):
         widest = max(texts, key=widths.__getitem__)
         if widths[widest] <= _NARROWEST:

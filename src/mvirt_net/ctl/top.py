@@ -21,10 +21,10 @@ import click
 from ..errors import MvirtNetError
 from ..exits import end_by
 from .client import Client
-from .rates import Order, Sample, View, page
-from .screen import ENDING, Happened, Screen
+from .rates import Order, Page, Sample, View
+from .screen import DOWN, ENDING, PAGE_DOWN, PAGE_UP, UP, Happened, Screen
 from .session import NICS, Session, ctl
-from .tables import terminal_width
+from .tables import GAP, terminal_width
 from .text import printable, to_json
 
 _BY_KEY = {order.key: order for order in Order}
@@ -94,7 +94,7 @@ def _print(
             click.echo(to_json(view.as_json(now)))
         else:
             blank = [""] if number else []
-            for line in [*blank, view.summary(), *view.table(order, terminal_width())]:
+            for line in [*blank, GAP.join(view.summary()), *view.table(order, terminal_width())]:
                 click.echo(line)
         number, before = number + 1, after
 
@@ -115,6 +115,10 @@ class _Live:
     )
     _asking: bool = False
     """Whether a thread is."""
+    _first: int = 0
+    """The row at the top."""
+    _room: int = 0
+    """How many there are on the screen."""
 
     @_view.default
     def _first_view(self) -> View:
@@ -147,14 +151,20 @@ class _Live:
                 due = time.monotonic() + self.interval
 
     def _draw(self, screen: Screen) -> None:
-        width, height = screen.size
-        state = self._trouble or f"every {self.interval:g} s, by {self.order.value}"
-        title = f"mvirt-net top  {datetime.now():%H:%M:%S}  {state}"
-        screen.draw(page(self._view, self.order, title, width, height))
+        how = f"every {self.interval:g} s, by {self.order.value}"
+        title = f"mvirt-net top  {datetime.now():%H:%M:%S}  {how}"
+        page = Page.of(
+            self._view, self.order, title, screen.size, first=self._first, trouble=self._trouble
+        )
+        self._first, self._room = page.first, page.room
+        screen.draw(page.lines)
 
     def _heed(self, happened: Happened, screen: Screen) -> None:
+        steps = {UP: -1, DOWN: 1, PAGE_UP: -self._room, PAGE_DOWN: self._room}
         for key in happened.keys:
-            self.order = _BY_KEY.get(key, self.order)
+            self._first += steps.get(key, 0)
+            if key in _BY_KEY:
+                self.order, self._first = _BY_KEY[key], 0
         if signal.SIGTSTP in happened.signals:
             screen.stop()
 

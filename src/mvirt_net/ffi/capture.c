@@ -49,9 +49,8 @@ struct mv_tap {
 	mv_port *port;		/* NULL: not any more */
 	uint32_t interface;	/* its number in the file */
 	uint64_t seen;		/* atomic */
-	uint64_t lost;		/* of them, for which there was no room; atomic */
-	uint64_t untold;	/* of those, since the last block */
-	struct mv_tap *next;
+	uint64_t lost;		/* of them, that come into no file; atomic */
+	uint64_t untold;	/* for which there was no room since the last block */
 };
 
 struct mv_capture {
@@ -62,8 +61,9 @@ struct mv_capture {
 	uint8_t *ring;
 	uint32_t snaplen;
 	int event_fd;
+	struct mv_tap **taps;		/* by interface */
 	unsigned int interfaces;
-	struct mv_tap *taps;
+	unsigned int places;		/* of `taps` */
 	struct mv_comments comments;
 };
 
@@ -294,37 +294,52 @@ mv_capture *mv_capture_new(size_t room, uint32_t snaplen, int event_fd,
 
 void mv_capture_free(mv_capture *capture)
 {
-	struct mv_tap *tap, *next;
-
 	if (!capture)
 		return;
-	for (tap = capture->taps; tap; tap = next) {
-		next = tap->next;
+	for (unsigned int i = 0; i < capture->interfaces; i++) {
+		struct mv_tap *tap = capture->taps[i];
+
 		if (tap->port)
 			mv_port_remove_tap(tap->port, tap);
 		free(tap);
 	}
+	free(capture->taps);
 	pthread_mutex_destroy(&capture->lock);
 	free(capture->ring);
 	free(capture);
 }
 
-/* The tap of a port, or with NULL that of an interface. */
-static struct mv_tap *find_tap(const mv_capture *capture, const mv_port *port, unsigned int interface)
+static struct mv_tap *find_tap(const mv_capture *capture, const mv_port *port)
 {
-	for (struct mv_tap *tap = capture->taps; tap; tap = tap->next)
-		if (port ? tap->port == port : tap->interface == interface)
-			return tap;
+	for (unsigned int i = 0; i < MV_MAX_TAPS && port->taps[i]; i++)
+		if (port->taps[i]->capture == capture)
+			return port->taps[i];
 	return NULL;
+}
+
+/* Room for one more interface. */
+static bool make_place(mv_capture *capture)
+{
+	unsigned int places = capture->places ? 2 * capture->places : 8;
+	struct mv_tap **taps;
+
+	if (capture->interfaces < capture->places)
+		return true;
+	taps = realloc(capture->taps, places * sizeof(*taps));
+	if (!taps)
+		return false;
+	capture->taps = taps;
+	capture->places = places;
+	return true;
 }
 
 int mv_capture_tap(mv_capture *capture, mv_port *port)
 {
 	struct mv_tap *tap;
 
-	if (find_tap(capture, port, 0))
+	if (find_tap(capture, port))
 		return -EEXIST;
-	tap = calloc(1, sizeof(*tap));
+	tap = make_place(capture) ? calloc(1, sizeof(*tap)) : NULL;
 	if (!tap)
 		return -ENOMEM;
 	tap->capture = capture;
@@ -334,14 +349,13 @@ int mv_capture_tap(mv_capture *capture, mv_port *port)
 		free(tap);
 		return -ENOSPC;
 	}
-	tap->next = capture->taps;
-	capture->taps = tap;
+	capture->taps[capture->interfaces] = tap;
 	return (int)capture->interfaces++;
 }
 
 void mv_capture_untap(mv_capture *capture, mv_port *port)
 {
-	struct mv_tap *tap = find_tap(capture, port, 0);
+	struct mv_tap *tap = find_tap(capture, port);
 
 	if (!tap)
 		return;
@@ -349,11 +363,49 @@ void mv_capture_untap(mv_capture *capture, mv_port *port)
 	tap->port = NULL;
 }
 
+/* ---- counts ---- */
+
+void mv_capture_lose(mv_capture *capture, unsigned int interface, uint64_t frames)
+{
+	pthread_mutex_lock(&capture->lock);
+	if (interface < capture->interfaces)
+		mv_count(&capture->taps[interface]->lost, frames);
+	pthread_mutex_unlock(&capture->lock);
+}
+
+void mv_capture_lose_waiting(mv_capture *capture)
+{
+	uint64_t tail = capture->tail;
+
+	pthread_mutex_lock(&capture->lock);
+	while (tail < capture->head) {
+		size_t run = 4;
+		uint32_t interface = mv_load32(ring_at(capture, tail + 8, &run));
+
+		mv_count(&capture->taps[interface]->lost, 1);
+		tail += mv_load32(ring_at(capture, tail + 4, &run));
+	}
+	__atomic_store_n(&capture->tail, tail, __ATOMIC_RELEASE); /* T */
+	pthread_mutex_unlock(&capture->lock);
+}
+
+static void add_counts(const struct mv_tap *tap, uint64_t *seen, uint64_t *lost)
+{
+	*seen += __atomic_load_n(&tap->seen, __ATOMIC_RELAXED);
+	*lost += __atomic_load_n(&tap->lost, __ATOMIC_RELAXED);
+}
+
 void mv_capture_counts(const mv_capture *capture, unsigned int interface, uint64_t *seen,
 		       uint64_t *lost)
 {
-	const struct mv_tap *tap = find_tap(capture, NULL, interface);
+	*seen = *lost = 0;
+	if (interface < capture->interfaces)
+		add_counts(capture->taps[interface], seen, lost);
+}
 
-	*seen = tap ? __atomic_load_n(&tap->seen, __ATOMIC_RELAXED) : 0;
-	*lost = tap ? __atomic_load_n(&tap->lost, __ATOMIC_RELAXED) : 0;
+void mv_capture_totals(const mv_capture *capture, uint64_t *seen, uint64_t *lost)
+{
+	*seen = *lost = 0;
+	for (unsigned int i = 0; i < capture->interfaces; i++)
+		add_counts(capture->taps[i], seen, lost);
 }

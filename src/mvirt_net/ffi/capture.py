@@ -26,7 +26,7 @@ class CaptureRing:
     """Frames of some ports on their way into a file; `capture.c` says what is recorded and how.
 
     Args:
-        room: bytes that may wait to be taken; what finds no room is lost, and counted.
+        room: bytes that may wait to be taken; what finds no room is lost, and counted so.
         snaplen: bytes of each frame at most.
 
     Raises:
@@ -85,10 +85,24 @@ class CaptureRing:
         """Whether nothing waits to be taken."""
         return bool(lib.mv_capture_is_empty(self._handle))
 
+    def lose(self, interface: int, frames: int) -> None:
+        """So many frames of an interface, in blocks that were taken, come into no file."""
+        lib.mv_capture_lose(self._handle, interface, frames)
+
+    def lose_waiting(self) -> None:
+        """Throw away what waits, and count it as lost."""
+        lib.mv_capture_lose_waiting(self._handle)
+
     def counts(self, interface: int) -> tuple[int, int]:
-        """Frames of an interface so far, and those of them that were lost for want of room."""
+        """Frames of an interface so far, and those of them that were lost."""
         seen, lost = ffi.new("uint64_t *"), ffi.new("uint64_t *")
         lib.mv_capture_counts(self._handle, interface, seen, lost)
+        return seen[0], lost[0]
+
+    def totals(self) -> tuple[int, int]:
+        """The same of all interfaces together."""
+        seen, lost = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        lib.mv_capture_totals(self._handle, seen, lost)
         return seen[0], lost[0]
 
     def close(self) -> None:

@@ -133,10 +133,9 @@ static struct mv_verdict send_on(const mv_port *from, struct mv_packet *packet, 
 	if (mv_offload_ip_size(packet) > mtu &&
 	    (packet->dont_fragment || packet->offload.gso_type != MV_GSO_NONE))
 		return too_big(packet, mtu);
-	if (!mv_port_is_up(to)) {
-		mv_port_count_drop(to, MV_DROP_RX_RING_DOWN);
+	/* Its guest is not up: the sender's drop, who is told of it, and so not one of `to`, too. */
+	if (!mv_port_is_up(to))
 		return drop_and_tell(packet, MV_DROP_HOST_UNREACHABLE, MV_ICMP_HOST_UNREACHABLE);
-	}
 	return (struct mv_verdict){ .action = MV_FORWARD, .to = to, .mtu = mtu };
 }
 

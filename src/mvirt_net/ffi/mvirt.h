@@ -550,9 +550,23 @@ size_t mv_capture_take(mv_capture *capture, uint8_t *buffer, size_t size);
 /* Whether nothing waits; for the thread that takes. */
 bool mv_capture_is_empty(const mv_capture *capture);
 
-/* Frames of an interface, and those of them for which there was no room. */
+/*
+ * Of an interface, so many frames in blocks that were taken do not come into the file: they are lost,
+ * too. Control.
+ */
+void mv_capture_lose(mv_capture *capture, unsigned int interface, uint64_t frames);
+
+/* Throw away what waits: those frames are lost. For the thread that takes. */
+void mv_capture_lose_waiting(mv_capture *capture);
+
+/*
+ * Frames of an interface, and those of them that are lost: there was no room for them, or as above. Control.
+ */
 void mv_capture_counts(const mv_capture *capture, unsigned int interface, uint64_t *seen,
 		       uint64_t *lost);
+
+/* The same of all interfaces together. Control. */
+void mv_capture_totals(const mv_capture *capture, uint64_t *seen, uint64_t *lost);
 
 /*
  * A frame that was punted has been dealt with: record it as transmitted, and as dropped for this reason
