@@ -331,7 +331,8 @@ class Switch:
             nics: names; None: all, those that are added later too.
             snaplen: bytes of each frame at most.
             limit: no packet is written that would make the file larger than so many bytes. It may
-                be larger by what is written besides: 200 bytes or so for each NIC. None: as many as come.
+                be larger by what is written besides: 200 bytes or so for each NIC. None: as many
+                as come.
             name: what the log calls it; None: the target.
 
         Returns:
