@@ -342,7 +342,7 @@ WHY: Mapping[DropReason, str] = {
     DropReason.IP_MALFORMED: "an IP header that contradicts itself or the frame",
     DropReason.NO_ROUTE: "no route to its target",
     DropReason.FRAGMENT: "a fragment for the gateway",
-    DropReason.RX_RING_DOWN: "the target's guest is not up",
+    DropReason.RX_RING_DOWN: "for a guest that is not up: sent by the gateway, or left waiting",
     DropReason.RX_BACKLOG_FULL: "the target's guest takes too little, and much waits already",
     DropReason.RX_BUFFER_TOO_SMALL: "larger than the RX buffers that the target's guest gives",
     DropReason.RX_BUFFER_INVALID: "an RX buffer outside guest memory, or read-only",
