@@ -97,7 +97,8 @@ def _options(*decorators: Callable[[_F], _F]) -> Callable[[_F], _F]:
     return decorate
 
 
-_PATH = click.Path(path_type=Path)
+# Without `readable`, click looks ahead, and calls a file that may not be read a wrong usage.
+_PATH = click.Path(readable=False, path_type=Path)
 _MAX_FD = 2**31 - 1
 
 
