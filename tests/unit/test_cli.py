@@ -534,6 +534,15 @@ class TestConfigFile:
         assert main(["check-config", "/x.toml"]) == ExitCode.NO_PERMISSION
         assert capsys.readouterr().err == "mvirt-net: /x.toml: Permission denied\n"
 
+    def test_is_not_looked_at_before_it_is_read(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """Otherwise click calls a file without permission a wrong usage."""
+        path = tmp_path / "x.toml"
+        path.touch()
+        monkeypatch.setattr(os, "access", lambda *_args, **_named: False)
+        assert main(["check-config", str(path)]) == ExitCode.OK
+
 
 class TestInterrupted:
     """^C while the command is still being loaded, or reads its file."""

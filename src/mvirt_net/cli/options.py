@@ -14,7 +14,8 @@ from ..loglines import LogFormat
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-PATH = click.Path(path_type=Path)
+# Without `readable`, click looks ahead, and calls a file that may not be read a wrong usage.
+PATH = click.Path(readable=False, path_type=Path)
 MAX_FD = 2**31 - 1
 
 
