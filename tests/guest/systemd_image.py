@@ -53,7 +53,8 @@ WITH_SYSTEMD = Contents(
     ),
     files=(
         *FILES,
-        *("lib/systemd/systemd", "bin/systemctl", "usr/lib/x86_64-linux-gnu/systemd"),
+        *("lib/systemd/systemd", "bin/systemctl", "usr/bin/systemd-analyze"),
+        "usr/lib/x86_64-linux-gnu/systemd",
         *(f"lib/systemd/system/{name}.target" for name in dict.fromkeys(_UNITS)),
         *_JOURNAL,
         *(f"usr/bin/python{GUEST_PYTHON}", f"usr/lib/python{GUEST_PYTHON}"),
@@ -64,7 +65,7 @@ WITH_SYSTEMD = Contents(
 
 
 def build_systemd_image(wheel: Path, more: dict[str, Path], folder: Path) -> Image:
-    """The image, with a wheel installed, and files besides.
+    """The image, with a wheel and its extra ``api`` installed, and files besides.
 
     Args:
         wheel: of this project.
@@ -75,7 +76,7 @@ def build_systemd_image(wheel: Path, more: dict[str, Path], folder: Path) -> Ima
     packages = folder / "packages"
     install = ("-m", "pip", "install", "-q", "--target", str(packages), "--no-compile")
     only = ("--only-binary", ":all:", "--python-version", GUEST_PYTHON)
-    subprocess.run([sys.executable, *install, *only, str(wheel)], check=True)
+    subprocess.run([sys.executable, *install, *only, f"{wheel}[api]"], check=True)
     _compile(packages)
     initramfs = folder / "initramfs.cpio"
     with initramfs.open("wb") as out:
