@@ -399,7 +399,8 @@ class TestWhereTheDaemonIs:
 
 def _as_nobody(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     program = (
-        "import os, sys; from mvirt_net.cli import main; os.setgroups([]);"
+        "import os, sys; from mvirt_net.cli import main;"
+        " from mvirt_net.ctl import client, networks; os.setgroups([]);"
         f" os.setgid({NOBODY.pw_gid}); os.setuid({NOBODY.pw_uid}); sys.exit(main())"
     )
     return subprocess.run(
