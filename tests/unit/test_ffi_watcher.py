@@ -232,7 +232,8 @@ class TestGivenBack:
             rig.start()
             with watch(watcher, rig, kick) as ring:
                 send(rig, kick, ARP)
-                wait_returned(watcher, ring)
+                wait_for(watcher.fd)
+                assert list(watcher.returned()) == [KEY]
                 send(rig, kick)
                 # The watcher is at work: another ring proves it.
                 with open_rig() as other:
