@@ -248,6 +248,15 @@ class TestPackets:
             assert process.returncode == ExitCode.NO_DAEMON
             assert b"the daemon has ended" in err
 
+    def test_one_that_is_cut_off_has_not_reached_its_limit(self, tmp_path: Path) -> None:
+        """The end of the answer is missing."""
+        data = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+        with answering(tmp_path / "s", data):
+            options = ("--limit", "1000000", "-w", str(tmp_path / "mine"))
+            result = run_ctl(tmp_path / "s", "capture", "start", *options)
+        assert result.returncode == ExitCode.NO_DAEMON
+        assert "the daemon has ended, or has cut off" in result.stderr
+
     def test_whoever_answers_otherwise(self, tmp_path: Path) -> None:
         data = b"HTTP/1.1 200 OK\r\n\r\n" + bytes(2 << 20)
         with answering(tmp_path / "s", data):

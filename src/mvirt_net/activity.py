@@ -248,7 +248,11 @@ class Activity:
     # What happens.
 
     async def _follow_changes(self) -> None:
-        """Started by `run`. What is there already has not happened now."""
+        """Started by `run`.
+
+        What is there already has not happened now; what changes while that is looked at may be
+        taken for it.
+        """
         while True:
             async with self._control.watch() as changes:
                 self.networks = {r.id: r async for r in self._control.each_network()}

@@ -386,7 +386,7 @@ class Control:
         """What changes from now on. No checkpoint.
 
         It ends with `aclose`, or when the watcher is more than `WATCH_BACKLOG` changes behind and
-        does not read.
+        does not read, or too far behind in any case (`WATCH_LIMIT`).
         """
         with self._watchers.watch() as changes:
             yield changes
@@ -474,10 +474,17 @@ class Control:
 
     async def _save_given(self) -> None:
         """Store addresses that were given and are not stored yet. Raises StoreError."""
+        failed: StoreError | None = None
         for id_ in sorted(self._unsaved):
-            if id_ in self._roster.nics:
-                await self._put_nic(self._roster.nics[id_])
-            self._unsaved.remove(id_)
+            try:
+                if id_ in self._roster.nics:
+                    await self._put_nic(self._roster.nics[id_])
+            except StoreError as error:
+                failed = error  # which may be about this one alone
+            else:
+                self._unsaved.remove(id_)
+        if failed is not None:
+            raise failed
 
     async def _forget_nic(self, entry: NicEntry) -> None:
         """Of a NIC that is not in the store any more."""

@@ -81,7 +81,7 @@ class Registry:
         self._spaces: dict[str, tuple[_Space[IPv4Address], _Space[IPv6Address]]] = {}
         self._macs: dict[MacAddress, str] = {}
         self._sockets = {
-            _path_key(path): f"the control interface {interface}"
+            path_key(path): f"the control interface {interface}"
             for path, interface in reserved.items()
         }
         """Whose they are, by the key of the path; and the other way round, for a relative path has
@@ -418,7 +418,7 @@ def _is_any(endpoint: Endpoint) -> bool:
 
 def _place(endpoint: Endpoint) -> str:
     """What two ways to write one endpoint have in common."""
-    return str(endpoint) if isinstance(endpoint, TcpEndpoint) else _path_key(endpoint.path)
+    return str(endpoint) if isinstance(endpoint, TcpEndpoint) else path_key(endpoint.path)
 
 
 _Address = TypeVar("_Address", bound=IPv4Address | IPv6Address)
@@ -652,10 +652,11 @@ def _socket_key(path: Path | None) -> str | None:
         raise ConfigError("socket_path", f"{str(path)!r} does not name a file")
     if (length := len(os.fsencode(path))) > MAX_SOCKET_PATH:
         raise ConfigError("socket_path", f"{path} has {length} bytes, more than {MAX_SOCKET_PATH}")
-    return _path_key(path)
+    return path_key(path)
 
 
-def _path_key(path: Path) -> str:
+def path_key(path: Path) -> str:
+    """The same for each way to write a path."""
     return os.path.abspath(path)  # noqa: PTH100  (Path.absolute keeps "..")
 
 

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Collection, Container, Iterable
 from datetime import datetime
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import attrs
@@ -26,7 +25,7 @@ from .model import DaemonConfig, NetworkSpec, NicSpec
 from .nic import Nic
 from .records import NetworkRecord, NicRecord, NicState
 from .refusals import ControlError, ErrorKind
-from .registry import check_public_overlap
+from .registry import check_public_overlap, path_key
 from .store import StoredState
 from .switch import Switch
 
@@ -98,7 +97,7 @@ class Roster:
         self._nics = _Table[NicEntry]("NIC")
         self._members: dict[str, dict[str, NicEntry]] = {}
         """NICs by the id of their network, and their own."""
-        self._listeners: dict[Path | str, socket.socket] = {}
+        self._listeners: dict[str, socket.socket] = {}
         """What others opened, by the place of the NIC that it is for."""
 
     @property
@@ -442,9 +441,9 @@ def _canonical(ref: str) -> str:
         return ref
 
 
-def _place(spec: NicSpec) -> Path | str:
+def _place(spec: NicSpec) -> str:
     """Where frontends find a NIC, if only by its name."""
-    return spec.name if spec.socket_path is None else spec.socket_path.absolute()
+    return spec.name if spec.socket_path is None else path_key(spec.socket_path)
 
 
 def _state(entry: NicEntry, nic: Nic | None) -> NicState:

@@ -29,7 +29,7 @@ import attrs
 import trio
 
 from .errors import ConfigError, StoreDataError, StoreError, StoreInUseError
-from .inventory import NetworkEntry, NicEntry
+from .inventory import NetworkEntry, NicEntry, file_id
 from .model import NetworkSpec, NicSpec
 
 _APPLICATION_ID: Final = 0x6D766E74
@@ -420,8 +420,10 @@ def _network_entry(row: dict[str, Any]) -> NetworkEntry:
 
 
 def _nic_entry(row: dict[str, Any]) -> NicEntry:
-    del row["stored_network_id"]
-    network_id = row.pop("network_id")
+    in_stored, network_id = row.pop("stored_network_id"), row.pop("network_id")
+    if in_stored is None:
+        # Of the file, whose ids are made of names, by an older daemon in another way.
+        network_id = file_id("network", row["network"])
     return NicEntry(
         in_file=False, network_id=network_id, **_entry_fields(row), spec=NicSpec(**_values(row))
     )

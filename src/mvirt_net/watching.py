@@ -17,14 +17,14 @@ from collections.abc import Iterator
 import attrs
 import trio
 
-from .records import Change
+from .records import Change, NicRecord
 
 WATCH_BACKLOG = 256
 """Changes that a watcher may be behind, whether it reads or not."""
 WATCH_PATIENCE = 10.0
 """Seconds in which one that is further behind must read one of them."""
 WATCH_LIMIT = 65_536
-"""Changes that anybody may be behind: 16 MiB."""
+"""What the changes may weigh (`_weight`) that anybody is behind: some 16 MiB."""
 
 
 @attrs.define(eq=False)
@@ -32,7 +32,16 @@ class _Link:
     """A change, and what was told next."""
 
     change: Change | None = None
+    weight: int = 0
     next: _Link | None = None
+
+
+def _weight(change: Change) -> int:
+    """Of what is in memory for it, in units of some 256 bytes: most of a large one are prefixes."""
+    if not isinstance(change.record, NicRecord):
+        return 1
+    spec = change.record.spec
+    return 1 + len(spec.routed_ipv4_prefixes) + len(spec.routed_ipv6_prefixes)
 
 
 class Watch(trio.abc.ReceiveChannel[Change]):
@@ -47,6 +56,7 @@ class Watch(trio.abc.ReceiveChannel[Change]):
         self._news = trio.Event()
         """Set when there is something to hear."""
         self._behind = 0
+        self._weight = 0
         self._since = 0.0
         """When it has last read, or had nothing more to read."""
         self._ended = False
@@ -65,6 +75,7 @@ class Watch(trio.abc.ReceiveChannel[Change]):
             await self._news.wait()
         self._last = self._last.next
         self._behind -= 1
+        self._weight -= self._last.weight
         self._since = trio.current_time()
         assert self._last.change is not None
         return self._last.change
@@ -74,16 +85,17 @@ class Watch(trio.abc.ReceiveChannel[Change]):
         self.cut_off()
         await trio.lowlevel.checkpoint()
 
-    def note(self) -> bool:
-        """Something was told. Returns whether this one may go on."""
+    def note(self, weight: int) -> bool:
+        """Something of this weight was told. Returns whether this one may go on."""
         now = trio.current_time()
         if self._behind == 0:
             self._since = now
         self._behind += 1
+        self._weight += weight
         self._news.set()
-        return self._behind <= WATCH_BACKLOG or (
-            self._behind <= WATCH_LIMIT and now - self._since < WATCH_PATIENCE
-        )
+        if self._weight > WATCH_LIMIT:
+            return False
+        return self._behind <= WATCH_BACKLOG or now - self._since < WATCH_PATIENCE
 
     def end(self) -> None:
         """Nothing more will be told."""
@@ -93,7 +105,7 @@ class Watch(trio.abc.ReceiveChannel[Change]):
     def cut_off(self) -> None:
         """As `end`, and forget what it has not heard yet."""
         self._last = _Link()
-        self._behind = 0
+        self._behind = self._weight = 0
         self.end()
 
 
@@ -124,10 +136,10 @@ class Watchers:
 
     def tell(self, change: Change) -> None:
         """Tell everybody, and cut off who does not read."""
-        self._last.next = _Link(change)
+        self._last.next = _Link(change, _weight(change))
         self._last = self._last.next
         for watch in list(self._watches):
-            if not watch.note():
+            if not watch.note(self._last.weight):
                 self._watches.discard(watch)
                 watch.cut_off()
 

@@ -240,6 +240,19 @@ async def test_a_closed_window_stops_the_answer(tmp_path: Path) -> None:
         assert sent == 1_000_000
 
 
+async def test_a_small_answer_that_is_not_taken_ends_its_stream(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """All of it has gone into a buffer, which would stay as long as the connection."""
+    path = tmp_path / "x.sock"
+    async with serving(path, http(hello)), connected(path) as stream:
+        client = H2Client(stream)
+        client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        await client.request(1)
+        reset = await client.wait_for(h2.events.StreamReset)
+        assert reset.stream_id == 1
+
+
 async def test_data_after_the_answer_ends_only_that_connection(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from mvirt_net.accounts import Account
+from mvirt_net.cli import command
 from mvirt_net.cli.folders import make_socket_dir
 from mvirt_net.model import ApiSpec, DaemonConfig, NetworkSpec, NicSpec, SocketAccess
 
@@ -125,3 +127,29 @@ def test_one_that_is_there_stays_as_it_is(tmp_path: Path, given: Given) -> None:
     folder.chmod(0o700)
     assert made(folder, with_nics(folder, {"socket_group": 6})) == 0o700
     assert given == []
+
+
+def test_a_reload_finds_the_usual_state_where_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the daemon may be another user, who has no home."""
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder))
+    config = folder / "x.toml"
+    config.touch()
+    started: list[DaemonConfig] = []
+    reloads: list[Callable[[], DaemonConfig]] = []
+
+    def run(
+        _ctx: click.Context, config: DaemonConfig, *, reload: Callable[[], DaemonConfig], **_: Any
+    ) -> None:
+        started.append(config)
+        reloads.append(reload)
+
+    monkeypatch.setattr("mvirt_net.cli.serve.run", run)
+    args = ["serve", "--config", str(config), "--socket-dir", str(folder / "s"), "--http"]
+    command.main(args, standalone_mode=False)
+    monkeypatch.setenv("XDG_STATE_HOME", "/nonexistent")
+    assert started[0].state == folder / "mvirt-net" / "state.db"
+    assert [reload() for reload in reloads] == started

@@ -198,6 +198,11 @@ class TestEmbedded:
             await self.serves(nursery, path, "10.0.0.6")
             await control.reload(config(name="vm2", ipv4_address="10.0.0.7"))
             await self.serves(nursery, path, "10.0.0.7")
+            # Another way to write the same path.
+            [again] = config(name="vm2", ipv4_address="10.0.0.7").nics
+            again = attrs.evolve(again, socket_path=tmp_path / ".." / tmp_path.name / "s")
+            await control.reload(attrs.evolve(empty, nics=(again,)))
+            await self.serves(nursery, path, "10.0.0.7")
             await control.reload(empty)
             await control.create_nic({**spec, "name": "vm3", "ipv4_address": "10.0.0.8"})
             await self.serves(nursery, path, "10.0.0.8")

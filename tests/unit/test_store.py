@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from mvirt_net.errors import StoreDataError, StoreError, StoreInUseError
-from mvirt_net.inventory import NetworkEntry, NicEntry
+from mvirt_net.inventory import NetworkEntry, NicEntry, file_id
 from mvirt_net.model import NetworkSpec, NicSpec
 from mvirt_net.store import MIGRATIONS, Store, StoredState, open_store
 
@@ -92,9 +92,17 @@ class TestContent:
             await store.put_nic(full, in_stored_network=True)
         assert stored(path) == StoredState((first,), (full,))
 
+    async def test_networks_of_the_file_have_the_ids_of_today(self, path: Path) -> None:
+        """Older daemons made them in another way."""
+        old = network(7)
+        with open_store(path) as store:
+            await store.put_nic(nic(3, old), in_stored_network=False)
+        [kept] = stored(path).nics
+        assert kept.network_id == file_id("network", old.spec.name) != old.id
+
     async def test_by_age_and_with_least_fields(self, path: Path) -> None:
         newer, older = network(2), network(1)
-        in_file = network(7)
+        in_file = attrs.evolve(network(7), id=file_id("network", "net7"))
         with open_store(path) as store:
             await store.put_network(newer)
             await store.put_network(older)

@@ -10,7 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from mvirt_net.records import Change
+from mvirt_net.model import NicSpec
+from mvirt_net.records import Change, NicRecord, NicState
 from mvirt_net.watching import WATCH_BACKLOG, WATCH_LIMIT, WATCH_PATIENCE, Watch, Watchers
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -89,6 +90,34 @@ async def test_nobody_is_behind_without_limit(mock_clock: MockClock) -> None:
         tell(watchers, 2)
         with pytest.raises(trio.EndOfChannel):
             await watch.receive()
+
+
+async def test_prefixes_count_as_they_take_memory(mock_clock: MockClock) -> None:
+    spec = NicSpec(
+        name="vm1",
+        network="blue",
+        routed_ipv4_prefixes=[f"192.0.2.{host}/32" for host in range(255)],
+        routed_ipv6_prefixes=["2001:db8::/48"],
+    )
+    record = NicRecord(
+        id="x",
+        network_id="y",
+        spec=spec,
+        state=NicState.CREATED,
+        created_at=NOW,
+        updated_at=NOW,
+        in_file=False,
+        error="",
+    )
+    watchers = Watchers()
+    with watchers.watch() as slow, watchers.watch() as reading:
+        for _ in range(WATCH_LIMIT // 257 + 1):
+            watchers.tell(Change("nic", "x", NOW, record))
+            await read(reading, 1)
+        with pytest.raises(trio.EndOfChannel):
+            await slow.receive()
+        tell(watchers, 1)
+        assert await read(reading, 1) == ["0"]
 
 
 async def test_what_nobody_is_to_hear_any_more_is_not_kept() -> None:

@@ -299,11 +299,6 @@ class _PatientBuffer(hypercorn.protocol.h2.StreamBuffer):
     as much as an application has to say to somebody who never listens.
     """
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether the end of the answer is in it, or has been."""
-        return self._complete
-
     async def pop(self, max_length: int) -> bytes:
         if max_length == 0 and self.buffer:
             return b""
@@ -325,7 +320,7 @@ class _StrictProtocol(hypercorn.protocol.h2.H2Protocol):
         await super().stream_send(event)
         if isinstance(event, hypercorn.protocol.events.StreamClosed):
             buffer = self.stream_buffers.get(event.stream_id)
-            if isinstance(buffer, _PatientBuffer) and not buffer.is_whole:
+            if buffer is not None and not buffer.complete:  # which it is when all is sent
                 await self._reset(event.stream_id)
 
     async def _reset(self, stream_id: int) -> None:

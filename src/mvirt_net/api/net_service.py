@@ -8,6 +8,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+import trio
+
 from .._version import __version__
 from ..control import Control, ControlError, NetworkRecord, NicRecord, NicState
 from .descriptors import Schema
@@ -47,6 +49,8 @@ class NetService:
     def __init__(self, schema: Schema, control: Control) -> None:
         self._schema = schema
         self._control = control
+        self._listing = trio.Lock()
+        """Held while a list is put together, for the reason of `rest.Rest`."""
 
     def methods(self) -> Methods:
         verbs: dict[str, Callable[[Any], Awaitable[Any]]] = {
@@ -103,8 +107,9 @@ class NetService:
         return self._network(self._control.get_network(_identifier(request)))
 
     async def _list_networks(self, _request: Any) -> Any:
-        networks = [self._network(record) async for record in self._control.each_network()]
-        return self._message("ListNetworksResponse")(networks=networks)
+        async with self._listing:
+            networks = [self._network(record) async for record in self._control.each_network()]
+            return self._message("ListNetworksResponse")(networks=networks)
 
     async def _update_network(self, request: Any) -> Any:
         record = await self._control.update_network(
@@ -153,8 +158,9 @@ class NetService:
 
     async def _list_nics(self, request: Any) -> Any:
         records = self._control.each_nic(request.network_id or None)
-        nics = [self._nic(record) async for record in records]
-        return self._message("ListNicsResponse")(nics=nics)
+        async with self._listing:
+            nics = [self._nic(record) async for record in records]
+            return self._message("ListNicsResponse")(nics=nics)
 
     async def _update_nic(self, request: Any) -> Any:
         record = await self._control.update_nic(

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Any
 
 import attrs
+import trio
 
 from ..capture_control import CaptureControl
 from ..control import Control, ControlError, ErrorKind
@@ -63,6 +64,9 @@ class Rest:
         self.control = control
         self.captures = captures
         self._pages = pages
+        self._listing = trio.Lock()
+        """Held while a long answer is put together, which counts as held memory only then: one at
+        a time, however many clients ask."""
 
     async def __call__(self, request: Request) -> Response:
         """Raises HttpError."""
@@ -92,7 +96,8 @@ class Rest:
     # Networks.
 
     async def list_networks(self, _call: Call) -> Response:
-        return await listed("networks", self.control.each_network(), network_json)
+        async with self._listing:
+            return await listed("networks", self.control.each_network(), network_json)
 
     async def create_network(self, call: Call) -> Response:
         fields = dict(call.body)
@@ -114,7 +119,8 @@ class Rest:
 
     async def list_nics(self, call: Call) -> Response:
         records = self.control.each_nic(call.query.get("network"))
-        return await listed("nics", records, nic_json)
+        async with self._listing:
+            return await listed("nics", records, nic_json)
 
     async def create_nic(self, call: Call) -> Response:
         fields = dict(call.body)
@@ -175,7 +181,8 @@ class Rest:
     # The rest.
 
     async def stats(self, _call: Call) -> Response:
-        return await named("nics", self.control.each_stats(), stats_json)
+        async with self._listing:
+            return await named("nics", self.control.each_stats(), stats_json)
 
     async def watch(self, _call: Call) -> Response:
         return Response(200, self._changes(), NDJSON, _NOT_KEPT)

@@ -93,9 +93,11 @@ def open_server(
 
 def metrics_page(switch: Switch) -> Page:
     """What Prometheus reads."""
+    rendering = trio.Lock()  # for the reason of `Rest`
 
     async def page() -> Response:
-        return Response(200, await metrics.render(switch), metrics.CONTENT_TYPE)
+        async with rendering:
+            return Response(200, await metrics.render(switch), metrics.CONTENT_TYPE)
 
     return page
 

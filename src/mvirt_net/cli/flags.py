@@ -12,7 +12,6 @@ import click
 from ..accounts import Account
 from ..errors import ConfigError
 from ..model import DaemonConfig, PollingSpec, SocketAccess
-from .folders import default_state
 
 _FLAGS = {
     "socket_path": "--socket-path",
@@ -80,7 +79,9 @@ def with_api(ctx: click.Context, config: DaemonConfig, **given: Sequence[str]) -
         raise usage_error(ctx, error) from error
 
 
-def with_state(config: DaemonConfig, path: Path | None, *, no_state: bool) -> DaemonConfig:
+def with_state(
+    config: DaemonConfig, path: Path | None, usual: Path, *, no_state: bool
+) -> DaemonConfig:
     """What the flags say counts, then the file; a daemon that nobody controls needs no state."""
     state = config.state
     if no_state:
@@ -88,7 +89,7 @@ def with_state(config: DaemonConfig, path: Path | None, *, no_state: bool) -> Da
     elif path is not None:
         state = path.absolute()
     elif state is None and config.api.is_wanted:
-        state = default_state()
+        state = usual
     return attrs.evolve(config, state=state)
 
 

@@ -39,18 +39,21 @@ def serve(
     http = [alone if address == CONTROL_SOCKET else address for address in http]
     polling = polling_flags(options)
 
+    usual_state = default_state()  # now: later we may be another user, and see less
+
     def read() -> DaemonConfig:
         """Called again for each reload."""
         config = load_file(path, socket_dir, access, owned_by(account))
         config = with_api(ctx, config, grpc=grpc, http=http)
-        return with_state(with_polling(ctx, config, polling), state, no_state=no_state)
+        config = with_polling(ctx, config, polling)
+        return with_state(config, state, usual_state, no_state=no_state)
 
     config = read()
     listeners = _activated(ctx, config, options["ready_fd"])
     if options["capture_dir"] and not config.api.http:
         raise click.UsageError("--capture-dir is for --http", ctx)
     make_socket_dir(socket_dir, config, listeners, account)
-    if config.state == default_state():
+    if config.state == usual_state:
         make_state_dir(account)
     run(ctx, config, reload=read, config_path=path, listeners=listeners, **options)
 

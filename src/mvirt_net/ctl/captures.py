@@ -136,19 +136,27 @@ def _take(session: Session, path: str, query: dict[str, Any]) -> None:
         raise click.UsageError("--json and --write exclude each other")
     if path == _STDOUT and sys.stdout.isatty():
         raise click.UsageError("--write -: standard output is a terminal")
-    frames, has_ended = 0, False
+    wanted = {key: str(value) for key, value in query.items()}
+    frames = 0
+    trouble: NoDaemonError | None = None
     with contextlib.suppress(KeyboardInterrupt), flags(_FLAGS), contextlib.ExitStack() as stack:
         fd = None
-        for blocks in session.client.packets(**{key: str(value) for key, value in query.items()}):
-            # Not before the daemon has agreed.
+        try:
+            for blocks in session.client.packets(**wanted):
+                # Not before the daemon has agreed.
+                if fd is None:
+                    fd = stack.enter_context(_opened(path))
+                _write(fd, path, blocks)
+                frames += frames_by_interface(blocks).total()
+            if "limit" not in query:
+                trouble = NoDaemonError("the daemon has ended")
+        except NoDaemonError as error:
             if fd is None:
-                fd = stack.enter_context(_opened(path))
-            _write(fd, path, blocks)
-            frames += frames_by_interface(blocks).total()
-        has_ended = True
+                raise
+            trouble = error
     click.echo(f"{frames} frames captured", err=True)
-    if has_ended and "limit" not in query:
-        raise NoDaemonError("the daemon has ended")
+    if trouble is not None:
+        raise trouble
 
 
 @contextlib.contextmanager

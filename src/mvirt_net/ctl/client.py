@@ -185,11 +185,13 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def _more_of(response: http.client.HTTPResponse) -> bytes:
-    """What has come of a body; nothing more when it is at its end, or the connection is."""
+    """What has come of a body; nothing more at its end. Raises NoDaemonError if that is missing."""
     try:
         return response.read1(_PIECE)
-    except (http.client.IncompleteRead, ConnectionError):
-        return b""
+    except (http.client.IncompleteRead, ConnectionError) as error:
+        raise NoDaemonError(
+            "the daemon has ended, or has cut off one who took packets too slowly"
+        ) from error
 
 
 def parse_socket(text: str) -> Endpoint:
