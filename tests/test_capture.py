@@ -414,10 +414,13 @@ class TestMany:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(count)
                 capture = await switch.start_capture(tmp_path / "all")
-                before, turns = turns, 0
-                await capture.aclose()
+                before = turns
+                await capture._statistics()
+                after = turns
                 nursery.cancel_scope.cancel()
+            await capture.aclose()
             assert before > self.COUNT / 50
+            assert after - before > self.COUNT / 50
             assert len(read(tmp_path / "all").names()) == self.COUNT
 
     async def test_nics_that_come_and_go_meanwhile(self, tmp_path: Path) -> None:
@@ -438,6 +441,22 @@ class TestMany:
             ["nic0", *(f"nic{number}" for number in range(self.COUNT - 1))]
         )
 
+    async def test_one_file_has_so_many_nics(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those that come and go are not kept in memory for ever."""
+        monkeypatch.setattr("mvirt_net.capture.MAX_INTERFACES", self.COUNT + 2)
+        async with open_switch() as switch:
+            await self.fill(switch)
+            capture = await switch.start_capture(tmp_path / "all")
+            for _ in range(3):
+                await switch.add_nic(NicSpec(name="late", network="blue"))
+                await switch.remove_nic("late")
+            while switch.captures:
+                await trio.lowlevel.checkpoint()
+            assert capture.reason == "it has had too many NICs"
+        assert len(read(tmp_path / "all").names()) == self.COUNT + 2
+
     async def test_switch_that_closes_meanwhile(self, tmp_path: Path) -> None:
         async with open_switch() as switch:
             await self.fill(switch)
@@ -449,14 +468,19 @@ class TestMany:
             assert not switch.captures
 
     async def test_start_that_is_cancelled(self, tmp_path: Path) -> None:
+        """What it has seen by then is counted as lost: counters never go back."""
         async with open_switch() as switch:
             await self.fill(switch)
+            nic = switch.nics["nic0"]
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(switch.start_capture, tmp_path / "all")
-                while not any(nic.captures for nic in switch.nics.values()):
+                while not nic.captures:
                     await trio.lowlevel.checkpoint()
+                nic.inject(UNKNOWN)
+                assert switch.captured == Captured(frames=1)
                 nursery.cancel_scope.cancel()
             assert not switch.captures
+            assert switch.captured == Captured(frames=1, lost=1)
             assert not any(nic.captures for nic in switch.nics.values())
 
     async def fill(self, switch: Switch) -> None:

@@ -41,6 +41,7 @@ from .pcapng import (
     section_header,
     whole_blocks,
 )
+from .turns import InTurns
 
 ROOM = 4 << 20
 """Bytes that may wait to be written: 30 ms of a gigabit a second."""
@@ -48,8 +49,8 @@ MAX_CAPTURES = 16
 """Under way at once; `ROOM` is what each takes of memory."""
 FLUSH_LIMIT = 1.0
 """Seconds that the last bytes may take to be written."""
-_AT_ONCE = 64
-"""Interfaces whose statistics are put into blocks in one turn of the event loop: under 1 ms."""
+MAX_INTERFACES = 65_536
+"""NICs that come into one file, those that have gone included: 300 bytes of memory each."""
 
 _log = get_logger(__name__)
 
@@ -237,6 +238,10 @@ class Capture:
         """
         if self._stopping:
             return
+        if self._interfaces == MAX_INTERFACES:
+            self._stop("it has had too many NICs")
+            write_event(self._ring.fd)
+            return
         self._ring.tap(port)
         self._interfaces += 1
         addresses = [str(address) for address in (spec.ipv4_address, spec.ipv6_address) if address]
@@ -248,11 +253,14 @@ class Capture:
             ipv4=spec.ipv4_address,
             ipv6=spec.ipv6_address,
         )
+        # What describes NICs does not wait in memory for packets.
+        write_event(self._ring.fd)
 
     def abandon(self, *, close_file: bool) -> None:
         """Give up a capture that was never run."""
         self._stop("abandoned")
-        self._captured = Captured()
+        frames, _lost = self._ring.totals()
+        self._captured = Captured(frames, frames)
         self._ring.close()
         self._ended.set()
         if close_file:
@@ -353,15 +361,14 @@ class Capture:
 
     async def _statistics(self) -> bytes:
         now = time.time_ns()
-        blocks = bytearray()
-        for interface in range(self._interfaces):
-            if interface % _AT_ONCE == 0:
-                await trio.lowlevel.checkpoint()
+
+        def block(interface: int) -> bytes:
             seen, lost = self._ring.counts(interface)
-            blocks += interface_statistics(
+            return interface_statistics(
                 interface, now, start_ns=self._started_ns, seen=seen, lost=lost
             )
-        return bytes(blocks)
+
+        return b"".join([found async for found in InTurns(range(self._interfaces), block)])
 
     def _finish(self, failure: str) -> None:
         self._stop(failure)

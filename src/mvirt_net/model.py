@@ -591,7 +591,8 @@ class PollingSpec:
     """Threads for it, each of which is only started when it is needed; 0: rings are not polled,
     and no thread waits for kicks either."""
     busy_poll: int = attrs.field(default=50, converter=_busy_poll)
-    """Microseconds for which a ring that has become empty is polled on; 0: not at all."""
+    """Microseconds for which a ring that has become empty is polled on, up to a millisecond longer
+    after it was busy for long; 0: not at all."""
     worker_cpus: tuple[int, ...] = attrs.field(default=(), converter=_cpus)
     """The processors that the workers stay on, one after another, and the thread that waits for
     kicks on all of them; none: wherever they like."""

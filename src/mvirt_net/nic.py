@@ -514,7 +514,7 @@ class Nic:
             with trio.move_on_after(TURN_TIME_LIMIT) as waiting:
                 while self._line[0] is holder:
                     await self._wait_change()
-            if waiting.cancelled_caught:
+            if waiting.cancelled_caught and self._line[0] is holder:
                 if self._connected:
                     return False
                 self._end_turn(holder)

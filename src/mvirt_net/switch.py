@@ -27,6 +27,7 @@ from .log import get_logger
 from .model import Netmask, NetworkSpec, NicSpec, PollingSpec
 from .nic import Nic, NicEvent, Surroundings
 from .registry import Registry
+from .turns import InTurns
 
 EVENT_BACKLOG = 1024
 """Events that a subscriber may be behind."""
@@ -34,8 +35,6 @@ PLACE_INTERVAL = 60.0
 """Seconds in which the switch looks whether the socket file of each NIC is still there: nobody
 tells us when it goes, and who finds no socket looks into the log. With 512 NICs that is 40 ms,
 0.07 % of a processor, and no guest is served meanwhile: so NIC by NIC, one after another."""
-_TAPPED_AT_ONCE = 32
-"""NICs that a capture begins with in one turn of the event loop: under 1 ms."""
 
 _log = get_logger(__name__)
 
@@ -373,20 +372,23 @@ class Switch:
             try:
                 await self._tap(tapped, capture)
             except BaseException:
-                del self._captures[capture]
                 capture.abandon(close_file=not isinstance(target, int))
+                self._forget_capture(capture)
                 raise
             self._nursery.start_soon(capture.run, partial(self._forget_capture, capture))
         return capture
 
     async def _tap(self, nics: Iterable[Nic], capture: Capture) -> None:
         """Those that are still there when it is their turn."""
-        for number, nic in enumerate(nics, 1):
+
+        def tap(nic: Nic) -> None:
+            self._check_open()
             if self._nics.get(nic.spec.name) is nic:
                 nic.add_to(capture)
-            if number % _TAPPED_AT_ONCE == 0:
-                await trio.lowlevel.checkpoint()
-                self._check_open()
+
+        async for _nothing in InTurns[None](nics, tap):
+            pass
+        self._check_open()
 
     def _check_captures(self, names: Iterable[str], *, of_all: bool) -> None:
         """Whether one more can have these NICs, and all that come. Raises TooManyCapturesError."""
@@ -523,20 +525,25 @@ async def open_switch(
 
     At the end of the block its NICs are removed. What the block raises comes out as it is: a switch
     has no exceptions of its own, for the failure of a NIC stays that NIC's.
+
+    Raises:
+        OSError: no descriptor is left.
+        CoreError: out of memory.
     """
     if not events_never_block():
         _log.warning("no asynchronous I/O (io_setup): a hostile frontend could stop this process")
     raised: BaseException | None = None
     async with trio.open_nursery() as nursery:
-        switch = Switch(nursery, admission, polling, reserved)
         try:
-            yield switch
+            switch = Switch(nursery, admission, polling, reserved)
+            try:
+                yield switch
+            finally:
+                with trio.CancelScope(shield=True):
+                    await switch.aclose()
         except BaseException as error:
             # Through the nursery it would come out in a group.
             raised = error
-        finally:
-            with trio.CancelScope(shield=True):
-                await switch.aclose()
-            nursery.cancel_scope.cancel()
+        nursery.cancel_scope.cancel()
     if raised is not None:
         raise raised

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -131,10 +132,20 @@ async def test_what_cannot_be_watched(
         patched.setattr(lookout, "_epoll", Full())
         with pytest.raises(OSError, match=os.strerror(number)):
             lookout.watch(events[0], lambda: called.append("first"))
+    lookout.watch(events[0], lambda: called.append("second"))
     os.eventfd_write(events[0], 1)
-    lookout.forget(events[0])
     await settled()
-    assert called == []
+    assert called == ["second"]
+
+
+async def test_one_that_was_called_is_forgotten(lookout: Lookout, events: list[int]) -> None:
+    """Its file may be open elsewhere, and would stay in the kernel's list."""
+    lookout.watch(events[0], lambda: None)
+    os.eventfd_write(events[0], 1)
+    await settled()
+    lookout.forget(events[0])
+    listed = Path(f"/proc/self/fdinfo/{lookout._epoll.fileno()}").read_text()
+    assert "tfd" not in listed
 
 
 async def test_goes_on_when_it_could_not_wait_for_a_while(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import os
 import types
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -558,11 +559,24 @@ def test_public_api() -> None:
     """What README and how-tos speak of, and nothing that came in by accident."""
     public = {
         name
-        for name, value in vars(mvirt_net).items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+        for name in dir(mvirt_net)
+        if not name.startswith("_") and not isinstance(getattr(mvirt_net, name), types.ModuleType)
     }
-    assert public - {"annotations"} == set(mvirt_net.__all__) - {"__version__"}
+    ours = {"annotations", "Any", "TYPE_CHECKING"}
+    assert public - ours == set(mvirt_net.__all__) - {"__version__"}
 
 
 def out_of_memory(*_args: object) -> None:
     raise CoreError("routes", errno.ENOMEM)
+
+
+async def test_no_descriptor_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a switch comes out in a group."""
+
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("mvirt_net.dataplane.lookout.select.epoll", none_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        async with open_switch():
+            pass

@@ -252,7 +252,8 @@ class VhostNetBackend:
         if isinstance(ndp, NdpResponder):
             if self._advertiser is None:
                 self._advertiser = RouterAdvertiser(ndp, self._can_receive, self.inject)
-            self._advertiser.use(ndp)
+            else:
+                self._advertiser.use(ndp)
             if advertise:
                 self._advertiser.begin_anew()
 

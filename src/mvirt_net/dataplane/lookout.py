@@ -59,10 +59,10 @@ class Lookout:
 
     def forget(self, fd: int) -> None:
         """Have nobody called for `fd` any more, if anybody was to be."""
-        if self._calls.pop(fd, None) is not None:
-            # What the kernel does not forget now it will when the descriptor is closed.
-            with contextlib.suppress(OSError):
-                self._epoll.unregister(fd)
+        self._calls.pop(fd, None)
+        # Also of one that was called: its file may be open elsewhere, and stay here after a close.
+        with contextlib.suppress(OSError, ValueError):  # not watched; closed
+            self._epoll.unregister(fd)
 
     def close(self) -> None:
         """End it; nobody is called any more. May be called again."""
