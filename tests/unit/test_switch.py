@@ -489,26 +489,30 @@ class TestPlaces:
 
     async def test_m55_is_noticed_without_a_connection(
         self,
-        switch: Switch,
         tmp_path: Path,
         caplog: pytest.LogCaptureFixture,
         autojump_clock: object,
     ) -> None:
-        """Once each time that one goes; the file that comes back is served."""
-        nic = await switch.add_nic(nic_spec(tmp_path))
-        path, aside = tmp_path / "vm1.sock", tmp_path / "aside"
-        for times in (1, 2):
-            path.rename(aside)
-            await trio.sleep(3.5 * PLACE_INTERVAL)  # not in the moment of a look
-            said = [record.message for record in caplog.records]
-            assert said == ["socket was removed or replaced"] * times
-            aside.rename(path)
-            await trio.sleep(2 * PLACE_INTERVAL)
-        async with trio.open_nursery() as nursery:
-            client = await VhostTestClient.connect(nursery, path)
-            await exchange(client, nic)
-            await client.aclose()
-            nursery.cancel_scope.cancel()
+        """Once each time that one goes; the file that comes back is served.
+
+        Without threads, for which virtual time does not wait.
+        """
+        async with open_switch(polling=PollingSpec(workers=0)) as switch:
+            await switch.add_network(BLUE)
+            nic = await switch.add_nic(nic_spec(tmp_path))
+            path, aside = tmp_path / "vm1.sock", tmp_path / "aside"
+            for times in (1, 2):
+                path.rename(aside)
+                await trio.sleep(3.5 * PLACE_INTERVAL)  # not in the moment of a look
+                said = [record.message for record in caplog.records]
+                assert said == ["socket was removed or replaced"] * times
+                aside.rename(path)
+                await trio.sleep(2 * PLACE_INTERVAL)
+            async with trio.open_nursery() as nursery:
+                client = await VhostTestClient.connect(nursery, path)
+                await exchange(client, nic)
+                await client.aclose()
+                nursery.cancel_scope.cancel()
 
     async def test_not_all_at_the_same_moment(
         self,

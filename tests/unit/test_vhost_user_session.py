@@ -61,12 +61,12 @@ class TestTable:
 class TestReplies:
     def test_whole_reply(self) -> None:
         outcome = fresh().exchange(Request.GET_FEATURES)
-        assert outcome.reply == bytes.fromhex("01000000 05000000 08000000 abbb41700d00c001")
+        assert outcome.reply == bytes.fromhex("01000000 05000000 08000000 abbb43700d00c001")
 
     @pytest.mark.parametrize(
         ("request_id", "value"),
         [
-            (Request.GET_FEATURES, 0x1C0_000D_7041_BBAB),
+            (Request.GET_FEATURES, 0x1C0_000D_7043_BBAB),
             (Request.GET_PROTOCOL_FEATURES, 0xA219),
             (Request.GET_QUEUE_NUM, 16),
             (Request.GET_MAX_MEM_SLOTS, 32),
