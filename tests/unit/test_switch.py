@@ -28,6 +28,7 @@ from mvirt_net import (
     NicEventKind,
     NicSpec,
     NotFoundError,
+    PollingSpec,
     SocketInUseError,
     SocketPathError,
     Switch,
