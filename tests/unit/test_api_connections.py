@@ -16,6 +16,7 @@ import h2.events
 import h2.settings
 import pytest
 import trio
+from hypercorn.trio.worker_context import WorkerContext
 from trio.testing import wait_all_tasks_blocked
 
 from mvirt_net.api import connections
@@ -479,3 +480,30 @@ async def test_one_who_hangs_up_is_noticed_though_more_was_asked_for(tmp_path: P
             await wait_all_tasks_blocked()
         with trio.fail_after(connections.HANG_UP_INTERVAL + 2 * connections.HANG_UP_TIMEOUT):
             await cancelled.wait()
+
+
+async def test_nothing_is_lost_when_an_answer_is_cancelled() -> None:
+    """What h2 has to send may be of other streams, too."""
+    sent: list[Any] = []
+
+    async def send(event: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        sent.append(event)
+
+    protocol = connections._StrictProtocol(
+        None,
+        connections._config(IDLE),
+        WorkerContext(None),
+        None,
+        None,
+        False,
+        None,
+        None,
+        send,
+    )
+    protocol.connection.initiate_connection()
+    with trio.CancelScope() as cancelled:
+        cancelled.cancel()
+        await protocol._flush()
+    assert [event.data for event in sent] != []
+    assert protocol.connection.data_to_send() == b""

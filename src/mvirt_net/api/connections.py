@@ -309,7 +309,8 @@ class _StrictProtocol(hypercorn.protocol.h2.H2Protocol):
     """HTTP/2, in which a limit holds that is told, and a stream ends whose answer does.
 
     Hypercorn's own tells clients how large their headers may be and takes 64 KiB all the same. It
-    forgets the stream of an answer that breaks off, and the client would wait for ever.
+    forgets the stream of an answer that breaks off, and the client would wait for ever. And when an
+    answer is cancelled, it loses what it was about to send, of whichever stream.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -322,6 +323,13 @@ class _StrictProtocol(hypercorn.protocol.h2.H2Protocol):
             buffer = self.stream_buffers.get(event.stream_id)
             if buffer is not None and not buffer.complete:  # which it is when all is sent
                 await self._reset(event.stream_id)
+
+    async def _flush(self) -> None:
+        """Nothing gets lost on the way: it may be of other streams, and without it the client can
+        understand nothing that comes later. `Client` bounds how long it takes.
+        """
+        with trio.CancelScope(shield=True):
+            await super()._flush()
 
     async def _reset(self, stream_id: int) -> None:
         with contextlib.suppress(h2.exceptions.ProtocolError):  # the client may have done so
