@@ -14,6 +14,7 @@ from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .capture import Capture as Capture
+    from .capture import CaptureSpec as CaptureSpec
     from .control import Change as Change
     from .control import Control as Control
     from .control import ControlError as ControlError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .errors import CoreError as CoreError
     from .errors import DuplicateError as DuplicateError
     from .errors import ExhaustedError as ExhaustedError
+    from .errors import ExtraMissingError as ExtraMissingError
     from .errors import GuestMemoryLost as GuestMemoryLost
     from .errors import MvirtNetError as MvirtNetError
     from .errors import NotFoundError as NotFoundError
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from .errors import SocketPathError as SocketPathError
     from .errors import StoreError as StoreError
     from .errors import TooManyCapturesError as TooManyCapturesError
+    from .model import ApiSpec as ApiSpec
     from .model import DaemonConfig as DaemonConfig
     from .model import DropReason as DropReason
     from .model import FileMode as FileMode
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from .model import NicSpec as NicSpec
     from .model import NicStats as NicStats
     from .model import PollingSpec as PollingSpec
+    from .model import SocketAccess as SocketAccess
     from .nic import Nic as Nic
     from .nic import NicEvent as NicEvent
     from .nic import NicEventKind as NicEventKind
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Capture": "capture",
+    "CaptureSpec": "capture",
     "Change": "control",
     "Control": "control",
     "ControlError": "control",
@@ -68,6 +73,7 @@ _HOMES = {
     "CoreError": "errors",
     "DuplicateError": "errors",
     "ExhaustedError": "errors",
+    "ExtraMissingError": "errors",
     "GuestMemoryLost": "errors",
     "MvirtNetError": "errors",
     "NotFoundError": "errors",
@@ -76,6 +82,7 @@ _HOMES = {
     "SocketInUseError": "errors",
     "SocketPathError": "errors",
     "TooManyCapturesError": "errors",
+    "ApiSpec": "model",
     "DaemonConfig": "model",
     "DropReason": "model",
     "FileMode": "model",
@@ -85,6 +92,7 @@ _HOMES = {
     "NicSpec": "model",
     "NicStats": "model",
     "PollingSpec": "model",
+    "SocketAccess": "model",
     "Nic": "nic",
     "NicEvent": "nic",
     "NicEventKind": "nic",

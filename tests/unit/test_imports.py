@@ -124,3 +124,9 @@ class TestPublicNames:
     def test_another_one_is_an_attribute_error(self) -> None:
         with pytest.raises(AttributeError, match="no attribute 'bogus'"):
             getattr(mvirt_net, "bogus")  # noqa: B009
+
+    def test_are_all_in_the_reference(self) -> None:
+        page = (Path(__file__).parents[2] / "docs" / "reference" / "python.md").read_text()
+        rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+        named = [name for row in rows for name in re.findall("`(.*?)`", row)]
+        assert sorted(named) == sorted(mvirt_net.__all__)
