@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.process import Daemon, ask_features, started, two_nics
+import mvirt_net.api
+from tests.harness.process import Daemon, ask_features, serve, started, two_nics
+
+ROOT = Path(__file__).parents[1]
 
 CASES = (
     "every_verb",
@@ -78,6 +82,24 @@ def test_over_a_unix_socket_without_leaving_descriptors(tmp_path: Path) -> None:
             time.sleep(0.01)
         assert daemon.stop() == 0
     assert not path.exists()
+
+
+def test_the_program_of_the_how_to(tmp_path: Path) -> None:
+    """It prints what the page says, but for where and what the daemon of this test is."""
+    page = (ROOT / "docs" / "how-to" / "control-plane.md").read_text()
+    [program] = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    [printed] = re.findall(r"^prints\n\n```\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    proto = Path(mvirt_net.api.__file__).parent / "proto"
+    compiler = (sys.executable, "-m", "grpc_tools.protoc", "-I", proto)
+    outputs = ("--python_out=.", "--grpc_python_out=.", "net.proto")
+    subprocess.run([*compiler, *outputs], cwd=tmp_path, check=True)
+    with started(*serve(tmp_path, ""), "--grpc", "[::1]:0") as daemon:
+        address = str(daemon.wait_event("control interface")["address"])
+        daemon.wait_ready()
+        command = [sys.executable, "-c", program.replace("[::1]:50054", address)]
+        told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    expected = printed.replace("/run/mvirt-net", str(tmp_path))
+    assert told.stdout == expected.replace("version 0.1.0", f"version {mvirt_net.__version__}")
 
 
 def test_the_state_of_a_nic_follows_its_frontend(tmp_path: Path) -> None:

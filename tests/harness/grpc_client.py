@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -212,10 +213,15 @@ def compression(channel: Any) -> None:
 def many_at_once(channel: Any) -> None:
     stub = net_grpc.NetServiceStub(channel)
     watchers = [stub.WatchNics(net.WatchNicsRequest(), timeout=SECONDS) for _ in range(64)]
-    # No more than 32 at a time: the client waits with the others until some are cancelled.
-    for watcher in watchers:
+
+    def take_one(watcher: Any) -> None:
         assert next(watcher).HasField("nic")
         watcher.cancel()
+
+    # No more than 32 at a time, and the client does not say which: the others are waited for until
+    # some of those have been cancelled.
+    with ThreadPoolExecutor(len(watchers)) as pool:
+        list(pool.map(take_one, watchers))
     request = net.GetNetworkRequest(name="blue")
     calls = [stub.GetNetwork.future(request, timeout=SECONDS) for _ in range(500)]
     assert {call.result().name for call in calls} == {"blue"}
