@@ -286,30 +286,36 @@ async def test_a_connection_takes_any_number_of_requests(tmp_path: Path) -> None
             await client.wait_for(h2.events.StreamEnded)
 
 
-async def test_a_client_that_goes_away_cancels_its_answer(tmp_path: Path) -> None:
-    path = tmp_path / "x.sock"
-    begun, cancelled = trio.Event(), trio.Event()
+class Forever:
+    """An answer without an end, which tells how it fares."""
 
-    async def forever(_request: Request) -> Response:
-        begun.set()
+    def __init__(self) -> None:
+        self.begun, self.cancelled = trio.Event(), trio.Event()
+
+    async def __call__(self, _request: Request) -> Response:
+        self.begun.set()
         try:
             await trio.sleep_forever()
         finally:
-            cancelled.set()
+            self.cancelled.set()
 
+
+async def test_a_client_that_goes_away_cancels_its_answer(tmp_path: Path) -> None:
+    path = tmp_path / "x.sock"
+    forever = Forever()
     async with serving(path, http(forever)):
         async with connected(path) as stream:
             client = H2Client(stream)
             await client.request(1)
-            await begun.wait()
+            await forever.begun.wait()
             client.h2.reset_stream(1)
             await client.flush()
-            await cancelled.wait()
-        begun, cancelled = trio.Event(), trio.Event()
+            await forever.cancelled.wait()
+        forever.begun, forever.cancelled = trio.Event(), trio.Event()
         async with connected(path) as stream:
             await stream.send_all(GET)
-            await begun.wait()
-        await cancelled.wait()
+            await forever.begun.wait()
+        await forever.cancelled.wait()
 
 
 async def test_a_client_that_may_not_connect_is_sent_away(
@@ -464,22 +470,14 @@ async def test_headers_of_both_versions_have_a_limit(
 async def test_one_who_hangs_up_is_noticed_though_more_was_asked_for(tmp_path: Path) -> None:
     """Nothing is read of a connection whose next request waits, here for ever."""
     path = tmp_path / "x.sock"
-    begun, cancelled = trio.Event(), trio.Event()
-
-    async def forever(_request: Request) -> Response:
-        begun.set()
-        try:
-            await trio.sleep_forever()
-        finally:
-            cancelled.set()
-
+    forever = Forever()
     async with serving(path, http(forever)):
         async with connected(path) as stream:
             await stream.send_all(2 * GET)
-            await begun.wait()
+            await forever.begun.wait()
             await wait_all_tasks_blocked()
         with trio.fail_after(connections.HANG_UP_INTERVAL + 2 * connections.HANG_UP_TIMEOUT):
-            await cancelled.wait()
+            await forever.cancelled.wait()
 
 
 async def test_nothing_is_lost_when_an_answer_is_cancelled() -> None:
