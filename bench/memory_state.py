@@ -28,6 +28,8 @@ SAME_STATE = 1.8
 """Round trips that differ by less are of one state. Neighbours alone make 1.5 of it."""
 REPEATS = 4
 """How often a turn is tried before its round is given up."""
+ENOUGH = 5
+"""Rounds of which a median may be taken; of a slower state twice as many are waited for."""
 
 
 @attrs.frozen
@@ -63,15 +65,22 @@ def is_same_state(trips: Sequence[float]) -> bool:
     return max(trips) < SAME_STATE * min(trips)
 
 
-def largest_state(rounds: Sequence[Round[_T]]) -> list[Round[_T]]:
-    """The rounds of the state that has most of them, the faster one of two; in their order."""
+def states_of(rounds: Sequence[Round[_T]]) -> list[list[Round[_T]]]:
+    """The rounds of each state, the fastest one first."""
     states: list[list[Round[_T]]] = []
     for each in sorted(rounds, key=lambda each: each.trip):
         if states and is_same_state([states[-1][0].trip, each.trip]):
             states[-1].append(each)
         else:
             states.append([each])
-    chosen = max(states, key=len, default=[])
+    return states
+
+
+def best_state(rounds: Sequence[Round[_T]], enough: int) -> list[Round[_T]]:
+    """Those of the fastest state that has enough, or of the one that has most; in their order."""
+    states = states_of(rounds)
+    first = next((state for state in states if len(state) >= enough), None)
+    chosen = first or max(states, key=len, default=[])
     return [each for each in rounds if each in chosen]
 
 
@@ -80,7 +89,8 @@ def paired_rounds(
 ) -> Rounds[_T]:
     """Measure all subjects in turn, so many times in one state.
 
-    It ends after three times as many rounds with what there is then.
+    In a state that is not the fastest one it goes on for twice as many rounds, for the fastest may
+    come back. It ends after three times as many with what there is then.
 
     Args:
         probe: measures the round trip of a cache line; nothing else runs meanwhile.
@@ -92,8 +102,9 @@ def paired_rounds(
         rejected += repeats
         if each is not None:
             taken.append(each)
-        chosen = largest_state(taken)
-        if len(chosen) == rounds:
+        chosen = best_state(taken, min(ENOUGH, rounds))
+        is_fastest = bool(chosen) and states_of(taken)[0][0] in chosen
+        if len(chosen) >= rounds and (is_fastest or len(taken) >= 2 * rounds):
             break
     results = {name: [each.results[name] for each in chosen] for name in subjects}
     trip = statistics.median(each.trip for each in chosen) if chosen else float("nan")

@@ -16,12 +16,13 @@ import attrs
 import pytest
 
 from bench.memory_state import (
+    ENOUGH,
     REPEATS,
     Round,
     Rounds,
+    best_state,
     compiled_probe,
     is_same_state,
-    largest_state,
     paired_rounds,
 )
 from bench.peers.backends import EPOLL, OURS, OVS, TAPS, TESTPMD, Backend, Wiring
@@ -79,16 +80,39 @@ def test_rounds_of_the_state_that_most_have_are_used_in_their_order() -> None:
     all_rounds: list[Round[float]] = [
         Round(trip, {"a": trip}) for trip in (SLOW, FAST, SLOW + 9, FAST + 5, SLOW + 3)
     ]
-    assert [each.trip for each in largest_state(all_rounds)] == [SLOW, SLOW + 9, SLOW + 3]
+    assert [each.trip for each in best_state(all_rounds, 3)] == [SLOW, SLOW + 9, SLOW + 3]
+
+
+def test_the_fastest_state_is_used_that_has_enough_rounds() -> None:
+    all_rounds: list[Round[float]] = [
+        Round(trip, {}) for trip in (SLOW, FAST, SLOW + 9, FAST + 5, SLOW + 3)
+    ]
+    assert [each.trip for each in best_state(all_rounds, 2)] == [FAST, FAST + 5]
 
 
 def test_of_two_states_with_as_many_rounds_the_faster_is_used() -> None:
     all_rounds: list[Round[float]] = [Round(SLOW, {}), Round(FAST, {})]
-    assert [each.trip for each in largest_state(all_rounds)] == [FAST]
+    assert [each.trip for each in best_state(all_rounds, 2)] == [FAST]
 
 
 def test_no_rounds_are_no_state() -> None:
-    assert largest_state(list[Round[int]]()) == []
+    assert best_state(list[Round[int]](), 1) == []
+
+
+def test_a_slow_state_is_not_left_alone_with_the_figure_at_once() -> None:
+    rounds = ENOUGH + 1
+    trips = [FAST] * 2 + [SLOW] * 2 * rounds + [FAST]
+    result = paired_rounds({"a": counting()}, scripted(trips), rounds)
+    assert result.trip == FAST
+    assert result.results == {"a": [0, *range(rounds + 1, 2 * rounds)]}
+    assert result.rejected == rounds
+
+
+def test_a_slow_state_that_stays_is_what_there_is() -> None:
+    rounds = ENOUGH + 1
+    result = paired_rounds({"a": counting()}, scripted([FAST, FAST, SLOW]), rounds)
+    assert result.trip == SLOW
+    assert len(result.results["a"]) == 2 * rounds - 1
 
 
 def test_quiet_machine_rejects_nothing() -> None:
