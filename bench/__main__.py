@@ -65,6 +65,7 @@ UNASKED = [name for name in MEASUREMENTS if name not in ASKED]
     type=click.Choice(list(MEASUREMENTS)),
     help=f"Repeatable. Default: all but {', '.join(ASKED)}.",
 )
+@click.option("--all", "everything", is_flag=True, help="All there is; needs root. An hour.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Write the figures here."
 )
@@ -73,18 +74,25 @@ UNASKED = [name for name in MEASUREMENTS if name not in ASKED]
     type=click.Path(path_type=Path, file_okay=False),
     help="Write a folder: tables.md, figures.json, and peers.svg if there are peers.",
 )
-def main(quick: bool, only: Sequence[str], json_path: Path | None, results: Path | None) -> None:
+def main(
+    quick: bool,
+    only: Sequence[str],
+    everything: bool,
+    json_path: Path | None,
+    results: Path | None,
+) -> None:
     """Measure what mvirt-net costs, next to a peer in the same run.
 
     "÷ peer" is our cost in units of the peer's, round by round; "± %" is how unsteady the rounds
     were. docs/explanation/performance.md says what is measured.
     """
-    if results is not None and "peers" in only and find_spec("matplotlib") is None:
+    names = list(MEASUREMENTS) if everything else only or UNASKED
+    if results is not None and "peers" in names and find_spec("matplotlib") is None:
         raise click.ClickException("the plot needs matplotlib: pip install --group bench")
     begin, facts = time.monotonic(), machine()
     tables: list[Table] = []
     click.echo("".join(f"{name}: {fact}\n" for name, fact in facts.items()))
-    for name in only or UNASKED:
+    for name in names:
         try:
             measured = MEASUREMENTS[name](QUICK if quick else FULL)
         except BenchError as error:
@@ -100,11 +108,12 @@ def main(quick: bool, only: Sequence[str], json_path: Path | None, results: Path
 
 def _write(results: Path, facts: Mapping[str, str], tables: Sequence[Table]) -> None:
     results.mkdir(parents=True, exist_ok=True)
-    listed = "".join(f"- {name}: {fact}\n" for name, fact in facts.items())
-    (results / "tables.md").write_text("\n".join([listed, *map(markdown, tables)]))
+    parts = ["# Figures\n", "".join(f"- {name}: {fact}\n" for name, fact in facts.items())]
     (results / "figures.json").write_text(_json(facts, tables))
     if any(table.name == "peers-rate" for table in tables):
         draw({table.name: table for table in tables}, results / "peers.svg")
+        parts.append("![What stands side by side, as curves](peers.svg)\n")
+    (results / "tables.md").write_text("\n".join([*parts, *map(markdown, tables)]))
 
 
 def _json(facts: Mapping[str, str], tables: Sequence[Table]) -> str:

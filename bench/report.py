@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ def machine() -> dict[str, str]:
     """What the figures depend on."""
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
+        "day": date.today().isoformat(),
         "processor": f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores",
         "kernel": platform.release(),
         "python": platform.python_version(),
@@ -49,7 +51,7 @@ def _line(name: str, cells: Iterable[str], name_width: int, widths: Iterable[int
 
 def markdown(table: Table) -> str:
     """A table for documents."""
-    lines = [f"### {table.title}", "", f"| | {' | '.join(table.columns)} |"]
+    lines = [f"## {table.title}", "", f"| | {' | '.join(table.columns)} |"]
     lines.append("|---|" + "--:|" * len(table.columns))
     for row in table.rows:
         cells = [number(row.cells.get(column)) for column in table.columns]

@@ -108,7 +108,7 @@ def test_report_for_people_and_for_programs() -> None:
         "  a note",
     ]
     assert markdown(table).splitlines() == [
-        "### A title",
+        "## A title",
         "",
         "| | µs | ÷ peer |",
         "|---|--:|--:|",
