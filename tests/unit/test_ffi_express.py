@@ -408,16 +408,10 @@ def test_any_change_of_an_unfinished_packet(
     same_fate(bytes(both[12:]), Setting(sends=ALL_HOST, takes=takes), family, header=header)
 
 
-@pytest.mark.parametrize(
-    ("segment", "at"),
-    [(UDP(chksum=1) / bytes(100), 4), (TCP(chksum=1) / bytes(100), 12)],
-    ids=("UDP", "TCP"),
-)
-def test_lengths_that_change_after_they_were_checked(segment: Packet, at: int) -> None:
+@pytest.mark.parametrize(("transport", "at"), [("UDP", 4), ("TCP", 12)])
+def test_lengths_that_change_after_they_were_checked(transport: str, at: int) -> None:
     """The sender's lie where the receiver gets num_buffers, so the device itself changes them."""
-    packet = ETHER / IP(src=A4, dst=TARGET) / segment
-    frame = bytes(packet)
-    transport = packet[2].name
+    frame = bytes(ETHER / IP(src=A4, dst=TARGET) / UNFINISHED[transport] / bytes(100))
     header = left_to_do(4, transport)
     with two_in_one_memory(sends=CSUM, takes=GUEST_CSUM) as (a, b):
         b.offer(2048)
