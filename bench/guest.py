@@ -18,6 +18,12 @@ import trio
 
 from tests.harness.client import RX_QUEUE_IDX, TX_QUEUE_IDX, VhostTestClient
 from tests.harness.memory import fence
+from tests.harness.packed import (
+    VRING_DESC_F_AVAIL,
+    VRING_DESC_F_USED,
+    PackedQueue,
+    pack_desc,
+)
 from tests.harness.packets import (
     GATEWAY_IP,
     GATEWAY_MAC,
@@ -28,6 +34,7 @@ from tests.harness.packets import (
     ipv4_packet,
 )
 from tests.harness.virtio import (
+    DESC_SIZE,
     VRING_DESC_F_WRITE,
     VirtioNetHdr,
     VirtioQueue,
@@ -79,8 +86,6 @@ class Ring:
         self._given = queue.next_avail
         self._buffer_size = buffer_size
         self._buffers = [queue.memory.alloc_buffer(buffer_size) for _ in range(buffers)]
-        for slot in range(queue.size):
-            queue.write_avail(slot, slot)
 
     def load(self, frame: bytes, header: VirtioNetHdr | None = None) -> None:
         """Make each buffer a frame for the device to take."""
@@ -98,10 +103,15 @@ class Ring:
         self._describe(self._buffer_size, VRING_DESC_F_WRITE)
 
     def _describe(self, length: int, flags: int) -> None:
-        descs = [VringDesc(addr, length, flags).pack() for addr in self._buffers]
-        repeats, rest = divmod(self.queue.size, len(descs))
-        table = b"".join(descs) * repeats + b"".join(descs[:rest])
-        self.queue.memory.write(self.queue.desc_table, table)
+        descs = [desc.pack() for desc in self._descs(length, flags)]
+        self.queue.memory.write(self.queue.desc_table, b"".join(descs))
+        for slot in range(self.queue.size):
+            self.queue.write_avail(slot, slot)
+
+    def _descs(self, length: int, flags: int) -> list[VringDesc]:
+        """One for each entry of the ring, which says its number."""
+        addrs = itertools.islice(itertools.cycle(self._buffers), self.queue.size)
+        return [VringDesc(addr, length, flags, slot) for slot, addr in enumerate(addrs)]
 
     def give(self, count: int, *, call: bool) -> None:
         """Give the next `count` buffers to the device.
@@ -122,6 +132,51 @@ class Ring:
     def first_frame(self) -> bytes:
         """The first buffer without its header, for a look at what the device wrote."""
         return self.queue.read_rx_data(self._buffers[0], self._buffer_size)
+
+
+class PackedRing(Ring):
+    """The same with a packed ring, for a device that does not look at it while buffers are given.
+
+    Its descriptors are written anew each time, since the device has written over them.
+    """
+
+    def _describe(self, length: int, flags: int) -> None:
+        # All of the ring available, with the wrap counter of an even lap and of an odd one.
+        self._laps = [
+            b"".join(map(pack_desc, self._descs(length, flags | bit)))
+            for bit in (VRING_DESC_F_AVAIL, VRING_DESC_F_USED)
+        ]
+
+    def give(self, count: int, *, call: bool) -> None:
+        end = self._given + count
+        while self._given < end:
+            lap, slot = divmod(self._given, self.queue.size)
+            run = min(end - self._given, self.queue.size - slot)
+            part = slice(DESC_SIZE * slot, DESC_SIZE * (slot + run))
+            where = self.queue.desc_table + part.start
+            self.queue.memory.write(where, self._laps[lap % 2][part])
+            self._given += run
+        if call:
+            self.queue.set_used_event(self._given - 1)
+        else:
+            self.queue.disable_call()
+        fence()
+
+    def outstanding(self) -> int:
+        numbers = range(self._given - 1, max(0, self._given - self.queue.size) - 1, -1)
+        return sum(1 for _ in itertools.takewhile(self._is_with_device, numbers))
+
+    def _is_with_device(self, number: int) -> bool:
+        lap, slot = divmod(number, self.queue.size)
+        where = self.queue.desc_table + DESC_SIZE * slot + self.queue.DESC_FLAGS
+        used = VRING_DESC_F_AVAIL | VRING_DESC_F_USED
+        return self.queue.memory.load16(where) & used != (used if lap % 2 == 0 else 0)
+
+
+def ring_on(queue: VirtioQueue, buffer_size: int, buffers: int) -> Ring:
+    """A ring of the queue's layout."""
+    kind = PackedRing if isinstance(queue, PackedQueue) else Ring
+    return kind(queue, buffer_size, buffers)
 
 
 @attrs.frozen

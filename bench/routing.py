@@ -17,11 +17,11 @@ from mvirt_net.model import MacAddress
 from tests.harness.memory import Region
 from tests.harness.packets import GATEWAY_MAC, ethernet_frame, ipv4_packet
 from tests.harness.virtio import VIRTIO_NET_HDR_SIZE, VirtioNetHdr
-from tests.unit.rig import EVENT_IDX, MRG_RXBUF, VERSION_1, Rig, open_rig
+from tests.unit.rig import EVENT_IDX, MRG_RXBUF, RING_PACKED, VERSION_1, Rig, open_rig
 
 from .ceiling import Ceiling, compiled
 from .figures import Row, Scale, Table, ratio, spread, take_turns
-from .guest import Ring
+from .guest import Ring, ring_on
 from .processes import BenchError
 
 CSUM, GUEST_CSUM, GUEST_TSO4, HOST_TSO4 = 1 << 0, 1 << 1, 1 << 7, 1 << 11
@@ -39,6 +39,7 @@ GSO_SIZE = 1448
 GSO = VirtioNetHdr(
     flags=1, gso_type=1, hdr_len=54, gso_size=GSO_SIZE, csum_start=34, csum_offset=16
 )
+PARTIAL = VirtioNetHdr(flags=1, csum_start=34, csum_offset=16)
 
 
 @attrs.frozen(kw_only=True)
@@ -77,6 +78,14 @@ CASES: Mapping[str, Case] = {
     "64 B": Case(size=64),
     "512 B": Case(size=512),
     "1514 B": Case(size=1514),
+    "64 B, packed rings": Case(size=64, sender=RING_PACKED, receiver=RING_PACKED),
+    "1514 B, packed rings": Case(size=1514, sender=RING_PACKED, receiver=RING_PACKED),
+    "64 B, checksum left to the receiver": Case(
+        size=64, header=PARTIAL, sender=CSUM, receiver=GUEST_CSUM
+    ),
+    "1514 B, checksum left to the receiver": Case(
+        size=1514, header=PARTIAL, sender=CSUM, receiver=GUEST_CSUM
+    ),
     "64 KiB TSO": Case(
         size=GSO_FRAME,
         header=GSO,
@@ -96,17 +105,16 @@ CASES: Mapping[str, Case] = {
     "64 KiB TSO, segmented and checksummed": Case(
         size=GSO_FRAME, header=GSO, sender=CSUM | HOST_TSO4, burst=16, rx_each=45
     ),
-    "1514 B, checksummed": Case(
-        size=1514,
-        header=VirtioNetHdr(flags=1, csum_start=34, csum_offset=16),
-        sender=CSUM,
-    ),
+    "1514 B, checksummed": Case(size=1514, header=PARTIAL, sender=CSUM),
 }
 PEERS: Mapping[str, str] = {
+    "64 B, packed rings": "64 B",
+    "1514 B, packed rings": "1514 B",
     "64 KiB TSO, mergeable 2 KiB buffers": "64 KiB TSO",
     "64 KiB TSO, segmented and checksummed": "64 KiB TSO",
 }
-"""Whose peer a case is compared with if not its own: it copies each packet as it is."""
+"""Whose peer a case is compared with if not its own: it copies each packet as it is, on split
+rings."""
 
 COLUMNS = ("Mpackets/s", "Gbit/s", "ns a packet", "peer's ns", "share of peer's rate", "± %")
 NOTES = (
@@ -184,9 +192,9 @@ def open_pair(case: Case, network: Network | None = None) -> Iterator[Pair]:
         )
         sender.start()
         receiver.start()
-        tx = Ring(sender.tx, VIRTIO_NET_HDR_SIZE + case.size, case.burst)
+        tx = ring_on(sender.tx, VIRTIO_NET_HDR_SIZE + case.size, case.burst)
         tx.load(case.frame(), case.header)
-        rx = Ring(receiver.rx, case.rx_size, case.burst)
+        rx = ring_on(receiver.rx, case.rx_size, case.burst)
         rx.make_room()
         trusting = (Ceiling(*library, sender.tx), Ceiling(*library, receiver.rx))
         yield Pair(sender.port, tx, rx, *trusting, case)

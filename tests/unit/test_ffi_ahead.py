@@ -38,21 +38,32 @@ def frame_of_descs(descs: bytes) -> bytes:
 
 
 @contextmanager
-def two_in_one_memory() -> Iterator[tuple[Rig, Rig]]:
-    """A sender with packed rings, and a receiver with split ones in the sender's memory."""
+def two_in_one_memory(*, sends: int = 0, takes: int = 0) -> Iterator[tuple[Rig, Rig]]:
+    """A sender with packed rings, and a receiver with split ones in the sender's memory.
+
+    Args:
+        sends, takes: more features of the one and of the other.
+    """
     with ExitStack() as stack:
         network = Network()
         stack.callback(network.close)
         a = stack.enter_context(
             open_rig(
-                network=network, mac=A, routes=[A4], features=VERSION_1 | RING_PACKED, size=SIZE
+                network=network,
+                mac=A,
+                routes=[A4],
+                features=VERSION_1 | RING_PACKED | sends,
+                size=SIZE,
             )
         )
-        other = stack.enter_context(open_rig(network=network, mac=B, routes=[TARGET], size=SIZE))
+        features = VERSION_1 | takes
+        other = stack.enter_context(
+            open_rig(network=network, mac=B, routes=[TARGET], features=features, size=SIZE)
+        )
         other.port.set_memory(a.table)
         a.buffer(64)
         a.start()
-        b = Rig(other.port, a.guest, a.table, other.fault_fd, VERSION_1, SIZE)
+        b = Rig(other.port, a.guest, a.table, other.fault_fd, features, SIZE)
         b.start()
         yield a, b
         for rig in (a, b):

@@ -1,4 +1,4 @@
-"""The way of most packets makes no difference but in time.
+"""The short way makes no difference but in time.
 
 A packet goes by it only when another one of its flow was found good before. So each packet here is
 sent twice: as the first one between two guests, and behind a good packet of its flow. What becomes
@@ -23,7 +23,8 @@ from scapy.packet import Packet, Raw
 from mvirt_net.ffi import Punt
 from tests.harness.virtio import VirtioNetHdr
 
-from .rig import EVENT_IDX, MRG_RXBUF, Rig
+from .rig import EVENT_IDX, MRG_RXBUF, RING_PACKED, Rig
+from .test_ffi_ahead import TARGET, two_in_one_memory
 from .test_ffi_forward import (
     A4,
     A6,
@@ -31,11 +32,14 @@ from .test_ffi_forward import (
     ALL_HOST,
     B4,
     B6,
+    CSUM,
     ETHER,
     FROM_A4,
     FROM_A6,
+    GUEST_CSUM,
     NEEDS_CSUM,
     Pair,
+    assert_right,
     open_pair,
 )
 
@@ -80,7 +84,8 @@ def buffers_used(rig: Rig) -> list[bytes]:
     rig.flush()
     used = []
     while (buffer := rig.rx.pop_used()) is not None:
-        used.append(rig.rx.read_rx_data(buffer.writable, buffer.length))
+        ((where, _),) = buffer.writable
+        used.append(rig.guest.read(where, buffer.length))
     return used
 
 
@@ -251,6 +256,179 @@ def test_what_is_left_to_the_device(name: str, sends: int, takes: int, transport
     same_fate(frame, Setting(sends=sends, takes=takes), header=HEADERS[name])
 
 
+# A checksum alone, which the receiver may take unfinished
+
+
+FROM = {4: FROM_A4, 6: FROM_A6}
+UNFINISHED = {"UDP": UDP(sport=1, dport=2, chksum=0x1234), "TCP": TCP(chksum=0x1234)}
+"""Whether the sum of the pseudo-header is right is between the guests."""
+CSUM_OFFSET = {"UDP": 6, "TCP": 16}
+
+
+def l4(family: int) -> int:
+    """Where the transport header is."""
+    return len(FROM[family])
+
+
+def left_to_do(family: int, transport: str, **fields: int) -> VirtioNetHdr:
+    """The header of a frame whose checksum is left to do, with other values in these fields."""
+    header = VirtioNetHdr(
+        flags=NEEDS_CSUM, csum_start=l4(family), csum_offset=CSUM_OFFSET[transport]
+    )
+    return attrs.evolve(header, **fields)
+
+
+@pytest.mark.parametrize("rings", [0, RING_PACKED], ids=["split", "packed"])
+@pytest.mark.parametrize("mergeable", [0, MRG_RXBUF], ids=["", "mergeable"])
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("transport", UNFINISHED)
+class TestChecksum:
+    """Left to the device by the sender."""
+
+    def test_receiver_takes_it(
+        self, transport: str, family: int, mergeable: int, rings: int
+    ) -> None:
+        frame = bytes(FROM[family] / UNFINISHED[transport] / bytes(range(100)))
+        setting = Setting(sends=CSUM | rings, takes=GUEST_CSUM | mergeable | rings)
+        header = left_to_do(family, transport, flags=0xFF, hdr_len=9, gso_size=9, num_buffers=9)
+        (received,) = same_fate(frame, setting, family, header=header).received
+        assert received[:12] == left_to_do(family, transport, num_buffers=1).pack()
+        assert received[12 + l4(family) :] == frame[l4(family) :]
+
+    def test_receiver_does_not_take_it(
+        self, transport: str, family: int, mergeable: int, rings: int
+    ) -> None:
+        frame = bytes(FROM[family] / UNFINISHED[transport] / bytes(range(100)))
+        setting = Setting(sends=CSUM | rings, takes=mergeable | rings)
+        header = left_to_do(family, transport)
+        (received,) = same_fate(frame, setting, family, header=header).received
+        assert received[:12] == VirtioNetHdr(num_buffers=1).pack()
+        assert_right(received[12:])
+
+
+WRONG_FIELDS: list[dict[str, int]] = [
+    *({"csum_start": start} for start in (0, 14, 33, 34, 35, 54, 60, 1000, 0xFFFF)),
+    *({"csum_offset": offset} for offset in (0, 5, 6, 7, 16, 0x106, 1000, 0xFFFF)),
+    *({"gso_type": kind, "gso_size": 2000} for kind in (1, 2, 3, 4, 5, 0x80, 0x81, 0xFF)),
+]
+
+
+@pytest.mark.parametrize("fields", WRONG_FIELDS, ids=str)
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("transport", UNFINISHED)
+def test_header_of_an_unfinished_checksum(
+    fields: dict[str, int], transport: str, family: int
+) -> None:
+    frame = bytes(FROM[family] / UNFINISHED[transport] / bytes(100))
+    for setting in (Setting(sends=ALL_HOST, takes=ALL_GUEST), Setting(sends=CSUM)):
+        what = same_fate(frame, setting, family, header=left_to_do(family, transport, **fields))
+        assert what.received or what.drops[0] == {"OFFLOAD_INVALID": 1} or "gso_type" in fields
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("transport", UNFINISHED)
+@pytest.mark.parametrize("takes", [0, GUEST_CSUM])
+def test_unfinished_checksum_that_was_not_negotiated(
+    takes: int, transport: str, family: int
+) -> None:
+    frame = bytes(FROM[family] / UNFINISHED[transport] / bytes(100))
+    what = same_fate(frame, Setting(takes=takes), family, header=left_to_do(family, transport))
+    assert what.drops == [{"OFFLOAD_NOT_NEGOTIATED": 1}, {}]
+
+
+SEGMENTS: dict[str, tuple[str, Packet, bool]] = {
+    "as long as it says": ("UDP", UDP(chksum=1) / bytes(100), True),
+    "no data": ("UDP", UDP(chksum=1), True),
+    "shorter than it says": ("UDP", UDP(len=110, chksum=1) / bytes(100), False),
+    "longer than it says": ("UDP", UDP(len=107, chksum=1) / bytes(100), False),
+    "length 0": ("UDP", UDP(len=0, chksum=1) / bytes(100), False),
+    "no whole UDP header": ("UDP", Raw(bytes(UDP(len=7, chksum=1))[:7]), False),
+    "no whole TCP header": ("TCP", Raw(bytes(TCP(chksum=1))[:19]), False),
+    "no data in TCP": ("TCP", TCP(chksum=1), True),
+    "offset 0": ("TCP", TCP(dataofs=0, chksum=1) / bytes(100), False),
+    "offset below the header": ("TCP", TCP(dataofs=4, chksum=1) / bytes(100), False),
+    "offset at the end": ("TCP", TCP(dataofs=15, chksum=1) / bytes(40), True),
+    "offset beyond the end": ("TCP", TCP(dataofs=15, chksum=1) / bytes(39), False),
+    "nothing": ("UDP", Raw(b""), False),
+}
+PROTOCOLS = {"UDP": 17, "TCP": 6}
+
+
+@pytest.mark.parametrize("takes", [0, GUEST_CSUM])
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_lengths_in_the_transport_header(name: str, family: int, takes: int) -> None:
+    transport, segment, good = SEGMENTS[name]
+    protocol = PROTOCOLS[transport]
+    ip = IP(src=A4, dst=B4, proto=protocol) if family == 4 else IPv6(src=A6, dst=B6, nh=protocol)
+    frame = bytes(ETHER / ip / segment)
+    setting = Setting(sends=CSUM, takes=takes)
+    for padding in (0, 1, 60):
+        header = left_to_do(family, transport)
+        what = same_fate(frame + bytes(padding), setting, family, header=header)
+        assert bool(what.received) is good
+        assert what.drops == [{} if good else {"OFFLOAD_INVALID": 1}, {}]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("protocol", [1, 2, 58, 132, 136, 255])
+def test_protocol_without_a_checksum_to_leave(protocol: int, family: int) -> None:
+    ip = IP(src=A4, dst=B4, proto=protocol) if family == 4 else IPv6(src=A6, dst=B6, nh=protocol)
+    both = UDP(chksum=1) / (bytes(4) + b"\x50" + bytes(95))  # good as either of them
+    frame = bytes(ETHER / ip / both)
+    setting = Setting(sends=CSUM, takes=GUEST_CSUM)
+    for transport in CSUM_OFFSET:
+        what = same_fate(frame, setting, family, header=left_to_do(family, transport))
+        assert what.drops == [{"OFFLOAD_INVALID": 1}, {}]
+
+
+@pytest.mark.parametrize("takes", [GUEST_CSUM, GUEST_CSUM | MRG_RXBUF])
+@pytest.mark.parametrize(
+    "buffers", [(), (11,), (12 + 142,), (12 + 141,), (12 + 141, 2048)], ids=str
+)
+def test_unfinished_checksum_in_buffers_of_any_size(buffers: tuple[int, ...], takes: int) -> None:
+    setting = Setting(buffers, sends=CSUM, takes=takes)
+    same_fate(GOOD[4], setting, header=left_to_do(4, "UDP"))
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("transport", UNFINISHED)
+@settings(max_examples=100)
+@given(data=st.data())
+def test_any_change_of_an_unfinished_packet(
+    transport: str, family: int, data: st.DataObject
+) -> None:
+    frame = bytearray(bytes(FROM[family] / UNFINISHED[transport] / bytes(100)))
+    head = bytearray(left_to_do(family, transport).pack())
+    both = head + frame
+    for at in data.draw(st.lists(st.integers(0, 12 + 80), min_size=1, max_size=3)):
+        both[at] = data.draw(st.integers(0, 255))
+    header = VirtioNetHdr.unpack(bytes(both[:12]))
+    takes = data.draw(st.sampled_from([0, GUEST_CSUM, ALL_GUEST | MRG_RXBUF]))
+    same_fate(bytes(both[12:]), Setting(sends=ALL_HOST, takes=takes), family, header=header)
+
+
+@pytest.mark.parametrize(("transport", "at"), [("UDP", 4), ("TCP", 12)])
+def test_lengths_that_change_after_they_were_checked(transport: str, at: int) -> None:
+    """The sender's lie where the receiver gets num_buffers, so the device itself changes them."""
+    frame = bytes(ETHER / IP(src=A4, dst=TARGET) / UNFINISHED[transport] / bytes(100))
+    header = left_to_do(4, transport)
+    with two_in_one_memory(sends=CSUM, takes=GUEST_CSUM) as (a, b):
+        b.offer(2048)
+        a.send(frame, header=header)
+        a.drain()
+        sent = a.buffer(4096)
+        a.tx.add_tx_buffer(sent, frame, header=header)
+        into = sent + 12 + l4(4) + at - 10
+        b.rx.add_rx_buffer(into, 2048)
+        a.drain()
+        assert b.port.stats().rx_frames == 2
+        assert b.guest.read(into, 12) == attrs.evolve(header, num_buffers=1).pack()
+        assert b.guest.read(sent + 12 + l4(4) + at, 2) == bytes([1, 0])
+        lengths = slice(l4(4) + at, l4(4) + at + 2)
+        assert b.guest.read(into + 12, len(frame))[lengths] == frame[lengths]
+
+
 def test_smaller_mtu_of_the_link() -> None:
     same_fate(GOOD[4], Setting(mtu=1280))
     same_fate(bytes(FROM_A4 / DATAGRAM / bytes(1300)), Setting(mtu=1280))
@@ -348,18 +526,25 @@ def test_what_waits_goes_first() -> None:
 
 @pytest.mark.parametrize("takes", [0, MRG_RXBUF])
 @pytest.mark.parametrize("way", ["express", "general"])
-def test_header_is_written_whatever_the_buffer_holds(way: str, takes: int) -> None:
+@pytest.mark.parametrize("header", [VirtioNetHdr(), left_to_do(4, "UDP")], ids=["", "checksum"])
+def test_header_is_written_whatever_the_buffer_holds(
+    header: VirtioNetHdr, way: str, takes: int
+) -> None:
     """It is only stored where another one is found, so that each of its bytes has to count."""
-    frame = GOOD[4] if way == "express" else bytes(FRAMES["options"])
-    right = VirtioNetHdr(num_buffers=1).pack()
-    with open_pair(takes=takes) as pair:
+    options = IP(src=A4, dst=B4, options=[IPOption_NOP()] * 4)
+    frame = GOOD[4]
+    if way == "general":
+        frame = bytes(ETHER / options / DATAGRAM / bytes(40))
+        header = attrs.evolve(header, csum_start=header.csum_start and header.csum_start + 4)
+    right = attrs.evolve(header, num_buffers=1).pack()
+    with open_pair(sends=CSUM, takes=takes | GUEST_CSUM) as pair:
         pair.b.offer(2048)
-        pair.send(frame)
+        pair.send(frame, header=header)
         for at in range(-1, len(right)):
             found = bytes(byte ^ (i == at) for i, byte in enumerate(right))
             where = pair.b.buffer(2048)
             pair.b.guest.write(where, found)
             pair.b.rx.add_rx_buffer(where, 2048)
-            pair.send(frame)
+            pair.send(frame, header=header)
             assert pair.b.guest.read(where, len(right)) == right
         assert len(buffers_used(pair.b)) == 1 + 1 + len(right)

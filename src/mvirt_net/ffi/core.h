@@ -451,7 +451,11 @@ enum {
 	MV_IPV6_SIZE = 40,
 	MV_IPV6_MTU = 1280,	/* at least, of every link */
 	MV_TCP_SIZE = 20,
+	MV_TCP_DATA_OFFSET = 12,	/* where in the header that is ... */
+	MV_TCP_CHECKSUM = 16,
 	MV_UDP_SIZE = 8,
+	MV_UDP_LENGTH = 4,		/* ... and so on */
+	MV_UDP_CHECKSUM = 6,
 
 	MV_PROTO_ICMP = 1,
 	MV_PROTO_TCP = 6,
@@ -1041,7 +1045,7 @@ struct mv_drain {
 void mv_turn_to_receiver(struct mv_drain *drain, struct mv_pair *to);
 
 /*
- * Send the frame in a chain on if it is one of those that most are. False: it is not, and nothing was
+ * Send the frame in a chain on if it is one for the short way. False: it is not, and nothing was
  * done to a ring; but it may have been turned to a receiver.
  */
 bool mv_express(struct mv_drain *drain, const struct mv_slot *slot);

@@ -24,7 +24,6 @@ enum {
 	TCP_FIN = 0x01,
 	TCP_PSH = 0x08,
 	TCP_CWR = 0x80,
-	UDP_LENGTH = 4,
 };
 
 static uint32_t get32(const uint8_t *p)
@@ -141,7 +140,7 @@ static void patch_ip(uint8_t *head, enum mv_family family, uint32_t length, unsi
 static void patch_transport(uint8_t *l4, const struct mv_packet *packet, const struct piece *piece)
 {
 	if (packet->protocol == MV_PROTO_UDP) {
-		mv_put16(l4 + UDP_LENGTH, MV_UDP_SIZE + piece->length);
+		mv_put16(l4 + MV_UDP_LENGTH, MV_UDP_SIZE + piece->length);
 		return;
 	}
 	put32(l4 + TCP_SEQUENCE, get32(l4 + TCP_SEQUENCE) + piece->offset);

@@ -13,10 +13,6 @@
 enum {
 	/* More segments than any stack makes of one packet; a bound on what one can cause. */
 	MAX_SEGMENTS = 1024,
-
-	TCP_CHECKSUM = 16,
-	UDP_CHECKSUM = 6,
-	UDP_LENGTH = 4,
 };
 
 /* The feature that a driver needs to leave segmentation of this kind to the device; 0: none has it. */
@@ -68,14 +64,14 @@ static bool find_transport(struct mv_packet *packet, uint16_t *csum_offset)
 	if (at == 0 || packet->fragment)
 		return false;
 	if (packet->protocol == MV_PROTO_TCP && mv_packet_need(packet, at + MV_TCP_SIZE)) {
-		*csum_offset = TCP_CHECKSUM;
-		size = (packet->head[at + 12] >> 4) * 4U;
+		*csum_offset = MV_TCP_CHECKSUM;
+		size = (packet->head[at + MV_TCP_DATA_OFFSET] >> 4) * 4U;
 		if (size < MV_TCP_SIZE)
 			return false;
 	} else if (packet->protocol == MV_PROTO_UDP && mv_packet_need(packet, at + MV_UDP_SIZE)) {
-		*csum_offset = UDP_CHECKSUM;
+		*csum_offset = MV_UDP_CHECKSUM;
 		size = MV_UDP_SIZE;
-		if (mv_get16(packet->head + at + UDP_LENGTH) != packet->length - at)
+		if (mv_get16(packet->head + at + MV_UDP_LENGTH) != packet->length - at)
 			return false;
 	} else {
 		return false;
