@@ -38,6 +38,7 @@ TESTPMD = "testpmd io"
 OVS = "OVS L3"
 TAPS = "kernel taps"
 EPOLL = "bare epoll"
+RING = "bare ring"
 
 _OVS_VSWITCHD = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"
 _OVS_SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
@@ -232,6 +233,19 @@ def open_taps(processors: set[int]) -> Iterator[Backend]:
         yield Backend(TAPS, taps=taps, namespace=name)
     finally:
         _call("ip", "netns", "del", name)
+
+
+@contextmanager
+def open_ring(folder: Path, processors: set[int], program: Path) -> Iterator[Backend]:
+    """As fast as a router can be that checks nothing (``ring.c``)."""
+    sockets = [folder / f"ring{number}.sock" for number in range(2)]
+    (cpu,) = processors
+    command = [str(program), f"--lcores=0@{cpu}", "-m", "64", *EAL, "--", GATEWAY]
+    for number, path in enumerate(sockets):
+        command += [str(path), place(number).mac]
+    with _run_logged(folder / "ring.log", command, processors) as process:
+        _wait_for(sockets, process)
+        yield Backend(RING, [process.pid], sockets)
 
 
 @contextmanager

@@ -32,17 +32,19 @@ class Programs:
 
     client: Path
     epoll: Path
+    ring: Path
 
 
 def compile_all(folder: Path) -> Programs:
     """Build the programs that need DPDK."""
-    programs = Programs(folder / "client", folder / "epoll")
+    programs = Programs(folder / "client", folder / "epoll", folder / "ring")
     # DPDK's headers are not ours to warn of.
     flags = [flag.replace("-I", "-isystem", 1) for flag in _pkg_config("--cflags")]
     libraries = [*_pkg_config("--libs"), "-lm"]
     sources = [HERE / name for name in ("client.c", "frames.c", "ports.c")]
     compile_program(sources, programs.client, [*flags, *libraries])
     compile_program([HERE / "epoll.c"], programs.epoll, [*flags, *libraries])
+    compile_program([HERE / "ring.c"], programs.ring, [*flags, *libraries])
     return programs
 
 

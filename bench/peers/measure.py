@@ -26,6 +26,7 @@ from .backends import (
     OURS,
     OVS,
     PROGRAMS,
+    RING,
     TAPS,
     TESTPMD,
     Wiring,
@@ -99,8 +100,9 @@ def _floods(site: Site, plan: Plan) -> tuple[list[Flood], list[str]]:
     notes: list[str] = []
     sizes = {False: plan.sizes, True: (LARGE,)}
     for wiring in (*plan.wirings, *plan.large_wirings):
-        # Taps have no rings, so that one wiring is as good as another.
+        # Taps have no rings, so that one wiring is as good as another. The bare ring only copies.
         names = [OURS, TESTPMD, OVS, *([TAPS] if _is_common(wiring) else [])]
+        names += [] if wiring.offloads else [RING]
         with open_subjects(site, wiring, names, notes) as subjects:
             for size in sizes[wiring.offloads]:
                 for directions in (1, 2):

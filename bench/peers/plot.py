@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..figures import Cell, Table
+from .backends import RING
 from .tables import FLOOD, HOT_PING, PING, RATES
 
 
@@ -43,9 +44,10 @@ def numbers_of(table: Table) -> list[float]:
 
 def _draw_rates(axes: Any, table: Table) -> None:
     rows: Sequence[int] = range(len(table.rows))
-    height = 0.8 / len(RATES)
-    for number, name in enumerate(RATES):
-        places = [row + (number - len(RATES) / 2 + 0.5) * height for row in rows]
+    names = [name for name in (*RATES, RING) if name in table.columns]
+    height = 0.8 / len(names)
+    for number, name in enumerate(names):
+        places = [row + (number - len(names) / 2 + 0.5) * height for row in rows]
         axes.barh(places, _column(table, name), height, label=name)
     axes.set_yticks(rows, [row.name for row in table.rows])
     axes.invert_yaxis()

@@ -16,6 +16,7 @@ from .backends import (
     EPOLL,
     OURS,
     OVS,
+    RING,
     TAPS,
     TESTPMD,
     Backend,
@@ -23,6 +24,7 @@ from .backends import (
     open_daemon,
     open_epoll,
     open_ovs,
+    open_ring,
     open_taps,
     open_testpmd,
 )
@@ -170,6 +172,7 @@ def _open(name: str, folder: Path, wiring: Wiring, site: Site) -> AbstractContex
         OVS: lambda: open_ovs(folder, processors, offloads=wiring.offloads),
         TAPS: lambda: open_taps(processors),
         EPOLL: lambda: open_epoll(folder, processors, site.programs.epoll),
+        RING: lambda: open_ring(folder, processors, site.programs.ring),
     }
     return openers[name]()
 

@@ -9,7 +9,7 @@ import attrs
 
 from ..figures import Cell, Row, Table, ratio, spread
 from ..memory_state import Rounds
-from .backends import EPOLL, OURS, OVS, TAPS, TESTPMD, Wiring
+from .backends import EPOLL, OURS, OVS, RING, TAPS, TESTPMD, Wiring
 from .plan import LARGE
 from .subjects import Sample
 
@@ -23,6 +23,10 @@ LEFT_OUT = "left out"
 _STATE_NOTE = (
     "line ns: a cache line's round trip between the two processors; all turns of a row are of one"
     " state. left out: turns that were not."
+)
+_RING_NOTE = (
+    f"{RING}: a router in C that checks nothing and copies once, polling the rings by itself; what"
+    " could be reached at most."
 )
 
 
@@ -106,23 +110,30 @@ def rate_tables(floods: Sequence[Flood], notes: Sequence[str]) -> list[Table]:
     large = [flood for flood in floods if flood.wiring.offloads]
     return [
         _rate_table(
-            "peers-rate", "Side by side: Mframes/s", plain, 1e-6, list(dict.fromkeys(notes))
+            *("peers-rate", "Side by side: Mframes/s", (*PEERS, RING), plain, 1e-6),
+            (_RING_NOTE, *dict.fromkeys(notes)),
         ),
-        _rate_table("peers-tso", "Side by side: Gbit/s", large, 8e-9 * LARGE, ()),
+        _rate_table("peers-tso", "Side by side: Gbit/s", PEERS, large, 8e-9 * LARGE, ()),
     ]
 
 
 def _rate_table(
-    name: str, title: str, floods: Sequence[Flood], unit: float, notes: Sequence[str]
+    name: str,
+    title: str,
+    peers: Sequence[str],
+    floods: Sequence[Flood],
+    unit: float,
+    notes: Sequence[str],
 ) -> Table:
     rows = []
+    everyone = (OURS, *peers)
     for flood in floods:
-        rates = {who: figures(flood.rounds, who, lambda s: s.rate * unit) for who in RATES}
-        cells: dict[str, Cell] = {who: middle(rates[who]) for who in RATES}
-        cells |= {f"÷ {who}": versus(rates[OURS], rates[who]) for who in PEERS}
+        rates = {who: figures(flood.rounds, who, lambda s: s.rate * unit) for who in everyone}
+        cells: dict[str, Cell] = {who: middle(rates[who]) for who in everyone}
+        cells |= {f"÷ {who}": versus(rates[OURS], rates[who]) for who in peers}
         cells["± %"] = spread(rates[OURS])
         rows.append(Row(flood.name, cells | _state(flood.rounds)))
-    columns = (*RATES, *(f"÷ {who}" for who in PEERS), "± %", TRIP, LEFT_OUT)
+    columns = (*everyone, *(f"÷ {who}" for who in peers), "± %", TRIP, LEFT_OUT)
     explained = (
         "÷: our rate in units of the peer's, round by round; higher is better. ± %: of ours.",
         "Every frame's length and headers (MACs, TTL, checksum) are checked, of some all bytes.",

@@ -25,7 +25,7 @@ from bench.memory_state import (
     is_same_state,
     paired_rounds,
 )
-from bench.peers.backends import EPOLL, OURS, OVS, TAPS, TESTPMD, Backend, Wiring
+from bench.peers.backends import EPOLL, OURS, OVS, RING, TAPS, TESTPMD, Backend, Wiring
 from bench.peers.client import GUEST_TSO4, HOST_TSO4, MRG_RXBUF, RING_PACKED, Client
 from bench.peers.plan import FULL, LARGE, QUICK
 from bench.peers.plot import numbers_of
@@ -65,6 +65,7 @@ def sample(rate: float = 1e6, p50: float | None = None, p99: float | None = None
 
 def rounds(**results: Sequence[Sample]) -> Rounds[Sample]:
     names = {"ours": OURS, "testpmd": TESTPMD, "ovs": OVS, "taps": TAPS, "epoll": EPOLL}
+    names |= {"ring": RING}
     return Rounds(FAST, {names.get(name, name): each for name, each in results.items()}, 3)
 
 
@@ -186,6 +187,16 @@ def test_large_frames_are_counted_in_bits() -> None:
     assert not plain.rows
     assert large.rows[0].name == "64 KiB TSO, one way, split, MRG"
     assert large.rows[0].cells[OURS] == pytest.approx(8e-9 * LARGE * 1e5)
+
+
+def test_bare_ring_is_the_ceiling_of_frames_that_are_copied_as_they_are() -> None:
+    measured = rounds(ours=[sample(2e6)], ring=[sample(8e6)])
+    floods = [Flood(64, 1, Wiring(), measured), Flood(LARGE, 1, Wiring(offloads=True), measured)]
+    plain, large = rate_tables(floods, [])
+    assert plain.rows[0].cells[RING] == pytest.approx(8)
+    assert plain.rows[0].cells[f"÷ {RING}"] == pytest.approx(0.25)
+    assert any(note.startswith(RING) for note in plain.notes)
+    assert RING not in large.columns
 
 
 def test_without_any_round_a_row_says_nothing() -> None:
