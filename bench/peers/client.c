@@ -116,7 +116,7 @@ static unsigned int receive_some(struct flow *flow, bool stamped)
 	return count;
 }
 
-/* Begin again, but whatever was wrong remains so. */
+/* Begin again, but whatever was wrong or late remains so. */
 static void forget_counts(void)
 {
 	for (unsigned int i = 0; i < client.active_count; i++) {
@@ -136,7 +136,7 @@ static uint64_t received(void)
 	return sum;
 }
 
-/* Until no more frames come. */
+/* Until no more frames come; what a backend has kept for longer comes late in the next command. */
 static void drain(void)
 {
 	uint64_t last = rte_rdtsc();
@@ -273,14 +273,15 @@ static void print_result(uint64_t counted)
 
 		sum.sent += flow->sent;
 		sum.received += flow->received;
+		sum.late += flow->late;
 		sum.wrong += flow->wrong;
 		sum.foreign += flow->foreign;
 	}
 	printf("{\"seconds\": %.6f, \"sent\": %" PRIu64 ", \"received\": %" PRIu64
 	       ", \"arrived\": %" PRIu64 ", \"all_arrived\": %" PRIu64
-	       ", \"wrong\": %" PRIu64 ", \"foreign\": %" PRIu64,
+	       ", \"late\": %" PRIu64 ", \"wrong\": %" PRIu64 ", \"foreign\": %" PRIu64,
 	       client.seconds, sum.sent, counted, sum.received, client.warm_up + sum.received,
-	       sum.wrong, sum.foreign);
+	       sum.late, sum.wrong, sum.foreign);
 	print_latency();
 	printf("}\n");
 }
@@ -300,7 +301,7 @@ static void choose(const struct command *command)
 		if (i / 2 >= command->pairs || i % 2 >= command->directions)
 			continue;
 		client.active[client.active_count++] = flow;
-		flow->wrong = 0;
+		flow->late = flow->wrong = 0;
 	}
 	client.stride = 1 + (uint64_t)(command->rate * command->seconds) / MAX_SAMPLES;
 }
