@@ -254,7 +254,7 @@ class Scripted:
 
 def answer(received: int, **more: float) -> dict[str, float]:
     counts = {"sent": 200.0, "received": received, "arrived": received, "all_arrived": received}
-    return {"seconds": 0.5, **counts, **more}
+    return {"seconds": 0.5, "flooded": 0, **counts, **more}
 
 
 @attrs.define
