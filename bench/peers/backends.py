@@ -57,11 +57,16 @@ def place(number: int) -> Place:
 
 @attrs.frozen
 class Wiring:
-    """What the client's driver asks of its devices."""
+    """What the client's driver asks of its devices.
+
+    Args:
+        calls: after each batch; otherwise it polls and wants none.
+    """
 
     packed: bool = False
     mergeable: bool = True
     offloads: bool = False
+    calls: bool = False
 
     def __str__(self) -> str:
         ring = "packed" if self.packed else "split"
@@ -110,11 +115,15 @@ class Backend:
 
 @contextmanager
 def open_daemon(
-    folder: Path, processors: set[int], nics: int = 2, ports: int = 2
+    folder: Path,
+    processors: set[int],
+    nics: int = 2,
+    ports: int = 2,
+    options: Sequence[str] = (),
 ) -> Iterator[Backend]:
-    """``mvirt-net serve`` with so many NICs, the first of which are the client's."""
+    """``mvirt-net serve OPTIONS`` with so many NICs, the first of which are the client's."""
     first = [place(number) for number in range(ports)]
-    with run_daemon(folder, nics, first=first, processors=processors) as process:
+    with run_daemon(folder, nics, *options, first=first, processors=processors) as process:
         sockets = [socket_path(folder, number) for number in range(ports)]
         yield Backend(OURS, [process.pid], sockets)
 

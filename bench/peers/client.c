@@ -425,6 +425,7 @@ static void parse_options(int count, char **arguments)
 		{ "routed", no_argument, NULL, 'R' },
 		{ "offloads", no_argument, NULL, 'o' },
 		{ "mergeable", no_argument, NULL, 'm' },
+		{ "calls", no_argument, NULL, 'c' },
 		{ "tap", required_argument, NULL, 't' },
 		{ 0 },
 	};
@@ -443,6 +444,8 @@ static void parse_options(int count, char **arguments)
 			port->offloads = client.flow_options.offloads = true;
 		else if (option == 'm')
 			port->mergeable = true;
+		else if (option == 'c')
+			port->calls = true;
 		else if (option == 't' && port->tap_count < MAX_PORTS)
 			port->taps[port->tap_count++] = optarg;
 		else

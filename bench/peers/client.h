@@ -37,6 +37,7 @@ struct port_options {
 	unsigned int tap_count;
 	bool mergeable;
 	bool offloads;
+	bool calls;		/* have the device call after each batch, as a driver that sleeps */
 	uint16_t ring;		/* entries */
 };
 
