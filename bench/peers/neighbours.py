@@ -68,8 +68,8 @@ def neighbour_table(measured: Sequence[Beside]) -> Table:
         " the light pair, evenly paced. floods: Mframes/s of the others together.",
         "The client is one thread and looks at the light pair after each burst of 32 frames of a"
         " flood, so that one or two bursts of its own are in the latency, of all backends alike.",
-        "The backend has one processor: at a rate at which our ring is not polled (see kicks), the"
-        " kernel has to take that from the thread that polls those that flood.",
+        "All threads of a backend have one processor: one of ours that waits for the kicks of a"
+        " light pair gets it when the kernel takes it from the one that polls those that flood.",
     )
     columns = [*(f"{name} {kind}" for name in NAMES for kind in kinds), *STATE]
     title = "Side by side: a light pair beside floods"
