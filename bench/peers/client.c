@@ -33,6 +33,7 @@ enum {
 	THOROUGH = 512,		/* of so many frames one is looked at thoroughly */
 	WARM_UP_MS = 50,
 	PATIENCE_MS = 200,	/* until a frame is taken for lost */
+	SILENCE_MS = 20,	/* after which no more are expected */
 	MAX_LOST = 20,
 };
 
@@ -145,17 +146,30 @@ static uint64_t received(void)
 	return received_by(0, client.measured);
 }
 
+static uint64_t sent(void)
+{
+	uint64_t sum = 0;
+
+	for (unsigned int i = 0; i < client.measured; i++)
+		sum += client.active[i]->sent;
+	return sum;
+}
+
 static uint64_t flooded(void)
 {
 	return received_by(client.measured, client.active_count);
 }
 
-/* Until no more frames come; what a backend has kept for longer comes late in the next command. */
-static void drain(void)
+/*
+ * Until no more frames come; what a backend keeps for longer is lost, and late in the next command. To
+ * wait long for a frame of a flood would be in the processor time of those that poll.
+ */
+static void drain(const struct command *command)
 {
+	unsigned int patience = command->rate > 0 ? PATIENCE_MS : SILENCE_MS;
 	uint64_t last = rte_rdtsc();
 
-	while (rte_rdtsc() - last < milliseconds(20)) {
+	while (rte_rdtsc() - last < milliseconds(received() < sent() ? patience : SILENCE_MS)) {
 		for (unsigned int i = 0; i < client.active_count; i++) {
 			if (receive_some(client.active[i], false))
 				last = rte_rdtsc();
@@ -321,13 +335,11 @@ static void print_result(const struct counted *counted)
 		sum.late += flow->late;
 		sum.wrong += flow->wrong;
 		sum.foreign += flow->foreign;
-		if (i < client.measured)
-			sum.sent += flow->sent;
 	}
 	printf("{\"seconds\": %.6f, \"sent\": %" PRIu64 ", \"received\": %" PRIu64
 	       ", \"arrived\": %" PRIu64 ", \"all_arrived\": %" PRIu64 ", \"flooded\": %" PRIu64
 	       ", \"late\": %" PRIu64 ", \"wrong\": %" PRIu64 ", \"foreign\": %" PRIu64,
-	       client.seconds, sum.sent, counted->received, received(), client.warm_up + received(),
+	       client.seconds, sent(), counted->received, received(), client.warm_up + received(),
 	       counted->flooded, sum.late, sum.wrong, sum.foreign);
 	print_latency();
 	printf("}\n");
@@ -381,7 +393,7 @@ static int run(const struct command *command)
 	else
 		return refuse("command");
 	counted = (struct counted){ received(), flooded() };
-	drain();
+	drain(command);
 	print_result(&counted);
 	return 0;
 }

@@ -8,6 +8,7 @@ import attrs
 
 from ..figures import Cell, Row, Table
 from ..memory_state import Rounds
+from ..processes import two_processors
 from .backends import OURS, OVS, TESTPMD, Wiring
 from .plan import Plan
 from .subjects import Sample, Site, open_subjects, take_rounds
@@ -38,7 +39,7 @@ class Beside:
 
 def beside_floods(site: Site, plan: Plan) -> list[Beside]:
     """Measure each light load alone and beside floods, in backends with as many ports."""
-    with open_subjects(site, Wiring(), NAMES, [], PORTS) as subjects:
+    with open_subjects(site, Wiring(), NAMES, [], PORTS) as subjects, two_processors():
         named = {subject.backend.name: subject for subject in subjects}
         return [
             Beside(
