@@ -53,7 +53,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], Sequence[Table]]] = {
     "peers": lambda scale: trio.run(peers, scale),
 }
 ASKED = ("instructions", "guests", "peers")
-"""They need Debian packages; real guests take ten minutes, the peers twenty, and root."""
+"""They need Debian packages; real guests take five minutes, the peers forty, and root."""
 UNASKED = [name for name in MEASUREMENTS if name not in ASKED]
 
 

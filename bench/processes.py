@@ -187,11 +187,11 @@ def socket_path(folder: Path, index: int) -> Path:
 def run_daemon(
     folder: Path,
     nics: int,
-    *,
+    *options: str,
     first: Sequence[Place],
     processors: Set[int] = frozenset(),
 ) -> Iterator[Process]:
-    """``mvirt-net serve``, ready.
+    """``mvirt-net serve OPTIONS``, ready.
 
     Args:
         folder: for its configuration and its sockets.
@@ -206,7 +206,7 @@ def run_daemon(
         if index < len(first):
             text += _PLACE.format(mac=first[index].mac, ipv4=first[index].ipv4)
     config.write_text(text)
-    with serve_config(config, "--quiet", processors=processors) as process:
+    with serve_config(config, "--quiet", *options, processors=processors) as process:
         yield process
 
 

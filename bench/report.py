@@ -60,9 +60,11 @@ def markdown(table: Table) -> str:
 
 
 def number(value: Cell) -> str:
-    """Three digits that mean something, as much as a noisy machine allows."""
+    """Three digits that mean something, as much as a noisy machine allows; a count in full."""
     if value is None:
         return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
     if abs(value) >= 100:
         return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -58,11 +58,16 @@ def place(number: int) -> Place:
 
 @attrs.frozen
 class Wiring:
-    """What the client's driver asks of its devices."""
+    """What the client's driver asks of its devices.
+
+    Args:
+        calls: after each batch; otherwise it polls and wants none.
+    """
 
     packed: bool = False
     mergeable: bool = True
     offloads: bool = False
+    calls: bool = False
 
     def __str__(self) -> str:
         ring = "packed" if self.packed else "split"
@@ -111,19 +116,23 @@ class Backend:
 
 @contextmanager
 def open_daemon(
-    folder: Path, processors: set[int], nics: int = 2, ports: int = 2
+    folder: Path,
+    processors: set[int],
+    nics: int = 2,
+    ports: int = 2,
+    options: Sequence[str] = (),
 ) -> Iterator[Backend]:
-    """``mvirt-net serve`` with so many NICs, the first of which are the client's."""
+    """``mvirt-net serve OPTIONS`` with so many NICs, the first of which are the client's."""
     first = [place(number) for number in range(ports)]
-    with run_daemon(folder, nics, first=first, processors=processors) as process:
+    with run_daemon(folder, nics, *options, first=first, processors=processors) as process:
         sockets = [socket_path(folder, number) for number in range(ports)]
         yield Backend(OURS, [process.pid], sockets)
 
 
 @contextmanager
-def open_testpmd(folder: Path, processors: set[int]) -> Iterator[Backend]:
+def open_testpmd(folder: Path, processors: set[int], ports: int = 2) -> Iterator[Backend]:
     """DPDK's testpmd, which passes on what comes and looks at nothing."""
-    sockets = [folder / f"testpmd{number}.sock" for number in range(2)]
+    sockets = [folder / f"testpmd{number}.sock" for number in range(ports)]
     (cpu,) = processors
     command = ["dpdk-testpmd", f"--lcores=0@{cpu},1@{cpu}", "-m", "256", *EAL]
     for number, path in enumerate(sockets):
@@ -146,11 +155,13 @@ def open_epoll(folder: Path, processors: set[int], program: Path) -> Iterator[Ba
 
 
 @contextmanager
-def open_ovs(folder: Path, processors: set[int], *, offloads: bool) -> Iterator[Backend]:
+def open_ovs(
+    folder: Path, processors: set[int], ports: int = 2, *, offloads: bool
+) -> Iterator[Backend]:
     """Open vSwitch on DPDK, with a flow in each direction that makes the hop of a router."""
     database, control = folder / "db.sock", folder / "ovs.ctl"
     environment = {f"OVS_{name}DIR": str(folder) for name in ("RUN", "LOG", "DB", "SYSCONF")}
-    sockets = [folder / f"ovs{number}" for number in range(2)]
+    sockets = [folder / f"ovs{number}" for number in range(ports)]
     _call("ovsdb-tool", "create", str(folder / "conf.db"), _OVS_SCHEMA)
     with ExitStack() as stack:
         server = ["ovsdb-server", str(folder / "conf.db"), f"--remote=punix:{database}"]
@@ -166,10 +177,11 @@ def open_ovs(folder: Path, processors: set[int], *, offloads: bool) -> Iterator[
             _run_logged(folder / "ovs.log", switch, processors, environment)
         )
         _call(*vsctl, *_ovs_ports(sockets), environment=environment)
-        for number, (source, target) in enumerate(((1, 2), (2, 1))):
+        for source in range(ports):
+            target = source ^ 1
             flow = (
-                f"in_port={source},ip,actions=dec_ttl,mod_dl_src:{GATEWAY},"
-                f"mod_dl_dst:{place(1 - number).mac},output:{target}"
+                f"in_port={source + 1},ip,actions=dec_ttl,mod_dl_src:{GATEWAY},"
+                f"mod_dl_dst:{place(target).mac},output:{target + 1}"
             )
             _call("ovs-ofctl", "add-flow", f"unix:{folder / 'br0.mgmt'}", flow)
         # The other type of port, which listens, never offers segmentation.

@@ -7,7 +7,9 @@
  * the ports are up and what features they have.
  *
  *   flood size=B seconds=S              as many frames as the backend takes
- *   load size=B rate=FRAMES/S seconds=S so many, each with the time at which it was sent
+ *   load size=B rate=FRAMES/S seconds=S so many, each with the time at which it was sent; with
+ *                                       `flooding=N` beside so many more pairs that flood, of which
+ *                                       only `flooded` tells, the frames that have arrived
  *   ping size=B count=N pause_us=T      one at a time, from port 0 to 1, asleep in between
  */
 #include "client.h"
@@ -31,6 +33,7 @@ enum {
 	THOROUGH = 512,		/* of so many frames one is looked at thoroughly */
 	WARM_UP_MS = 50,
 	PATIENCE_MS = 200,	/* until a frame is taken for lost */
+	SILENCE_MS = 20,	/* after which no more are expected */
 	MAX_LOST = 20,
 };
 
@@ -39,6 +42,7 @@ struct command {
 	uint32_t size;
 	unsigned int directions;
 	unsigned int pairs;
+	unsigned int flooding;		/* pairs more */
 	double seconds;
 	double rate;
 	unsigned int count;
@@ -52,6 +56,7 @@ struct client {
 	unsigned int flow_count;
 	struct flow *active[MAX_FLOWS];	/* those that the command is about */
 	unsigned int active_count;
+	unsigned int measured;		/* so many of them; the others flood beside */
 	struct port_options port_options;
 	struct flow_options flow_options;
 	uint64_t *samples;		/* of latency, in cycles */
@@ -116,7 +121,7 @@ static unsigned int receive_some(struct flow *flow, bool stamped)
 	return count;
 }
 
-/* Begin again, but whatever was wrong remains so. */
+/* Begin again, but whatever was wrong or late remains so. */
 static void forget_counts(void)
 {
 	for (unsigned int i = 0; i < client.active_count; i++) {
@@ -127,21 +132,44 @@ static void forget_counts(void)
 	client.sample_count = 0;
 }
 
-static uint64_t received(void)
+static uint64_t received_by(unsigned int first, unsigned int end)
 {
 	uint64_t sum = 0;
 
-	for (unsigned int i = 0; i < client.active_count; i++)
+	for (unsigned int i = first; i < end; i++)
 		sum += client.active[i]->received;
 	return sum;
 }
 
-/* Until no more frames come. */
-static void drain(void)
+static uint64_t received(void)
 {
+	return received_by(0, client.measured);
+}
+
+static uint64_t sent(void)
+{
+	uint64_t sum = 0;
+
+	for (unsigned int i = 0; i < client.measured; i++)
+		sum += client.active[i]->sent;
+	return sum;
+}
+
+static uint64_t flooded(void)
+{
+	return received_by(client.measured, client.active_count);
+}
+
+/*
+ * Until no more frames come; what a backend keeps for longer is lost, and late in the next command. To
+ * wait long for a frame of a flood would be in the processor time of those that poll.
+ */
+static void drain(const struct command *command)
+{
+	unsigned int patience = command->rate > 0 ? PATIENCE_MS : SILENCE_MS;
 	uint64_t last = rte_rdtsc();
 
-	while (rte_rdtsc() - last < milliseconds(20)) {
+	while (rte_rdtsc() - last < milliseconds(received() < sent() ? patience : SILENCE_MS)) {
 		for (unsigned int i = 0; i < client.active_count; i++) {
 			if (receive_some(client.active[i], false))
 				last = rte_rdtsc();
@@ -149,13 +177,18 @@ static void drain(void)
 	}
 }
 
-static void flood_until(uint64_t end)
+static void flood_some(struct flow *flow)
+{
+	send_some(flow, BURST, false);
+	receive_some(flow, false);
+}
+
+/* All flows but the first. */
+static void flood_until(uint64_t end, unsigned int first)
 {
 	while (rte_rdtsc() < end) {
-		for (unsigned int i = 0; i < client.active_count; i++) {
-			send_some(client.active[i], BURST, false);
-			receive_some(client.active[i], false);
-		}
+		for (unsigned int i = first; i < client.active_count; i++)
+			flood_some(client.active[i]);
 	}
 }
 
@@ -163,33 +196,58 @@ static void flood(const struct command *command)
 {
 	uint64_t begin;
 
-	flood_until(rte_rdtsc() + milliseconds(WARM_UP_MS));
+	flood_until(rte_rdtsc() + milliseconds(WARM_UP_MS), 0);
 	client.warm_up = received();
 	forget_counts();
 	begin = rte_rdtsc();
-	flood_until(begin + cycles(command->seconds));
+	flood_until(begin + cycles(command->seconds), 0);
 	client.seconds = (double)(rte_rdtsc() - begin) / (double)rte_get_tsc_hz();
 }
 
+/* Frames at even distances. */
+struct pace {
+	uint64_t begin;
+	double per_cycle;
+	uint64_t tokens;	/* frames that were due */
+	unsigned int turn;
+};
+
 /* A frame is sent when its time has come; those that are late go together. */
+static void send_due(struct pace *pace)
+{
+	uint64_t now = rte_rdtsc() - pace->begin;
+	uint64_t due = (uint64_t)((double)now * pace->per_cycle) - pace->tokens;
+
+	if (!due)
+		return;
+	/* What finds no room is not made up for: it would be late for ever. */
+	due = RTE_MIN(due, (uint64_t)BURST);
+	send_some(client.active[pace->turn++ % client.measured], (unsigned int)due, true);
+	pace->tokens += due;
+}
+
+static void carry_load(struct pace *pace)
+{
+	send_due(pace);
+	for (unsigned int i = 0; i < client.measured; i++)
+		receive_some(client.active[i], true);
+}
+
+/* What is paced has its turn after every burst of what floods, so that it waits little for this loop. */
 static void load(const struct command *command)
 {
-	double per_cycle = command->rate / (double)rte_get_tsc_hz();
-	uint64_t begin = rte_rdtsc(), length = cycles(command->seconds), now;
-	uint64_t tokens = 0;
-	unsigned int turn = 0;
+	struct pace pace = { .per_cycle = command->rate / (double)rte_get_tsc_hz() };
+	uint64_t length = cycles(command->seconds);
 
-	while ((now = rte_rdtsc() - begin) < length) {
-		uint64_t due = (uint64_t)((double)now * per_cycle) - tokens;
-		struct flow *flow = client.active[turn++ % client.active_count];
-
-		/* What finds no room is not made up for: it would be late for ever. */
-		if (due) {
-			send_some(flow, (unsigned int)RTE_MIN(due, (uint64_t)BURST), true);
-			tokens += RTE_MIN(due, (uint64_t)BURST);
+	flood_until(rte_rdtsc() + milliseconds(WARM_UP_MS), client.measured);
+	forget_counts();
+	pace.begin = rte_rdtsc();
+	while (rte_rdtsc() - pace.begin < length) {
+		carry_load(&pace);
+		for (unsigned int i = client.measured; i < client.active_count; i++) {
+			flood_some(client.active[i]);
+			carry_load(&pace);
 		}
-		for (unsigned int i = 0; i < client.active_count; i++)
-			receive_some(client.active[i], true);
 	}
 	client.seconds = (double)length / (double)rte_get_tsc_hz();
 }
@@ -260,27 +318,29 @@ static void print_latency(void)
 	print_quantile("p999_us", 0.999);
 }
 
-/*
- * `counted` is what had been received when the time was up: what comes later is not lost. Processor
- * time is paid for what came earlier, too.
- */
-static void print_result(uint64_t counted)
+/* What was there when the time was up. */
+struct counted {
+	uint64_t received;
+	uint64_t flooded;
+};
+
+/* What came later is not lost. Processor time is paid for what came earlier, too. */
+static void print_result(const struct counted *counted)
 {
 	struct flow sum = { 0 };
 
 	for (unsigned int i = 0; i < client.active_count; i++) {
 		const struct flow *flow = client.active[i];
 
-		sum.sent += flow->sent;
-		sum.received += flow->received;
+		sum.late += flow->late;
 		sum.wrong += flow->wrong;
 		sum.foreign += flow->foreign;
 	}
 	printf("{\"seconds\": %.6f, \"sent\": %" PRIu64 ", \"received\": %" PRIu64
-	       ", \"arrived\": %" PRIu64 ", \"all_arrived\": %" PRIu64
-	       ", \"wrong\": %" PRIu64 ", \"foreign\": %" PRIu64,
-	       client.seconds, sum.sent, counted, sum.received, client.warm_up + sum.received,
-	       sum.wrong, sum.foreign);
+	       ", \"arrived\": %" PRIu64 ", \"all_arrived\": %" PRIu64 ", \"flooded\": %" PRIu64
+	       ", \"late\": %" PRIu64 ", \"wrong\": %" PRIu64 ", \"foreign\": %" PRIu64,
+	       client.seconds, sent(), counted->received, received(), client.warm_up + received(),
+	       counted->flooded, sum.late, sum.wrong, sum.foreign);
 	print_latency();
 	printf("}\n");
 }
@@ -293,21 +353,23 @@ static int refuse(const char *why)
 
 static void choose(const struct command *command)
 {
-	client.active_count = 0;
+	client.active_count = client.measured = 0;
 	for (unsigned int i = 0; i < client.flow_count; i++) {
 		struct flow *flow = &client.flows[i];
 
-		if (i / 2 >= command->pairs || i % 2 >= command->directions)
+		if (i / 2 >= command->pairs + command->flooding || i % 2 >= command->directions)
 			continue;
 		client.active[client.active_count++] = flow;
-		flow->wrong = 0;
+		if (i / 2 < command->pairs)
+			client.measured++;
+		flow->late = flow->wrong = 0;
 	}
 	client.stride = 1 + (uint64_t)(command->rate * command->seconds) / MAX_SAMPLES;
 }
 
 static int run(const struct command *command)
 {
-	uint64_t counted;
+	struct counted counted;
 
 	if (command->size < MAX_HEADERS + STAMP || command->size > UINT16_MAX)
 		return refuse("size");
@@ -315,6 +377,8 @@ static int run(const struct command *command)
 		return refuse("directions");
 	if (command->pairs < 1)
 		return refuse("pairs");
+	if (command->flooding && command->pairs + command->flooding > client.port_count / 2)
+		return refuse("flooding");
 	choose(command);
 	for (unsigned int i = 0; i < client.active_count; i++)
 		flow_load(client.active[i], command->size, &client.flow_options);
@@ -328,9 +392,9 @@ static int run(const struct command *command)
 		ping(command);
 	else
 		return refuse("command");
-	counted = received();
-	drain();
-	print_result(counted);
+	counted = (struct counted){ received(), flooded() };
+	drain(command);
+	print_result(&counted);
 	return 0;
 }
 
@@ -342,6 +406,7 @@ static void parse_word(struct command *command, const char *word)
 	       sscanf(word, "rate=%lf", &command->rate) == 1 ||
 	       sscanf(word, "directions=%u", &command->directions) == 1 ||
 	       sscanf(word, "pairs=%u", &command->pairs) == 1 ||
+	       sscanf(word, "flooding=%u", &command->flooding) == 1 ||
 	       sscanf(word, "count=%u", &command->count) == 1 ||
 	       sscanf(word, "pause_us=%u", &command->pause_us) == 1);
 }
@@ -372,6 +437,7 @@ static void parse_options(int count, char **arguments)
 		{ "routed", no_argument, NULL, 'R' },
 		{ "offloads", no_argument, NULL, 'o' },
 		{ "mergeable", no_argument, NULL, 'm' },
+		{ "calls", no_argument, NULL, 'c' },
 		{ "tap", required_argument, NULL, 't' },
 		{ 0 },
 	};
@@ -390,6 +456,8 @@ static void parse_options(int count, char **arguments)
 			port->offloads = client.flow_options.offloads = true;
 		else if (option == 'm')
 			port->mergeable = true;
+		else if (option == 'c')
+			port->calls = true;
 		else if (option == 't' && port->tap_count < MAX_PORTS)
 			port->taps[port->tap_count++] = optarg;
 		else

@@ -20,6 +20,7 @@ enum {
 	MAX_HEADERS = ETHER + IPV4 + TCP,
 	STAMP = 8,		/* bytes after the headers that may say when a frame was sent */
 	SEGMENT_PAYLOAD = 1448,	/* what TCP puts into 1500 bytes, time stamps included */
+	GENERATIONS = 8,	/* of frames that can be told apart */
 };
 
 /* ports.c: a virtio-user port of DPDK, or a tap of the kernel. */
@@ -36,6 +37,7 @@ struct port_options {
 	unsigned int tap_count;
 	bool mergeable;
 	bool offloads;
+	bool calls;		/* have the device call after each batch, as a driver that sleeps */
 	uint16_t ring;		/* entries */
 };
 
@@ -47,15 +49,23 @@ uint16_t port_receive(const struct port *port, struct rte_mbuf **frames, uint16_
 
 /* frames.c: what is sent, and what must come out of the other end. */
 
+/* What has to arrive. */
+struct look {
+	uint32_t size;
+	uint8_t head[MAX_HEADERS];
+};
+
 struct flow {
 	const struct port *from, *to;
-	struct rte_mempool *heads, *tails;	/* every mbuf holds its part of the frame */
+	struct rte_mempool *heads, *tails;	/* an mbuf in use holds its part of the frame */
+	uint32_t generation;	/* of frames: how often it was loaded */
 	uint32_t size;
 	uint32_t headers;	/* bytes */
 	bool large;		/* to be segmented */
 	uint8_t sent_head[MAX_HEADERS];
-	uint8_t expected_head[MAX_HEADERS];
+	struct look looks[GENERATIONS];		/* of the last generations, by what frames call them */
 	uint64_t sent, received;
+	uint64_t late;		/* of an earlier generation */
 	uint64_t wrong;		/* ours, but not as they should be */
 	uint64_t foreign;	/* not IPv4: somebody looks for neighbours */
 };

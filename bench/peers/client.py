@@ -105,6 +105,7 @@ def open_client(
     command += ["--routed"] if backend.routed else []
     command += ["--mergeable"] if wiring.mergeable else []
     command += ["--offloads"] if wiring.offloads else []
+    command += ["--calls"] if wiring.calls else []
     inside = ["ip", "netns", "exec", backend.namespace] if backend.namespace else []
     with run_program(
         *inside,

@@ -1,9 +1,12 @@
 /*
  * Frames: UDP in IPv4, or one large TCP segment for the device to cut.
  *
- * To write a frame for each packet would take as long as to send it. So every mbuf of a pool holds
- * the frame already; a device only reads it. A large frame is a chain: its first part comes from
- * one pool, the others, which are all alike, from another.
+ * To write a frame for each packet would take as long as to send it. So an mbuf keeps the frame that
+ * was written into it, which a device only reads, and is written again when it comes from its pool for
+ * the first time after there are to be other frames. Those of before may still be in a ring then: they
+ * stay what they were, come late, and are known by their generation, which is in the source port. A
+ * large frame is a chain: its first part comes from one pool, the others, which are all alike, from
+ * another.
  *
  * A byte of the payload depends on its place in the frame alone, and the parts of a chain begin at
  * multiples of the length after which the bytes repeat.
@@ -27,6 +30,8 @@ enum {
 	TCP_CHECKSUM_AT = ETHER + IPV4 + 16,
 	TCP_URGENT_AT = TCP_CHECKSUM_AT + 2,
 	TTL = 64,
+	PORT_AT = ETHER + IPV4,		/* UDP's or TCP's source port: FIRST_PORT and the generation */
+	FIRST_PORT = 1000,
 };
 
 static uint8_t pattern[UINT16_MAX + 1];
@@ -49,6 +54,17 @@ static void put16(uint8_t *at, uint32_t value)
 {
 	at[0] = (uint8_t)(value >> 8);
 	at[1] = (uint8_t)value;
+}
+
+static uint32_t get16(const uint8_t *at)
+{
+	return (uint32_t)at[0] << 8 | at[1];
+}
+
+/* What frames call their generation. */
+static uint32_t number_of(uint32_t generation)
+{
+	return generation % GENERATIONS;
 }
 
 static void put_address(uint8_t *at, unsigned int port)
@@ -84,7 +100,6 @@ static void put_ipv4(uint8_t *head, const struct flow *flow, unsigned int from, 
 
 static void put_udp(uint8_t *at, uint32_t length)
 {
-	put16(at, 1000);
 	put16(at + 2, 2000);
 	put16(at + 4, length);
 }
@@ -96,7 +111,6 @@ static void put_tcp(uint8_t *head)
 	struct rte_ipv4_hdr ip;
 	uint16_t sum;
 
-	put16(tcp, 1000);
 	put16(tcp + 2, 2000);
 	tcp[12] = (TCP / 4) << 4;
 	tcp[13] = RTE_TCP_ACK_FLAG;
@@ -115,17 +129,16 @@ static void route(uint8_t *head, const uint8_t *gateway, unsigned int to)
 	put_checksum(head);
 }
 
-static void put_head(struct rte_mempool *pool, void *argument, void *object, unsigned int index)
+/* Have an mbuf that is nobody else's hold the frame. What it holds is written down in its hash. */
+static inline void put_head(const struct flow *flow, struct rte_mbuf *mbuf)
 {
-	const struct flow *flow = argument;
-	struct rte_mbuf *mbuf = object;
-	uint8_t *data = (uint8_t *)mbuf->buf_addr + RTE_PKTMBUF_HEADROOM;
-	uint32_t length = RTE_MIN(flow->size, (uint32_t)PART);
+	uint8_t *data = rte_pktmbuf_mtod(mbuf, uint8_t *);
 
-	(void)pool;
-	(void)index;
-	memcpy(data, pattern, length);
+	if (likely(mbuf->hash.usr == flow->generation))
+		return;
+	memcpy(data, pattern, RTE_MIN(flow->size, (uint32_t)PART));
 	memcpy(data, flow->sent_head, flow->headers);
+	mbuf->hash.usr = flow->generation;
 }
 
 static void put_tail(struct rte_mempool *pool, void *argument, void *object, unsigned int index)
@@ -164,13 +177,15 @@ int flow_open(struct flow *flow, const struct port *ports, unsigned int from, un
 	return 0;
 }
 
-/* Have all mbufs be a frame of `size` bytes; none of them is under way. */
+/* Have all frames be of `size` bytes from now on; others may be under way. */
 void flow_load(struct flow *flow, uint32_t size, const struct flow_options *options)
 {
 	unsigned int from = flow->from->id, to = flow->to->id;
+	uint32_t number = number_of(++flow->generation);
+	struct look *look = &flow->looks[number];
 	uint8_t *head = flow->sent_head;
 
-	flow->size = size;
+	flow->size = look->size = size;
 	flow->large = options->offloads;
 	flow->headers = ETHER + IPV4 + (flow->large ? TCP : UDP);
 	memset(head, 0, sizeof(flow->sent_head));
@@ -182,10 +197,10 @@ void flow_load(struct flow *flow, uint32_t size, const struct flow_options *opti
 		put_tcp(head);
 	else
 		put_udp(head + ETHER + IPV4, size - ETHER - IPV4);
-	memcpy(flow->expected_head, head, sizeof(flow->expected_head));
+	put16(head + PORT_AT, FIRST_PORT + number);
+	memcpy(look->head, head, sizeof(look->head));
 	if (options->routed)
-		route(flow->expected_head, options->gateway, to);
-	rte_mempool_obj_iter(flow->heads, put_head, flow);
+		route(look->head, options->gateway, to);
 }
 
 /* Append to `head` what is missing of the frame; less than 0 without mbufs. */
@@ -226,6 +241,7 @@ unsigned int flow_make(struct flow *flow, struct rte_mbuf **frames, unsigned int
 	if (rte_pktmbuf_alloc_bulk(flow->heads, frames, count))
 		return 0;
 	for (unsigned int i = 0; i < count; i++) {
+		put_head(flow, frames[i]);
 		frames[i]->pkt_len = flow->size;
 		frames[i]->data_len = first;
 		if (flow->large && make_large(flow, frames[i])) {
@@ -252,15 +268,22 @@ uint64_t flow_stamp_of(const struct flow *flow, const struct rte_mbuf *frame)
 }
 
 /*
- * Whether the headers are the right ones. Those of a large frame are compared without TCP's checksum,
- * which is still to be computed: DPDK's librte_vhost puts a sum there that leaves the length out.
+ * Whether length and headers are the right ones. Those of a large frame are compared without TCP's
+ * checksum, which is still to be computed: DPDK's librte_vhost puts a sum there that leaves the length
+ * out. A large one must have come as it was sent, in one piece that is to be segmented.
  */
-static inline bool is_head_right(const struct flow *flow, const uint8_t *head)
+static inline bool looks_like(const struct flow *flow, const struct rte_mbuf *frame,
+			      const struct look *look)
 {
-	if (!flow->large)
-		return !memcmp(head, flow->expected_head, ETHER + IPV4 + UDP);
-	return !memcmp(head, flow->expected_head, TCP_CHECKSUM_AT) &&
-	       !memcmp(head + TCP_URGENT_AT, flow->expected_head + TCP_URGENT_AT,
+	const uint8_t *head = rte_pktmbuf_mtod(frame, const uint8_t *);
+	bool large = frame->ol_flags & RTE_MBUF_F_RX_LRO;
+
+	if (frame->pkt_len != look->size || large != flow->large)
+		return false;
+	if (!large)
+		return !memcmp(head, look->head, ETHER + IPV4 + UDP);
+	return !memcmp(head, look->head, TCP_CHECKSUM_AT) &&
+	       !memcmp(head + TCP_URGENT_AT, look->head + TCP_URGENT_AT,
 		       MAX_HEADERS - TCP_URGENT_AT);
 }
 
@@ -284,30 +307,37 @@ static bool is_ipv4(const uint8_t *head)
 	return head[12] == 8 && head[13] == 0;
 }
 
-static void count_other(struct flow *flow, const uint8_t *head)
+static bool is_late(const struct flow *flow, const struct rte_mbuf *frame, const uint8_t *head)
 {
-	if (is_ipv4(head))
-		flow->wrong++;
-	else
+	uint32_t number = get16(head + PORT_AT) - FIRST_PORT;
+
+	return number < GENERATIONS && number != number_of(flow->generation) &&
+	       looks_like(flow, frame, &flow->looks[number]);
+}
+
+static void count_other(struct flow *flow, const struct rte_mbuf *frame)
+{
+	const uint8_t *head = rte_pktmbuf_mtod(frame, const uint8_t *);
+
+	if (!is_ipv4(head))
 		flow->foreign++;
+	else if (is_late(flow, frame, head))
+		flow->late++;
+	else
+		flow->wrong++;
 }
 
 /*
  * Count a frame that was received; whether it is what it should be. Length and headers of each are
- * looked at, of some all bytes: a router that is wrong must not look fast. A large one must have
- * come as it was sent, in one piece that is to be segmented.
+ * looked at, of some all bytes: a router that is wrong must not look fast.
  */
 bool flow_check(struct flow *flow, const struct rte_mbuf *frame, bool thoroughly)
 {
-	const uint8_t *head = rte_pktmbuf_mtod(frame, const uint8_t *);
-	bool large = frame->ol_flags & RTE_MBUF_F_RX_LRO;
-
-	if (likely(frame->pkt_len == flow->size && flow->large == large &&
-		   is_head_right(flow, head) &&
+	if (likely(looks_like(flow, frame, &flow->looks[number_of(flow->generation)]) &&
 		   (!thoroughly || is_payload_right(flow, frame)))) {
 		flow->received++;
 		return true;
 	}
-	count_other(flow, head);
+	count_other(flow, frame);
 	return false;
 }

@@ -34,6 +34,8 @@ from .backends import (
     open_daemon,
 )
 from .client import compile_all
+from .neighbours import beside_floods, neighbour_table
+from .notifications import count_notifications, notification_table
 from .plan import FULL, LARGE, QUICK, Plan
 from .subjects import Site, Subject, open_subject, open_subjects, take_rounds
 from .tables import (
@@ -48,14 +50,13 @@ from .tables import (
     cpu_table,
     crowd_table,
     load_table,
+    marked,
     ping_table,
     rate_tables,
 )
 
 HUGE_MEGABYTES = 4096
 BUSY_PORTS = 8
-PAUSE_US = 1000
-HOT_TIMES = 10
 
 
 async def peers(scale: Scale) -> list[Table]:
@@ -65,13 +66,18 @@ async def peers(scale: Scale) -> list[Table]:
         floods, notes = _floods(site, plan)
         pings, loads = _latencies(site, plan)
         crowds = await _crowds(site, plan)
-    return [
+        neighbours = neighbour_table(beside_floods(site, plan))
+        notifications = notification_table(count_notifications(site, plan))
+    tables = [
         *rate_tables(floods, notes),
         cpu_table(floods),
         ping_table(pings),
         load_table(loads),
+        neighbours,
+        notifications,
         crowds,
     ]
+    return [marked(table) for table in tables]
 
 
 @contextmanager
@@ -125,20 +131,14 @@ def _latencies(site: Site, plan: Plan) -> tuple[Pings, list[Load]]:
     with open_subjects(site, Wiring(), [OURS, TESTPMD, OVS, TAPS, EPOLL], notes) as subjects:
         named = _by_name(subjects)
         with two_processors():
-            idle = take_rounds(named, _ping(plan, PAUSE_US), plan.rounds)
-            hot = take_rounds(named, _ping(plan, 0), plan.rounds)
-        percent = {name: subject.idle_percent(plan.seconds) for name, subject in named.items()}
+            idle = take_rounds(named, plan.ping, plan.rounds)
+            hot = take_rounds(named, plan.hot_ping, plan.rounds)
+        percent = {name: subject.idle_percent(plan.idle_seconds) for name, subject in named.items()}
         del named[EPOLL]
         loads = []
         for rate in plan.loads:
-            command = f"load size=64 rate={rate:.0f} seconds={plan.seconds}"
-            loads.append(Load(rate, take_rounds(named, command, plan.rounds)))
+            loads.append(Load(rate, take_rounds(named, plan.load(rate), plan.rounds)))
     return Pings(idle, hot, percent), loads
-
-
-def _ping(plan: Plan, pause_us: int) -> str:
-    count = plan.pings if pause_us else HOT_TIMES * plan.pings
-    return f"ping size=64 count={count} pause_us={pause_us}"
 
 
 async def _crowds(site: Site, plan: Plan) -> Table:
@@ -171,7 +171,7 @@ def _look_at(nics: int, subject: Subject, plan: Plan) -> Crowd:
     # Memory after there was traffic, so that all have what they need for it.
     subject.measure(f"flood size=64 pairs=1 seconds={plan.seconds}")
     (pid,) = subject.backend.processes
-    return Crowd(nics, subject.idle_percent(plan.seconds), Process(pid).private_bytes())
+    return Crowd(nics, subject.idle_percent(plan.idle_seconds), Process(pid).private_bytes())
 
 
 def _compare(crowds: Sequence[Crowd], subjects: dict[str, Subject], plan: Plan) -> Table:
@@ -187,6 +187,6 @@ def _compare(crowds: Sequence[Crowd], subjects: dict[str, Subject], plan: Plan) 
     ):
         rounds[kind] = take_rounds(who, command, plan.rounds)
     with two_processors():
-        rounds[PING] = take_rounds(subjects, _ping(plan, PAUSE_US), plan.rounds)
-        rounds[HOT_PING] = take_rounds(subjects, _ping(plan, 0), plan.rounds)
+        rounds[PING] = take_rounds(subjects, plan.ping, plan.rounds)
+        rounds[HOT_PING] = take_rounds(subjects, plan.hot_ping, plan.rounds)
     return crowd_table(crowds, rounds)

@@ -11,6 +11,8 @@ from .backends import Wiring
 
 LARGE = 14 + 20 + 20 + 45 * 1448
 """Bytes of a frame for 64 KiB TSO: 45 segments of what TCP puts into 1,500 bytes."""
+PAUSE_US = 1000
+HOT_TIMES = 10
 
 
 @attrs.frozen
@@ -25,6 +27,9 @@ class Plan:
         loads: frames a second at which latency is looked at.
         pings: in one round, from idle; ten times as many back to back.
         crowds: how many NICs the daemon has, the fewest first.
+        idle_seconds: for which is looked at what has nothing to do.
+        light: frames a second of a pair beside which others flood.
+        flooding: how many pairs those are.
     """
 
     rounds: int
@@ -35,6 +40,23 @@ class Plan:
     loads: Sequence[float]
     pings: int
     crowds: Sequence[int]
+    idle_seconds: float
+    light: Sequence[float]
+    flooding: Sequence[int]
+
+    @property
+    def ping(self) -> str:
+        """The command of the client for pings from idle."""
+        return f"ping size=64 count={self.pings} pause_us={PAUSE_US}"
+
+    @property
+    def hot_ping(self) -> str:
+        """The same for pings back to back."""
+        return f"ping size=64 count={HOT_TIMES * self.pings} pause_us=0"
+
+    def load(self, rate: float) -> str:
+        """The same for so many frames a second."""
+        return f"load size=64 rate={rate:.0f} seconds={self.seconds}"
 
 
 _ALL = [Wiring(packed, mergeable) for packed, mergeable in product((False, True), (True, False))]
@@ -48,6 +70,9 @@ FULL = Plan(
     loads=(1e4, 1e5, 5e5, 1e6, 2e6, 4e6, 6e6, 8e6, 12e6),
     pings=200,
     crowds=(2, 8, 64, 512),
+    idle_seconds=10.0,
+    light=(1e3, 1e4, 1e5),
+    flooding=(0, 1, 3),
 )
 QUICK = Plan(
     rounds=1,
@@ -58,4 +83,7 @@ QUICK = Plan(
     loads=(1e4, 1e5),
     pings=50,
     crowds=(2, 16),
+    idle_seconds=0.1,
+    light=(1e3,),
+    flooding=(0, 3),
 )

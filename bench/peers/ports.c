@@ -106,6 +106,7 @@ static int configure(struct port *port, const struct port_options *options)
 	}
 	if (options->mergeable)
 		conf.rxmode.offloads |= RTE_ETH_RX_OFFLOAD_SCATTER;
+	conf.intr_conf.rxq = options->calls;
 	error = rte_eth_dev_configure(port->id, 1, 1, &conf);
 	if (!error)
 		error = rte_eth_rx_queue_setup(port->id, 0, options->ring,
@@ -113,7 +114,9 @@ static int configure(struct port *port, const struct port_options *options)
 	if (!error)
 		error = rte_eth_tx_queue_setup(port->id, 0, options->ring,
 					       (unsigned int)SOCKET_ID_ANY, NULL);
-	return error ? error : rte_eth_dev_start(port->id);
+	if (!error)
+		error = rte_eth_dev_start(port->id);
+	return error || !options->calls ? error : rte_eth_dev_rx_intr_enable(port->id, 0);
 }
 
 /*

@@ -59,6 +59,7 @@ class Sample:
         loss: the share of frames that were sent and have not.
         cpu: seconds of the backend's processor for each frame.
         p50, p99: microseconds; None if they were not looked at or nothing came.
+        flooded: frames a second that have arrived of those that flooded beside.
     """
 
     rate: float
@@ -66,6 +67,7 @@ class Sample:
     cpu: float
     p50: float | None
     p99: float | None
+    flooded: float = 0.0
 
 
 @attrs.frozen
@@ -121,23 +123,25 @@ def _sample(answer: Mapping[str, float], spent: float) -> Sample:
         cpu=spent / answer["all_arrived"],
         p50=answer.get("p50_us"),
         p99=answer.get("p99_us"),
+        flooded=answer["flooded"] / answer["seconds"],
     )
 
 
 @contextmanager
 def open_subjects(
-    site: Site, wiring: Wiring, names: Sequence[str], notes: list[str]
+    site: Site, wiring: Wiring, names: Sequence[str], notes: list[str], ports: int = 2
 ) -> Iterator[list[Subject]]:
     """Those of these names that can do what the wiring asks for.
 
     Args:
         notes: gets a line for each of those that cannot.
+        ports: of each; taps, and what is there for pings only, have two.
     """
     with ExitStack() as stack:
         subjects = []
         for name in names:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="mvirt-")))
-            backend = stack.enter_context(_open(name, folder, wiring, site))
+            backend = stack.enter_context(_open(name, folder, wiring, site, ports))
             subject = stack.enter_context(open_subject(site, backend, wiring))
             lacking = [] if name == TAPS else subject.client.lacks(wiring)
             if lacking:
@@ -164,12 +168,14 @@ def _see_it_work(backend: Backend, client: Client, size: int) -> None:
             raise BenchError(f"{backend.name}: nothing arrives")
 
 
-def _open(name: str, folder: Path, wiring: Wiring, site: Site) -> AbstractContextManager[Backend]:
+def _open(
+    name: str, folder: Path, wiring: Wiring, site: Site, ports: int
+) -> AbstractContextManager[Backend]:
     processors = {site.backend}
     openers: Mapping[str, Callable[[], AbstractContextManager[Backend]]] = {
-        OURS: lambda: open_daemon(folder, processors),
-        TESTPMD: lambda: open_testpmd(folder, processors),
-        OVS: lambda: open_ovs(folder, processors, offloads=wiring.offloads),
+        OURS: lambda: open_daemon(folder, processors, ports, ports),
+        TESTPMD: lambda: open_testpmd(folder, processors, ports),
+        OVS: lambda: open_ovs(folder, processors, ports, offloads=wiring.offloads),
         TAPS: lambda: open_taps(processors),
         EPOLL: lambda: open_epoll(folder, processors, site.programs.epoll),
         RING: lambda: open_ring(folder, processors, site.programs.ring),

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import attrs
 
 from ..figures import Cell, Row, Table, ratio, spread
-from ..memory_state import Rounds
+from ..memory_state import ENOUGH, Rounds
 from .backends import EPOLL, OURS, OVS, RING, TAPS, TESTPMD, Wiring
 from .plan import LARGE
 from .subjects import Sample
 
 PEERS = (TESTPMD, OVS, TAPS)
 RATES = (OURS, *PEERS)
+LATENCIES: Mapping[str, Callable[[Sample], float | None]] = {
+    "p50": lambda sample: sample.p50,
+    "p99": lambda sample: sample.p99,
+}
 KEPT_UP = 0.95
 """The share of a load that has to arrive for its latency to mean anything."""
 
 TRIP = "line ns"
+TAKEN = "rounds"
 LEFT_OUT = "left out"
+STATE = (TRIP, TAKEN, LEFT_OUT)
 _STATE_NOTE = (
-    "line ns: a cache line's round trip between the two processors; all turns of a row are of one"
-    " state. left out: turns that were not."
+    "line ns: a cache line's round trip between the two processors; all rounds of a row are of one"
+    " state. rounds: of which its figures are the medians. left out: turns that were not."
 )
 _RING_NOTE = (
     f"{RING}: a router in C that checks nothing and copies once, polling the rings by itself; what"
@@ -132,8 +139,8 @@ def _rate_table(
         cells: dict[str, Cell] = {who: middle(rates[who]) for who in everyone}
         cells |= {f"÷ {who}": versus(rates[OURS], rates[who]) for who in peers}
         cells["± %"] = spread(rates[OURS])
-        rows.append(Row(flood.name, cells | _state(flood.rounds)))
-    columns = (*everyone, *(f"÷ {who}" for who in peers), "± %", TRIP, LEFT_OUT)
+        rows.append(Row(flood.name, cells | state(flood.rounds)))
+    columns = (*everyone, *(f"÷ {who}" for who in peers), "± %", *STATE)
     explained = (
         "÷: our rate in units of the peer's, round by round; higher is better. ± %: of ours.",
         "Every frame's length and headers (MACs, TTL, checksum) are checked, of some all bytes.",
@@ -149,12 +156,9 @@ def cpu_table(floods: Sequence[Flood]) -> Table:
     for flood in floods:
         costs = {name: figures(flood.rounds, name, lambda s: s.cpu * 1e9) for name in RATES}
         cells: dict[str, Cell] = {name: middle(costs[name]) for name in RATES}
-        cells |= {
-            f"lost by {name}, %": _percent(figures(flood.rounds, name, lambda s: s.loss))
-            for name in RATES
-        }
-        rows.append(Row(flood.name, cells | _state(flood.rounds)))
-    columns = (*RATES, *(f"lost by {name}, %" for name in RATES), TRIP)
+        cells |= {f"lost by {name}, %": lost_percent(flood.rounds, name) for name in RATES}
+        rows.append(Row(flood.name, cells | state(flood.rounds)))
+    columns = (*RATES, *(f"lost by {name}, %" for name in RATES), *STATE)
     notes = (
         "Processor time of all threads of the backend; of the taps all that its processor does.",
         "Those that poll use all of their processor, whatever they do.",
@@ -165,8 +169,9 @@ def cpu_table(floods: Sequence[Flood]) -> Table:
     )
 
 
-def _percent(shares: Sequence[float]) -> Cell:
-    share = middle(shares)
+def lost_percent(rounds: Rounds[Sample], name: str) -> Cell:
+    """Of the frames that were sent, in the median round."""
+    share = middle(figures(rounds, name, lambda sample: sample.loss))
     return None if share is None else max(0.0, 100 * share)
 
 
@@ -182,10 +187,10 @@ def ping_table(pings: Pings) -> Table:
             cells[f"{kind} p99 µs"] = middle(figures(rounds, name, lambda s: s.p99))
             cells[f"÷ {base}"] = versus(p50, figures(rounds, base, lambda s: s.p50))
         cells["idle % of a core"] = pings.percent.get(name)
-        rows.append(Row(name, cells | {TRIP: _state(pings.idle)[TRIP]}))
+        rows.append(Row(name, cells | state(pings.idle, pings.hot)))
     columns = (
         *("idle p50 µs", "idle p99 µs", f"÷ {EPOLL}"),
-        *("hot p50 µs", "hot p99 µs", f"÷ {OVS}", "idle % of a core", TRIP),
+        *("hot p50 µs", "hot p99 µs", f"÷ {OVS}", "idle % of a core", *STATE),
     )
     notes = (
         "64 bytes, from the client's send to its receipt on the other port, through the backend.",
@@ -203,24 +208,16 @@ def load_table(loads: Sequence[Load]) -> Table:
     for load in loads:
         cells: dict[str, Cell] = {}
         for name in RATES:
-            for column, of in (("p50", _p50), ("p99", _p99)):
+            for column, of in LATENCIES.items():
                 latency = middle(figures(load.rounds, name, of))
                 cells[f"{name} {column}"] = latency if _kept_up(load, name) else None
-        rows.append(Row(f"{load.rate / 1e6:g} Mframes/s", cells | _state(load.rounds)))
-    columns = (*(f"{name} {column}" for name in RATES for column in ("p50", "p99")), TRIP)
+        rows.append(Row(f"{load.rate / 1e6:g} Mframes/s", cells | state(load.rounds)))
+    columns = (*(f"{name} {column}" for name in RATES for column in ("p50", "p99")), *STATE)
     notes = (
         "64 bytes, evenly paced; µs from send to receipt. None where less than 95 % arrived in the"
         " median round.",
     )
     return Table("peers-load", "Side by side: latency against load", columns, rows, notes)
-
-
-def _p50(sample: Sample) -> float | None:
-    return sample.p50
-
-
-def _p99(sample: Sample) -> float | None:
-    return sample.p99
 
 
 def _kept_up(load: Load, name: str) -> bool:
@@ -248,7 +245,7 @@ def crowd_table(crowds: Sequence[Crowd], rounds: Mapping[str, Rounds[Sample]]) -
         if crowd.nics > fewest.nics:
             more = crowd.private_bytes - fewest.private_bytes
             cells["KiB a NIC"] = more / 1024 / (crowd.nics - fewest.nics)
-        rows.append(Row(f"{crowd.nics} NICs", cells | _state(rounds[FLOOD])))
+        rows.append(Row(f"{crowd.nics} NICs", cells | state(*rounds.values())))
     columns: list[str] = []
     for kind, (unit, _) in CROWD_FIGURES.items():
         columns.append(f"{kind}, {unit}")
@@ -257,10 +254,8 @@ def crowd_table(crowds: Sequence[Crowd], rounds: Mapping[str, Rounds[Sample]]) -
         "mvirt-net alone; 64 bytes. Every NIC is connected; two are busy, or eight in four pairs.",
         "KiB a NIC: private memory, neither files nor guests', of each more than the fewest.",
     )
-    return Table(
-        *("peers-nics", "The cost of many NICs", (*columns, "idle % of a core", "KiB a NIC", TRIP)),
-        *(rows, notes),
-    )
+    columns += ["idle % of a core", "KiB a NIC", *STATE]
+    return Table("peers-nics", "The cost of many NICs", columns, rows, notes)
 
 
 FLOOD, FLOOD_OF_FOUR, PING, HOT_PING = "one pair", "four pairs", "ping", "hot ping"
@@ -268,13 +263,25 @@ COMPARED = (FLOOD, PING, HOT_PING)
 CROWD_FIGURES: Mapping[str, tuple[str, Callable[[Sample], float | None]]] = {
     FLOOD: ("Mframes/s", lambda sample: sample.rate / 1e6),
     FLOOD_OF_FOUR: ("Mframes/s", lambda sample: sample.rate / 1e6),
-    PING: ("p50 µs", _p50),
-    HOT_PING: ("p50 µs", _p50),
+    PING: ("p50 µs", lambda sample: sample.p50),
+    HOT_PING: ("p50 µs", lambda sample: sample.p50),
 }
 
 
-def _state(rounds: Rounds[Sample]) -> dict[str, Cell]:
+def state(*measured: Rounds[Any]) -> dict[str, Cell]:
+    """Of which rounds a row consists: what is worst of all that it was measured in."""
+    counts = [len(next(iter(rounds.results.values()), ())) for rounds in measured]
     return {
-        TRIP: rounds.trip if any(rounds.results.values()) else None,
-        LEFT_OUT: float(rounds.rejected),
+        TRIP: measured[0].trip if counts[0] else None,
+        TAKEN: min(counts),
+        LEFT_OUT: sum(rounds.rejected for rounds in measured),
     }
+
+
+def marked(table: Table) -> Table:
+    """The table with a mark at each row of so few rounds that its medians say little."""
+    few = [row for row in table.rows if (row.cells.get(TAKEN) or 0) < ENOUGH]
+    if not few:
+        return table
+    rows = [attrs.evolve(row, name=f"{row.name} *") if row in few else row for row in table.rows]
+    return attrs.evolve(table, rows=rows, notes=(*table.notes, f"*: fewer than {ENOUGH} rounds."))

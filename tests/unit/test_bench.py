@@ -92,9 +92,12 @@ def test_spread_is_half_the_quartile_distance_and_needs_four_rounds() -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, "-"), (0.0, "0.00"), (1.2345, "1.23"), (12.345, "12.3"), (461234.0, "461,000")],
+    [
+        *((None, "-"), (0.0, "0.00"), (1.2345, "1.23"), (12.345, "12.3")),
+        *((461234.0, "461,000"), (7, "7"), (1234, "1,234")),
+    ],
 )
-def test_number_has_three_digits(value: Cell, expected: str) -> None:
+def test_number_has_three_digits_and_a_count_all(value: Cell, expected: str) -> None:
     assert number(value) == expected
 
 

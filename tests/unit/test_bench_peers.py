@@ -27,11 +27,14 @@ from bench.memory_state import (
 )
 from bench.peers.backends import EPOLL, OURS, OVS, RING, TAPS, TESTPMD, Backend, Wiring
 from bench.peers.client import GUEST_TSO4, HOST_TSO4, MRG_RXBUF, RING_PACKED, Client
+from bench.peers.neighbours import Beside, neighbour_table
+from bench.peers.notifications import COUNTERS, Counted, Writes, notification_table
 from bench.peers.plan import FULL, LARGE, QUICK
 from bench.peers.plot import numbers_of
 from bench.peers.subjects import ATTEMPTS, Sample, Subject
 from bench.peers.tables import (
     CROWD_FIGURES,
+    TAKEN,
     TRIP,
     Crowd,
     Flood,
@@ -40,6 +43,7 @@ from bench.peers.tables import (
     cpu_table,
     crowd_table,
     load_table,
+    marked,
     ping_table,
     rate_tables,
 )
@@ -248,8 +252,49 @@ def test_many_nics_are_compared_with_the_fewest() -> None:
     assert many["KiB a NIC"] == 32
     assert many["one pair ÷ fewest"] == pytest.approx(0.5)
     assert many["ping ÷ fewest"] == pytest.approx(1.2)
-    assert set(many) <= {*table.columns, "left out"}
+    assert set(many) <= set(table.columns)
     assert numbers_of(table) == [2, 34]
+
+
+def test_light_pair_is_told_of_beside_what_the_others_got_through() -> None:
+    alone = Beside(1e3, 0, rounds(ours=[sample(p50=20, p99=40)], ovs=[sample(p50=2, p99=4)]))
+    flooded = attrs.evolve(sample(p50=50, p99=190), loss=0, flooded=3e6)
+    beside = [Beside(1e3, count, rounds(ours=[flooded])) for count in (1, 3)]
+    table = neighbour_table([alone, *beside])
+    assert [row.name for row in table.rows] == [
+        *("1,000/s alone", "1,000/s beside 1 flood", "1,000/s beside 3 floods")
+    ]
+    first, second, _ = (row.cells for row in table.rows)
+    assert (first[f"{OURS} p50"], first[f"{OVS} p99"]) == (20, 4)
+    assert first[f"{OURS} lost %"] == pytest.approx(10)
+    assert first[f"{OURS} floods"] is None
+    assert first[f"{TESTPMD} p50"] is first[f"{TESTPMD} lost %"] is None
+    assert (second[f"{OURS} p99"], second[f"{OURS} floods"]) == (190, 3)
+    assert set(first) == set(table.columns)
+
+
+def test_eventfd_writes_are_those_of_the_median_round() -> None:
+    writes = [Writes(1000, 3), Writes(0, 1), Writes(5, 2)]
+    (row,) = notification_table({"flood": Rounds(FAST, {OURS: writes}, 0)}).rows
+    assert (row.name, row.cells["kicks"], row.cells["calls"]) == ("flood", 5, 2)
+    assert row.cells[TAKEN] == 3
+
+
+def test_row_says_how_many_rounds_of_one_state_it_is_made_of() -> None:
+    pings = Pings(rounds(ours=[sample()] * 7), rounds(ours=[sample()] * 5), {})
+    cells = ping_table(pings).rows[0].cells
+    assert (cells[TAKEN], cells["left out"]) == (5, 6)
+
+
+def test_row_of_too_few_rounds_is_marked() -> None:
+    few, enough = (
+        Flood(64, directions, Wiring(), rounds(ours=[sample()] * count))
+        for directions, count in ((1, ENOUGH - 1), (2, ENOUGH))
+    )
+    table = cpu_table([few, enough])
+    assert [row.name[-1] for row in marked(table).rows] == ["*", "G"]
+    assert marked(table).notes[-1] == "*: fewer than 5 rounds."
+    assert marked(cpu_table([enough])) == cpu_table([enough])
 
 
 @pytest.mark.parametrize(
@@ -289,7 +334,7 @@ class Scripted:
 
 def answer(received: int, **more: float) -> dict[str, float]:
     counts = {"sent": 200.0, "received": received, "arrived": received, "all_arrived": received}
-    return {"seconds": 0.5, **counts, **more}
+    return {"seconds": 0.5, "flooded": 0, **counts, **more}
 
 
 @attrs.define
@@ -319,6 +364,20 @@ def test_turn_that_brought_nothing_is_repeated_and_the_backend_runs_in_turns_onl
     measured = subject(backend, answer(0), answer(150, p50_us=7.0)).measure("flood")
     assert (measured.rate, measured.loss, measured.p50) == (300, 0.25, 7.0)
     assert backend.told == ["go on", "stop"] * 2
+
+
+def test_notifications_are_counted_while_the_daemon_runs_and_for_each_thousand_frames() -> None:
+    backend = Recorded()
+    counters = [((10, 1, 0), (0, 0, 4)), ((210, 3, 0), (0, 0, 9))]
+
+    def stats(_what: str) -> dict[str, Any]:
+        assert backend.told[-1] == "go on"
+        nics = zip("ab", counters.pop(0), strict=True)
+        return {"nics": {nic: dict(zip(COUNTERS, counts, strict=True)) for nic, counts in nics}}
+
+    control = cast("Any", SimpleNamespace(get=stats))
+    assert Counted(subject(backend, answer(200)), control).measure("flood") == Writes(10, 25)
+    assert backend.told[-1] == "stop"
 
 
 def test_backend_that_passes_nothing_on_ends_the_benchmark() -> None:
