@@ -18,6 +18,7 @@ _CHANNEL = "tests/unit/test_channel.py"
 _MEMORY = "tests/unit/test_ffi_memory.py::"
 _CORE = "tests/unit/test_ffi_rings.py::"
 _WATCHER = "tests/unit/test_ffi_watcher.py::"
+_POLLER = "tests/unit/test_ffi_poller.py::"
 _BACKEND = "tests/unit/test_backend.py"
 _NIC = "tests/unit/test_nic.py"
 _REFUSED = _M + "test_refused_with_an_answer"
@@ -84,6 +85,7 @@ _EXPRESS_C = _in("ffi/express.c")
 _PORT_C = _in("ffi/port.c")
 _CAPTURE_C = _in("ffi/capture.c")
 _WATCHER_C = _in("ffi/watcher.c")
+_POLLER_C = _in("ffi/poller.c")
 
 MUTANTS: tuple[Mutant, ...] = (
     # The conversation
@@ -894,6 +896,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "	take_from_list(watch);\n	watch->next_in_list = watcher->to_free;",
         "	watch->next_in_list = watcher->to_free;",
         (_WATCHER + "TestEnd::test_a_closed_ring_is_not_named",),
+    ),
+    # Kicks that nobody has to wait for
+    Mutant(
+        "r20",
+        _POLLER_C,
+        "		mv_patience_busy(&hot->patience, now);\n",
+        "",
+        (_POLLER + "TestGivingUp::test_not_while_frames_come",),
     ),
     # Packets
     Mutant(

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from enum import Enum
 from pathlib import Path
 
 import attrs
@@ -22,8 +23,17 @@ from .mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[1]
 TIME_LIMIT = 300
-"""Seconds for the tests of one mutant; one that hangs is one that was noticed."""
+"""Seconds for the tests of one mutant; one that hangs is one that was noticed, and is named so, for
+on a machine that is busy with other things it may be one that was only slow."""
 NEEDED = ("pyproject.toml", "setup.py", "README.md", "src", "tests", "bench", "docs")
+
+
+class Outcome(Enum):
+    """Of tests; the value is what that makes of the mutant that they ran on."""
+
+    PASSED = "SURVIVED"
+    FAILED = "killed"
+    HUNG = "hung"
 
 
 @attrs.define(eq=False)
@@ -63,8 +73,8 @@ class Copy:
         shutil.copy2(ROOT / mutant.file, self.root / mutant.file)
         self.built = self.built and not mutant.in_c
 
-    def tests_pass(self, tests: tuple[str, ...], *, limit: float | None = TIME_LIMIT) -> bool:
-        """Whether the tests succeed, and within `limit` seconds, on the tree as it is."""
+    def test(self, tests: tuple[str, ...], *, limit: float | None = TIME_LIMIT) -> Outcome:
+        """What becomes of the tests on the tree as it is, within `limit` seconds."""
         if not self.built:
             self.build()
             self.built = True
@@ -80,10 +90,10 @@ class Copy:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return False
+            return Outcome.HUNG
         if ended.returncode in (2, 3, 4, 5):
             raise RuntimeError(f"pytest did not run {tests}: {ended.stdout.decode()[-500:]}")
-        return ended.returncode == 0
+        return Outcome.FAILED if ended.returncode else Outcome.PASSED
 
 
 def chosen(words: list[str]) -> list[Mutant]:
@@ -97,10 +107,10 @@ def survivors(copy: Copy, mutants: list[Mutant]) -> int:
     survived = 0
     for mutant in mutants:
         copy.apply(mutant)
-        alive = copy.tests_pass(mutant.tests)
+        outcome = copy.test(mutant.tests)
         copy.restore(mutant)
-        survived += alive
-        print(f"{'SURVIVED' if alive else 'killed  '} {mutant}", flush=True)  # noqa: T201
+        survived += outcome is Outcome.PASSED
+        print(f"{outcome.value:8} {mutant}", flush=True)  # noqa: T201
     return survived
 
 
@@ -110,7 +120,7 @@ def main(words: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="mvirt-net-mutants-") as folder:
         copy = Copy.make(Path(folder))
         every_test = tuple(sorted({test for mutant in mutants for test in mutant.tests}))
-        if not copy.tests_pass(every_test, limit=None):
+        if copy.test(every_test, limit=None) is not Outcome.PASSED:
             print("the tests fail without any mutant")  # noqa: T201
             return 2
         survived = survivors(copy, mutants)

@@ -223,6 +223,21 @@ class TestGivingUp:
                     wait_taken(rig, count)
                 assert not ring.released
 
+    def test_not_while_frames_come(self) -> None:
+        """Each one renews the patience. That this thread was kept from sending for as long as that
+        shows on the poller's own clock: on a slow machine the test says less, but never fails."""
+        patience, fresh = 0.05, time.monotonic()
+        end = fresh + 3 * patience
+        with polled(patience) as (rig, ring):
+            address = rig.buffer(2048)
+            while (sent := time.monotonic()) < end:
+                rig.tx.add_tx_buffer(address, DROPPED)
+                while rig.tx.pop_used() is None:
+                    if ring.released:
+                        assert time.monotonic() - fresh >= patience
+                        return
+                fresh = sent
+
     def test_kicks_are_for_who_drains_next(self) -> None:
         with polled(0) as (rig, ring):
             wait_released(ring)
