@@ -20,11 +20,22 @@ import pytest
 
 from mvirt_net.ffi import HotRing, Network, NextStep, Poller, Port
 from mvirt_net.ffi._core import ffi, lib
-from mvirt_net.model import TX_QUEUE, MacAddress, PuntKind
+from mvirt_net.model import RX_QUEUE, TX_QUEUE, MacAddress, PuntKind
 from tests.harness.packets import GATEWAY_IP, GATEWAY_MAC, arp_request, ethernet_frame, udp_frame
+from tests.harness.virtio import QUEUE_SIZE, vring_need_event
 
-from .rig import EVENT_IDX, IPV4, MAC, VERSION_1, Rig, map_guest, open_rig
+from .rig import EVENT_IDX, IPV4, MAC, RING_PACKED, VERSION_1, Rig, map_guest, open_rig
 
+ALL_KINDS = pytest.mark.parametrize(
+    "features",
+    [
+        pytest.param(VERSION_1, id="split"),
+        pytest.param(VERSION_1 | EVENT_IDX, id="split-event-idx"),
+        pytest.param(VERSION_1 | RING_PACKED, id="packed"),
+        pytest.param(VERSION_1 | RING_PACKED | EVENT_IDX, id="packed-event-idx"),
+    ],
+)
+"""Each has a way of its own to ask for kicks."""
 FOR_EVER = 1e6
 PATIENCE = 30
 """Seconds after which what a test waits for does not come any more."""
@@ -129,7 +140,7 @@ def to_other(payload: bytes, src: str = IPV4, mac: MacAddress = MAC) -> bytes:
 
 
 class TestPolling:
-    @pytest.mark.parametrize("features", [VERSION_1, VERSION_1 | EVENT_IDX])
+    @ALL_KINDS
     def test_takes_frames_without_a_kick(self, features: int) -> None:
         with polled(FOR_EVER, features=features) as (rig, _):
             for count in range(1, 20):
@@ -201,6 +212,113 @@ def read_status(task: str) -> str:
         return file.read()
 
 
+def event_field(rig: Rig) -> tuple[int, int]:
+    """Where the device says of the TX ring which kicks it wants: address and length."""
+    used = rig.tx.used_ring
+    if rig.features & RING_PACKED:
+        return used, 4
+    return (used + 4 + 8 * rig.size, 2) if rig.features & EVENT_IDX else (used, 2)
+
+
+class TestKicks:
+    """None is asked for while a ring is hot, and that is said once."""
+
+    @ALL_KINDS
+    @pytest.mark.parametrize("batch", [2, 3, 4])
+    def test_none_for_a_batch_that_is_taken_as_it_comes(self, features: int, batch: int) -> None:
+        """As with Linux's xmit_more: each frame is there to be taken before the driver looks."""
+        with polled(FOR_EVER, features=features) as (rig, _):
+            count = 0
+            for _ in range(20):
+                for _ in range(batch):
+                    rig.send(DROPPED)
+                    count += 1
+                    wait_taken(rig, count)
+                assert not rig.tx.kick_needed()
+
+    @pytest.mark.parametrize(
+        ("size", "behind", "step"),
+        [
+            pytest.param(QUEUE_SIZE, QUEUE_SIZE, 200, id="small"),
+            pytest.param(8192, 8192, 4096, id="large"),
+            pytest.param(32768, 16383, 4096, id="largest"),
+        ],
+    )
+    @pytest.mark.parametrize("base", [0, 0x7FF0, 0xFFF0])
+    def test_none_all_round_the_counter(self, base: int, size: int, behind: int, step: int) -> None:
+        """Of a driver that is as far ahead as its ring lets it be, and looks that late."""
+        with (
+            open_rig(features=VERSION_1 | EVENT_IDX, size=size) as rig,
+            running(Poller(FOR_EVER)) as poller,
+        ):
+            rig.start(base)
+            # All entries of the ring name head 0, so a store of the index sends as many frames.
+            rig.send(DROPPED, publish=False)
+            with hot(poller, rig):
+                for taken in range(base + step, base + 0x14000, step):
+                    rig.tx.last_used = (taken - step) & 0xFFFF
+                    rig.tx.write_avail_idx(taken)
+                    wait_taken(rig, step)
+                    event = rig.tx.get_avail_event()
+                    old, new = (taken - behind) & 0xFFFF, (taken + size) & 0xFFFF
+                    assert not vring_need_event(event, new, old)
+
+    @ALL_KINDS
+    def test_refused_once(self, features: int) -> None:
+        """What the driver itself writes there stays, for it is the driver that it harms."""
+        with polled(FOR_EVER, features=features) as (rig, ring):
+            rig.send(DROPPED)
+            wait_taken(rig, 1)
+            addr, length = event_field(rig)
+            rig.guest.write(addr, b"\x5a" * length)
+            for count in range(2, 50):
+                rig.send(DROPPED)
+                wait_taken(rig, count)
+            ring.close()
+            assert rig.guest.read(addr, length) == b"\x5a" * length
+            rig.drain()
+            rig.tx.kick_needed()
+            rig.send(DROPPED)
+            assert rig.tx.kick_needed()
+
+    @ALL_KINDS
+    def test_refused_where_a_ring_has_moved_to(self, features: int) -> None:
+        with polled(FOR_EVER, features=features) as (rig, _):
+            rig.send(DROPPED)
+            wait_taken(rig, 1)
+            rig.port.move_ring(TX_QUEUE, rig.lay_out(TX_QUEUE, base=1))
+            rig.send(DROPPED)
+            wait_taken(rig, 1)
+            assert not rig.tx.kick_needed()
+
+    @ALL_KINDS
+    def test_refused_in_other_memory(self, features: int) -> None:
+        """The frontend says of the same addresses that they are elsewhere."""
+        with polled(FOR_EVER, features=features) as (rig, _):
+            rig.send(DROPPED)
+            wait_taken(rig, 1)
+            addr, length = event_field(rig)
+            rig.guest.write(addr, b"\0" * length)
+            with contextlib.closing(map_guest(rig.guest, rig.fault_fd)) as table:
+                rig.port.set_memory(table)
+                rig.send(DROPPED)
+                wait_taken(rig, 2)
+                rig.port.set_memory(rig.table)
+            assert rig.guest.read(addr, length) != b"\0" * length
+
+    @ALL_KINDS
+    def test_refused_by_a_ring_that_has_started_again(self, features: int) -> None:
+        with open_rig(features=features) as rig, running(Poller(FOR_EVER)) as poller:
+            for _ in range(2):
+                rig.start()
+                with hot(poller, rig):
+                    rig.send(DROPPED)
+                    wait_taken(rig, 1)
+                    assert not rig.tx.kick_needed()
+                for queue in (RX_QUEUE, TX_QUEUE):
+                    rig.port.stop_ring(queue)
+
+
 class TestGivingUp:
     def test_at_once_without_patience(self) -> None:
         with polled(0) as (rig, ring):
@@ -245,20 +363,25 @@ class TestGivingUp:
             rig.drain()
             assert rig.tx.kick_needed()
 
+    @ALL_KINDS
     @pytest.mark.parametrize("patience", [0.0, 1e-6, 20e-6])
-    def test_no_frame_is_forgotten(self, patience: float) -> None:
+    def test_no_frame_is_forgotten(self, patience: float, features: int) -> None:
         """Sent at any moment of a release, it is taken by the poller or by the drain after."""
-        with open_rig() as rig, running(Poller(patience)) as poller:
+        with open_rig(features=features) as rig, running(Poller(patience)) as poller:
             rig.start()
             address = rig.buffer(2048)
-            for count in range(1, 1001):
+            for count in range(1, 501):
                 with hot(poller, rig) as ring:
                     rig.tx.add_tx_buffer(address, DROPPED)
                     wait_released(ring)
                 rig.drain()
                 assert rig.tx.pop_used() is not None
-                assert rig.port.stats().tx_frames == count
+                assert rig.port.stats().tx_frames == 2 * count - 1
+                rig.tx.kick_needed()
+                rig.tx.add_tx_buffer(address, DROPPED)
                 assert rig.tx.kick_needed()
+                rig.drain()
+                assert rig.tx.pop_used() is not None
 
     def test_a_ring_that_is_stopped(self) -> None:
         with polled(FOR_EVER) as (rig, ring):

@@ -195,6 +195,22 @@ def test_rx_ring_needs_no_kicks_until_a_frame_waits(features: int) -> None:
 
 
 @pytest.mark.parametrize("features", [VERSION_1, VERSION_1 | EVENT_IDX])
+def test_rx_buffers_that_are_used_as_they_come_need_no_kick(features: int) -> None:
+    """A driver that gives several and then looks: all that waited for them is there already."""
+    with open_rig(features=features) as rig:
+        rig.start()
+        for _ in range(2):
+            rig.port.enqueue(ARP)
+        assert rig.flush() is NextStep.KICK
+        rig.rx.kick_needed()
+        rig.offer(2048)
+        assert rig.flush() is NextStep.KICK
+        rig.offer(2048)
+        assert rig.flush() is NextStep.NOTHING
+        assert not rig.rx.kick_needed()
+
+
+@pytest.mark.parametrize("features", [VERSION_1, VERSION_1 | EVENT_IDX])
 def test_driver_is_called_once_a_batch_and_only_if_it_wants(features: int) -> None:
     with open_rig(features=features) as rig:
         rig.start()

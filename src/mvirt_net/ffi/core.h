@@ -181,6 +181,8 @@ struct mv_ring {
 	bool enabled;
 	bool broken;
 	bool armed;			/* a kick was asked for */
+	bool refused;			/* the driver was told that none is needed ... */
+	uint16_t refused_at;		/* ... when last_avail was this */
 	unsigned int most;		/* entries that the driver has had available at once */
 	bool starved;			/* RX: a frame needs more than what was available ... */
 	uint16_t starved_at;		/* ... up to here */
@@ -318,7 +320,11 @@ bool mv_ring_owes_call(const struct mv_ring *ring, struct mv_ring_features featu
 /* Interrupt the driver: whether it was. Breaks the ring if that takes too long too often. */
 bool mv_ring_call(struct mv_ring *ring);
 
-/* Tell the driver that no kick is needed until mv_ring_ask_for_kick(). */
+/*
+ * Tell the driver that no kick is needed until mv_ring_ask_for_kick(). May be called again and again:
+ * guest memory is written to only if the driver has not been told yet, for it reads that line each
+ * time that it has published.
+ */
 void mv_ring_refuse_kicks(struct mv_ring *ring, struct mv_ring_features features);
 
 /* Whether there are entries beyond `seen`, a value that last_avail had. */

@@ -481,7 +481,6 @@ static bool find_first_buffers(struct mv_pair *pair)
 static int flush(struct mv_pair *pair)
 {
 	struct mv_ring *ring = &pair->rings[MV_RX];
-	struct mv_ring_features features = mv_port_ring_features(pair->port);
 	struct mv_turn turn = mv_turn_begin();
 	struct mv_rx rx;
 	enum delivery last;
@@ -491,8 +490,7 @@ static int flush(struct mv_pair *pair)
 	if (!pair->fed && !find_first_buffers(pair))
 		return ring->broken ? MV_NEXT_NOTHING : ask_for_buffers(pair, NO_BUFFERS);
 	/* Also with nothing left to move: who sends the next frame has to see that nobody waits. */
-	if (ring->armed)
-		mv_ring_refuse_kicks(ring, features);
+	mv_ring_refuse_kicks(ring, mv_port_ring_features(pair->port));
 	if (pair->backlog_length == 0)
 		return MV_NEXT_NOTHING;
 	mv_rx_open(&rx, pair, &turn);

@@ -431,9 +431,7 @@ static enum mv_poll poll_port(struct mv_drain *drain)
 	if (!ring->running || ring->broken)
 		return MV_POLL_DOWN;
 	if (mv_ring_available(ring) == 0 && !ring->broken) {
-		/* Once is enough: what is nearly always empty is not to be written to each time. */
-		if (ring->armed)
-			mv_ring_refuse_kicks(ring, mv_port_ring_features(drain->port));
+		mv_ring_refuse_kicks(ring, mv_port_ring_features(drain->port));
 		return MV_POLL_IDLE;
 	}
 	if (!has_room(drain))

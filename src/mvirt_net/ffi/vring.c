@@ -132,6 +132,8 @@ int mv_ring_translate(struct mv_ring *ring, const mv_memory *memory, bool packed
 		ring->packed = packed;
 		ring->size = size;
 		ring->addr = *addr;
+		/* Nobody knows what the driver was told there. */
+		ring->refused = false;
 	}
 	return r;
 }
@@ -408,20 +410,56 @@ bool mv_ring_owes_call(const struct mv_ring *ring, struct mv_ring_features featu
 			    (uint16_t)(ring->published - ring->size));
 }
 
+/*
+ * With EVENT_IDX a split ring has no way to refuse kicks, but avail_event can name an index that the
+ * driver does not come across. Of what it has published since it looked last, `old` to `new` - 1, it
+ * kicks if avail_event is in it (virtio 1.2, 2.7.10). It may look late: it publishes a batch one by one
+ * and then looks once (xmit_more of Linux), and the device takes from the batch meanwhile. So an index
+ * just passed is not good enough: it would be one of those that are looked at.
+ *
+ * Be r refused_at, and L last_avail when the driver looks. Then avail_event is r - BEHIND, and
+ * r <= L <= r + KEPT_FOR + t, where t is what one turn takes in its 50 us: less than 0x2000.
+ * - Ahead: the driver has no more buffers out than the largest ring, so new - 1 < L + 0x8000, which is
+ *   less than r + 0xc000. That is r - BEHIND, once round.
+ * - Behind: old >= L - n >= r - n, where n are those that were taken before it looked: more than
+ *   r - BEHIND, as long as n < BEHIND.
+ * And whatever a driver does, it comes across an index once in 65,536, so it kicks for nothing at most
+ * once for each time that avail_event is written: once in KEPT_FOR buffers.
+ *
+ * An RX ring is told when it starts, and again after it had to ask for buffers, but not by the frames
+ * that go straight to it. So its driver kicks for nothing once in 65,536 buffers at most.
+ */
+enum {
+	BEHIND = 0x4000,
+	KEPT_FOR = 0x2000,
+};
+
+/* Whether the driver was told that no kick is needed, in a way that still holds. */
+static bool knows_of_refusal(const struct mv_ring *ring, struct mv_ring_features features)
+{
+	if (ring->packed || !features.event_idx)
+		return ring->refused;
+	return ring->refused && (uint16_t)(ring->last_avail - ring->refused_at) <= KEPT_FOR;
+}
+
 void mv_ring_refuse_kicks(struct mv_ring *ring, struct mv_ring_features features)
 {
 	ring->armed = false;
+	if (knows_of_refusal(ring, features))
+		return;
+	ring->refused = true;
+	ring->refused_at = ring->last_avail;
 	if (ring->packed)
 		mv_packed_refuse_kicks(ring);
 	else if (features.event_idx)
-		/* Just passed, so not passed again before 65,535 more entries. */
-		store16(avail_event(ring), (uint16_t)(ring->last_avail - 1));
+		store16(avail_event(ring), (uint16_t)(ring->last_avail - BEHIND));
 	else
 		store16(ring->used + RING_FLAGS, USED_F_NO_NOTIFY);
 }
 
 static void want_kick(struct mv_ring *ring, struct mv_ring_features features, uint16_t seen)
 {
+	ring->refused = false;
 	if (ring->packed)
 		mv_packed_want_kick(ring, features, seen);
 	else if (features.event_idx)
