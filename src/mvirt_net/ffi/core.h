@@ -904,13 +904,21 @@ struct mv_pair *mv_port_choose(mv_port *port, uint32_t hash);
 
 void mv_lock_in_turn(struct mv_lock *lock);
 
-static inline void mv_lock(struct mv_pair *pair, unsigned int queue)
+/* Whether somebody waits for it. */
+static inline bool mv_lock_is_wanted(const struct mv_pair *pair, unsigned int queue)
+{
+	return __atomic_load_n(&pair->locks[queue].wanted, __ATOMIC_RELAXED);
+}
+
+/* Returns whether it was there at once. */
+static inline bool mv_lock(struct mv_pair *pair, unsigned int queue)
 {
 	struct mv_lock *lock = &pair->locks[queue];
 
-	if (__atomic_load_n(&lock->wanted, __ATOMIC_RELAXED) ||
-	    pthread_mutex_trylock(&lock->mutex) != 0)
-		mv_lock_in_turn(lock);
+	if (!mv_lock_is_wanted(pair, queue) && pthread_mutex_trylock(&lock->mutex) == 0)
+		return true;
+	mv_lock_in_turn(lock);
+	return false;
 }
 
 static inline void mv_unlock(struct mv_pair *pair, unsigned int queue)
@@ -970,6 +978,12 @@ enum {
 };
 
 void mv_turn_look_at_clock(struct mv_turn *turn);
+
+/* Who has waited for another thread has used up time without any work: look at the clock next. */
+static inline void mv_turn_has_waited(struct mv_turn *turn)
+{
+	turn->work = MV_CLOCK_EVERY;
+}
 
 /* Count one more frame of so many bytes. */
 static inline bool mv_turn_is_over(struct mv_turn *turn, uint64_t bytes)

@@ -127,7 +127,8 @@ void mv_turn_to_receiver(struct mv_drain *drain, struct mv_pair *to)
 		return;
 	let_receiver_go(drain);
 	touch(drain, to);
-	mv_lock(to, MV_RX);
+	if (!mv_lock(to, MV_RX))
+		mv_turn_has_waited(&drain->turn);
 	mv_rx_open(&drain->rx, to, &drain->turn);
 }
 
@@ -163,19 +164,32 @@ static void wake(struct mv_drained *result, uint32_t tag)
 	result->woken[result->n_woken++] = tag;
 }
 
-/* Publish once for each receiver, and note those whose task has something to do. */
+/* Publish what a receiver, which is locked, has got, and note it if its task has something to do. */
+static void settle(struct mv_drained *result, struct mv_pair *to)
+{
+	const struct mv_ring *ring = &to->rings[MV_RX];
+
+	if (ring->running)
+		mv_pair_publish(to, MV_RX);
+	if (ring->broken || (to->backlog_length > 0 && !ring->armed))
+		wake(result, to->port->tag);
+}
+
+/* Once for each receiver. To lock the last one again could take somebody else's turn. */
 static void settle_receivers(struct mv_drain *drain)
 {
+	struct mv_pair *last = drain->rx.pair;
+
+	if (last)
+		settle(drain->result, last);
 	let_receiver_go(drain);
 	for (unsigned int i = 0; i < drain->n_touched; i++) {
 		struct mv_pair *to = drain->touched[i];
-		const struct mv_ring *ring = &to->rings[MV_RX];
 
+		if (to == last)
+			continue;
 		mv_lock(to, MV_RX);
-		if (ring->running)
-			mv_pair_publish(to, MV_RX);
-		if (ring->broken || (to->backlog_length > 0 && !ring->armed))
-			wake(drain->result, to->port->tag);
+		settle(drain->result, to);
 		mv_unlock(to, MV_RX);
 	}
 }
@@ -305,12 +319,18 @@ static bool receive_express(struct mv_drain *drain, const struct mv_slot *slot)
 	return true;
 }
 
-/* Let both drivers go on with what has been done so far, and count it. */
+/*
+ * Let both drivers go on with what has been done so far, and count it. Who waits for the receiver has it
+ * next: the drain of another ring that sends to several waits at each turn to this one, and so do all rings
+ * of its thread.
+ */
 static void show_progress(struct mv_drain *drain)
 {
 	struct mv_stats *stats = &drain->pair->stats;
 
-	if (drain->rx.pair)
+	if (drain->rx.pair && mv_lock_is_wanted(drain->rx.pair, MV_RX))
+		let_receiver_go(drain);
+	else if (drain->rx.pair)
 		mv_rx_show(&drain->rx);
 	mv_ring_show(&drain->pair->rings[MV_TX]);
 	mv_count(&stats->tx_frames, drain->frames);
