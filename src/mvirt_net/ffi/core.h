@@ -773,13 +773,13 @@ struct mv_flow_key mv_flow_of(const struct mv_packet *packet);
 enum { MV_FLOW_BITS = 4, MV_FLOWS = 1 << MV_FLOW_BITS };
 
 /*
- * A lock that is held for a turn, again and again, by threads that do nothing else: see port.c for
- * how everybody else gets it, too.
+ * A lock that is held for a turn, again and again, by threads that do nothing else. All get it in the
+ * order in which they come: see port.c. All of it is atomic.
  */
 struct mv_lock {
-	_Alignas(MV_CACHE_LINE) pthread_mutex_t mutex;
-	bool wanted;			/* somebody has the gate, and waits for the mutex; atomic */
-	pthread_mutex_t gate;
+	_Alignas(MV_CACHE_LINE) uint32_t next;	/* the ticket of who comes next */
+	uint32_t serving;	/* the ticket of who has the lock, or of who gets it first */
+	uint32_t sleepers;	/* who wait in the kernel */
 };
 
 /*
@@ -912,20 +912,38 @@ static inline uint32_t mv_flow_hash(const struct mv_flow_key *key, unsigned int 
  */
 struct mv_pair *mv_port_choose(mv_port *port, uint32_t hash);
 
-void mv_lock_in_turn(struct mv_lock *lock);
+void mv_lock_wait(struct mv_lock *lock, uint32_t ticket);
+void mv_lock_wake(struct mv_lock *lock, uint32_t ticket);
 
-static inline void mv_lock(struct mv_pair *pair, unsigned int queue)
+/* For who has it: whether somebody waits for it. */
+static inline bool mv_lock_is_wanted(const struct mv_pair *pair, unsigned int queue)
+{
+	const struct mv_lock *lock = &pair->locks[queue];
+
+	return __atomic_load_n(&lock->next, __ATOMIC_RELAXED) -
+	       __atomic_load_n(&lock->serving, __ATOMIC_RELAXED) > 1;
+}
+
+/* Returns whether it was there at once. */
+static inline bool mv_lock(struct mv_pair *pair, unsigned int queue)
 {
 	struct mv_lock *lock = &pair->locks[queue];
+	uint32_t ticket = __atomic_fetch_add(&lock->next, 1, __ATOMIC_RELAXED);
 
-	if (__atomic_load_n(&lock->wanted, __ATOMIC_RELAXED) ||
-	    pthread_mutex_trylock(&lock->mutex) != 0)
-		mv_lock_in_turn(lock);
+	if (__atomic_load_n(&lock->serving, __ATOMIC_ACQUIRE) == ticket) /* U */
+		return true;
+	mv_lock_wait(lock, ticket);
+	return false;
 }
 
 static inline void mv_unlock(struct mv_pair *pair, unsigned int queue)
 {
-	pthread_mutex_unlock(&pair->locks[queue].mutex);
+	struct mv_lock *lock = &pair->locks[queue];
+	uint32_t ticket = __atomic_load_n(&lock->serving, __ATOMIC_RELAXED) + 1;
+
+	__atomic_store_n(&lock->serving, ticket, __ATOMIC_SEQ_CST); /* U, V */
+	if (__atomic_load_n(&lock->sleepers, __ATOMIC_SEQ_CST) > 0) /* V */
+		mv_lock_wake(lock, ticket);
 }
 
 /* For loops that wait for another processor. */
@@ -966,7 +984,7 @@ void mv_backlog_drop(struct mv_pair *pair, enum mv_drop reason);
 struct mv_turn {
 	uint64_t deadline;	/* ns of CLOCK_MONOTONIC */
 	uint64_t bytes;
-	unsigned int work;	/* since the last look at the clock; descriptors are added by hand */
+	unsigned int work;	/* since the last look at the clock */
 	bool over;		/* its time, that is */
 	bool overdue;		/* no more pieces of the packet that is at work, either */
 };
@@ -976,16 +994,32 @@ struct mv_turn mv_turn_begin(void);
 /* So that a guest without end does not hold up the others. */
 enum {
 	MV_TURN_BYTES = 1 << 20,
-	MV_CLOCK_EVERY = 32,	/* descriptors and frames between looks at the clock: 25 ns each */
+	/* Between looks at the clock, of 25 ns each: descriptors, frames, ... */
+	MV_CLOCK_EVERY = 32,
+	/* ... and as many bytes, which take as long to be copied as another frame takes. */
+	MV_BYTES_OF_WORK = 2048,
 };
 
 void mv_turn_look_at_clock(struct mv_turn *turn);
 
+/* Who has waited for another thread has used up time without any work: look at the clock next. */
+static inline void mv_turn_has_waited(struct mv_turn *turn)
+{
+	turn->work = MV_CLOCK_EVERY;
+}
+
+/* Count descriptors or frames, and bytes. */
+static inline void mv_turn_count(struct mv_turn *turn, unsigned int n, uint64_t bytes)
+{
+	turn->work += n + (unsigned int)(bytes / MV_BYTES_OF_WORK);
+	turn->bytes += bytes;
+}
+
 /* Count one more frame of so many bytes. */
 static inline bool mv_turn_is_over(struct mv_turn *turn, uint64_t bytes)
 {
-	turn->bytes += bytes;
-	if (++turn->work >= MV_CLOCK_EVERY)
+	mv_turn_count(turn, 1, bytes);
+	if (turn->work >= MV_CLOCK_EVERY)
 		mv_turn_look_at_clock(turn);
 	return turn->over || turn->bytes >= MV_TURN_BYTES;
 }
@@ -1041,6 +1075,7 @@ struct mv_drain {
 	struct mv_pair *touched[MV_MAX_WOKEN];	/* receivers */
 	unsigned int n_touched;
 	bool express;		/* the ring is enabled, and has headers of full size */
+	uint64_t shown;		/* of the turn's bytes: both drivers can see what became of them */
 	/* Not yet counted at the pair. */
 	uint64_t frames;
 	uint64_t bytes;

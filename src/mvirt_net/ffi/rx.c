@@ -200,7 +200,7 @@ static bool rx_peek(struct mv_rx *rx, struct mv_chain *chain)
 	bool ok = mv_ring_peek(ring_of(rx), mv_port_ring_features(rx->port), rx->port->memory,
 			       MV_TO_DRIVER, chain);
 
-	rx->turn->work += chain->n_descs;
+	mv_turn_count(rx->turn, chain->n_descs, 0);
 	return ok;
 }
 
@@ -224,8 +224,11 @@ static void rx_untake(struct mv_rx *rx, unsigned int n)
  */
 static enum delivery first_chain(struct mv_rx *rx, struct mv_chain *chain)
 {
-	if (rx->available == 0)
+	if (rx->available == 0) {
+		/* No frame is half in the ring here, and a driver that sees what it got gives more buffers. */
+		mv_ring_show(ring_of(rx));
 		rx->available = mv_ring_available(ring_of(rx));
+	}
 	while (rx->available > 0) {
 		if (!rx_peek(rx, chain))
 			return RING_BROKEN;

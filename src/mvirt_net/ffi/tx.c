@@ -11,6 +11,8 @@ enum {
 	QUOTED = MV_ETH_SIZE + 1280 - MV_IPV6_SIZE - 8,
 	/* Receivers: a guest may rewrite a frame that mv_express() left to the general way. */
 	TOUCHED_BY_ONE = 2,
+	/* Done before both drivers see it; frames of Ethernet's usual size are seen MV_AHEAD at a time. */
+	SHOW_BYTES = MV_AHEAD * 1536,
 };
 
 /* ---- the slow path ---- */
@@ -127,7 +129,8 @@ void mv_turn_to_receiver(struct mv_drain *drain, struct mv_pair *to)
 		return;
 	let_receiver_go(drain);
 	touch(drain, to);
-	mv_lock(to, MV_RX);
+	if (!mv_lock(to, MV_RX))
+		mv_turn_has_waited(&drain->turn);
 	mv_rx_open(&drain->rx, to, &drain->turn);
 }
 
@@ -163,19 +166,32 @@ static void wake(struct mv_drained *result, uint32_t tag)
 	result->woken[result->n_woken++] = tag;
 }
 
-/* Publish once for each receiver, and note those whose task has something to do. */
+/* Publish what a receiver, which is locked, has got, and note it if its task has something to do. */
+static void settle(struct mv_drained *result, struct mv_pair *to)
+{
+	const struct mv_ring *ring = &to->rings[MV_RX];
+
+	if (ring->running)
+		mv_pair_publish(to, MV_RX);
+	if (ring->broken || (to->backlog_length > 0 && !ring->armed))
+		wake(result, to->port->tag);
+}
+
+/* Once for each receiver. To lock the last one again could take somebody else's turn. */
 static void settle_receivers(struct mv_drain *drain)
 {
+	struct mv_pair *last = drain->rx.pair;
+
+	if (last)
+		settle(drain->result, last);
 	let_receiver_go(drain);
 	for (unsigned int i = 0; i < drain->n_touched; i++) {
 		struct mv_pair *to = drain->touched[i];
-		const struct mv_ring *ring = &to->rings[MV_RX];
 
+		if (to == last)
+			continue;
 		mv_lock(to, MV_RX);
-		if (ring->running)
-			mv_pair_publish(to, MV_RX);
-		if (ring->broken || (to->backlog_length > 0 && !ring->armed))
-			wake(drain->result, to->port->tag);
+		settle(drain->result, to);
 		mv_unlock(to, MV_RX);
 	}
 }
@@ -288,8 +304,7 @@ static uint16_t receive_chain(struct mv_drain *drain, const struct mv_slot *slot
 		receive_frame(drain, &chain);
 	else
 		drop_chain(port, &chain, MV_DROP_RING_DISABLED);
-	drain->turn.work += chain.n_descs;
-	drain->turn.bytes += chain.length;
+	mv_turn_count(&drain->turn, chain.n_descs, chain.length);
 	/* The device writes nothing into a transmitted buffer (virtio 1.2, 2.7.8.2). */
 	mv_ring_take(ring, chain.head, chain.slots, 0);
 	return chain.slots;
@@ -300,17 +315,23 @@ static bool receive_express(struct mv_drain *drain, const struct mv_slot *slot)
 {
 	if (!slot || !mv_express(drain, slot))
 		return false;
-	drain->turn.bytes += slot->length;
+	mv_turn_count(&drain->turn, 0, slot->length);
 	mv_ring_take(&drain->pair->rings[MV_TX], slot->head, 1, 0);
 	return true;
 }
 
-/* Let both drivers go on with what has been done so far, and count it. */
+/*
+ * Let both drivers go on with what has been done so far, and count it. Who waits for the receiver has it
+ * next: the drain of another ring that sends to several waits at each turn to this one, and so do all rings
+ * of its thread.
+ */
 static void show_progress(struct mv_drain *drain)
 {
 	struct mv_stats *stats = &drain->pair->stats;
 
-	if (drain->rx.pair)
+	if (drain->rx.pair && mv_lock_is_wanted(drain->rx.pair, MV_RX))
+		let_receiver_go(drain);
+	else if (drain->rx.pair)
 		mv_rx_show(&drain->rx);
 	mv_ring_show(&drain->pair->rings[MV_TX]);
 	mv_count(&stats->tx_frames, drain->frames);
@@ -319,6 +340,7 @@ static void show_progress(struct mv_drain *drain)
 	drain->frames = 0;
 	drain->bytes = 0;
 	drain->routed = 0;
+	drain->shown = drain->turn.bytes;
 }
 
 /* Take the next n chains as far as the bounds allow: true if all were taken, or the ring is broken. */
@@ -343,6 +365,8 @@ static bool drain_batch(struct mv_drain *drain, unsigned int n)
 		drain->frames++;
 		if (mv_turn_is_over(&drain->turn, 0))
 			return n == 1 && mv_ring_available(ring) == 0;
+		if (drain->turn.bytes - drain->shown >= SHOW_BYTES)
+			show_progress(drain);
 	}
 	return true;
 }
@@ -399,6 +423,7 @@ static void begin_drain(struct mv_drain *drain, struct mv_pair *pair, bool polle
 	drain->result = drained;
 	drain->rx.pair = NULL;
 	drain->n_touched = 0;
+	drain->shown = 0;
 	drain->frames = 0;
 	drain->bytes = 0;
 	drain->routed = 0;

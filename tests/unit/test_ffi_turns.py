@@ -1,0 +1,181 @@
+"""How long one drain may take, by a clock that says what a test wants.
+
+A turn is over by the clock, so who wants to see when a drain looks at it, and what the drivers and
+other threads can see by then, has to be asked for the time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .test_ffi_event import run
+
+ASKS_FOR_THE_TIME = """
+#define _GNU_SOURCE
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static __thread int64_t (*clock_of_thread)(void);
+
+/* From now on this thread's clock is what `clock` returns, in ns. */
+void go_by(int64_t (*clock)(void))
+{
+    clock_of_thread = clock;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    int64_t (*ask)(void) = clock_of_thread, ns;
+
+    if (clock != CLOCK_MONOTONIC || !ask)
+        return (int)syscall(SYS_clock_gettime, clock, now);
+    clock_of_thread = NULL;
+    ns = ask();
+    clock_of_thread = ask;
+    *now = (struct timespec){ ns / 1000000000, ns % 1000000000 };
+    return 0;
+}
+
+/* Until another thread sleeps, or is gone. */
+void wait_asleep(int thread)
+{
+    char path[64], state = 'R';
+
+    snprintf(path, sizeof(path), "/proc/self/task/%d/stat", thread);
+    while (state == 'R') {
+        FILE *stat = fopen(path, "r");
+
+        if (!stat)
+            return;
+        if (fscanf(stat, "%*d (%*[^)]) %c", &state) != 1)
+            state = 'X';
+        fclose(stat);
+    }
+}
+"""
+
+TWO_GUESTS = """
+import contextlib, ctypes, itertools, threading
+from mvirt_net.ffi import Network
+from mvirt_net.model import MacAddress
+from tests.harness.memory import Region
+from tests.harness.packets import GATEWAY_MAC, udp_frame
+from tests.unit.rig import IPV4, MAC, MRG_RXBUF, VERSION_1, open_rig
+
+SHIM = ctypes.CDLL(None)
+CLOCK = ctypes.CFUNCTYPE(ctypes.c_int64)
+OTHER_MAC, OTHER = MacAddress.parse("52:54:00:00:00:02"), "10.0.0.6"
+
+@contextlib.contextmanager
+def two_guests(features=VERSION_1):
+    with contextlib.ExitStack() as stack:
+        network = Network(mtu=65535)
+        stack.callback(network.close)
+        regions = [Region(0, 8 << 20)]
+        a = stack.enter_context(open_rig(network=network, regions=regions))
+        b = stack.enter_context(open_rig(
+            network=network, regions=regions, features=features, mac=OTHER_MAC, routes=[OTHER]
+        ))
+        a.start()
+        b.start()
+        yield a, b
+
+def send(a, size, count):
+    frame = udp_frame(MAC.packed, GATEWAY_MAC, IPV4, OTHER, 1, 2, bytes(size))
+    for _ in range(count):
+        a.send(frame)
+
+def drain(rig, clock):
+    '''Drain once, by a clock.'''
+    clock = CLOCK(clock)
+    SHIM.go_by(clock)
+    try:
+        return rig.port.drain()
+    finally:
+        SHIM.go_by(None)
+"""
+
+
+def answers(folder: Path, program: str) -> str:
+    """What a program prints that has two guests and such a clock."""
+    ended = run(folder, ASKS_FOR_THE_TIME, TWO_GUESTS + program)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_who_waits_for_the_receiver_has_it_in_between(tmp_path: Path) -> None:
+    """Not at the end of the turn, which does not end here: the clock stands still."""
+    program = """
+with two_guests() as (a, b):
+    b.offer(2048, 256)
+    send(a, 0, 256)
+    waiter = threading.Thread(target=b.port.flush)
+    before = []
+
+    def clock():
+        sent = a.port.stats().tx_frames
+        if sent >= 32 and waiter.ident is None:
+            waiter.start()
+        if waiter.ident is not None:
+            SHIM.wait_asleep(waiter.native_id)
+            if not waiter.is_alive():
+                before.append(sent)
+        return 0
+
+    drain(a, clock)
+    waiter.join()
+    print(a.port.stats().tx_frames, any(sent < 256 for sent in before))
+"""
+    assert answers(tmp_path, program) == "256 True\n"
+
+
+def test_bytes_take_time(tmp_path: Path) -> None:
+    """With 30 us between two looks at the clock a turn has two of them, one for each large frame."""
+    program = """
+with two_guests() as (a, b):
+    b.offer(66000, 16)
+    send(a, 65000, 16)
+    looks = itertools.count(0, 30_000)
+    drain(a, lambda: next(looks))
+    print(a.port.stats().tx_frames)
+"""
+    assert answers(tmp_path, program) == "2\n"
+
+
+def test_large_frames_are_seen_one_by_one(tmp_path: Path) -> None:
+    """By both drivers, at the next look at the clock, of which there is one for each."""
+    program = """
+with two_guests() as (a, b):
+    b.offer(66000, 16)
+    send(a, 65000, 16)
+    seen = []
+
+    def clock():
+        seen.append((a.tx.used_count(), b.rx.used_count()))
+        return 0
+
+    drain(a, clock)
+    print(seen[1:17] == [(n, n) for n in range(16)])
+"""
+    assert answers(tmp_path, program) == "True\n"
+
+
+def test_full_ring_is_seen_before_frames_have_to_wait(tmp_path: Path) -> None:
+    """The driver can take sixteen frames out of its buffers, and may give more of them."""
+    program = """
+with two_guests() as (a, b):
+    b.offer(2048, 16)
+    send(a, 100, 128)
+    seen = []
+
+    def clock():
+        seen.append(b.rx.used_count())
+        return 0
+
+    drain(a, clock)
+    print(seen[1])
+"""
+    assert answers(tmp_path, program) == "16\n"
