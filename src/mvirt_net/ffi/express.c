@@ -145,7 +145,7 @@ static const struct mv_net_hdr done_hdr = { .num_buffers = 1 };
 	.num_buffers = 1, \
 }
 
-/* ... and for one that has a checksum to complete, which can be in four places only. */
+/* ... and for one with a checksum to complete: in one of four places, so no header is made for that. */
 static const struct mv_net_hdr tcp_hdr[MV_FAMILIES] = {
 	[MV_IPV4] = PARTIAL_HDR(MV_IPV4_SIZE, MV_TCP_CHECKSUM),
 	[MV_IPV6] = PARTIAL_HDR(MV_IPV6_SIZE, MV_TCP_CHECKSUM),
