@@ -34,30 +34,6 @@ static inline void mv_count_shared(uint64_t *counter, uint64_t n)
 	__atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
 }
 
-/*
- * memcpy() for what is nearly always less than 128 bytes, without a call: a block from each end, which
- * overlap. What is read twice so is used once, as it was read last.
- */
-static inline void mv_copy_short(uint8_t *to, const uint8_t *from, size_t n)
-{
-	if (n > 128) {
-		memcpy(to, from, n);
-	} else if (n >= 64) {
-		memcpy(to, from, 64);
-		memcpy(to + n - 64, from + n - 64, 64);
-	} else if (n >= 32) {
-		memcpy(to, from, 32);
-		memcpy(to + n - 32, from + n - 32, 32);
-	} else if (n >= 8) {
-		for (; n > 16; n -= 8, to += 8, from += 8)
-			memcpy(to, from, 8);
-		memcpy(to, from, 8);
-		memcpy(to + n - 8, from + n - 8, 8);
-	} else {
-		memcpy(to, from, n);
-	}
-}
-
 /* Nanoseconds of CLOCK_MONOTONIC. */
 uint64_t mv_now_ns(void);
 

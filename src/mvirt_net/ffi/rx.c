@@ -435,7 +435,7 @@ static bool deliver_to_slot(struct mv_rx *rx, const struct mv_frame *frame)
 	hdr.num_buffers = 1;
 	into = slot->host + rx->header;
 	mv_store_hdr(slot->host, &hdr, rx->header);
-	mv_copy_short(into, frame->head, head);
+	memcpy(into, frame->head, head);
 	mv_reader_move(&rest, into + head, frame->length - head);
 	mv_rx_take_slot(rx, slot, frame->length);
 	return true;
