@@ -157,6 +157,8 @@ static void note_idle(struct mv_rx *rx)
  */
 enum { FIRST_REACH = 4 };
 
+_Static_assert((int)FIRST_REACH <= (int)MV_AHEAD, "struct mv_ahead has room for them");
+
 void mv_rx_open(struct mv_rx *rx, struct mv_pair *pair, struct mv_turn *turn)
 {
 	const mv_port *port = pair->port;
