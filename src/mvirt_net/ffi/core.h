@@ -1,4 +1,13 @@
-/* What the files of the core share with one another and with nobody else. */
+/*
+ * What the files of the core share with one another and with nobody else.
+ *
+ * A trick has its figure beside it: the processor time that a frame takes without it, or with another
+ * value, in units of what it takes as it is. Two builds in turns, the median of nine rounds or more, in
+ * which the same build twice differs by up to 0.03. Of 2026-11-29, on two cores of an Intel Xeon
+ * (Emerald Rapids, a virtual machine that others used too); a line's round trip between them was 120 ns.
+ * "DPDK" says that a driver of DPDK with mergeable buffers was at the other end, on the other core; all
+ * else is one core alone, which has written all lines itself.
+ */
 #ifndef MVIRT_CORE_H
 #define MVIRT_CORE_H
 
@@ -32,30 +41,6 @@ static inline void mv_count(uint64_t *counter, uint64_t n)
 static inline void mv_count_shared(uint64_t *counter, uint64_t n)
 {
 	__atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
-}
-
-/*
- * memcpy() for what is nearly always less than 128 bytes, without a call: a block from each end, which
- * overlap. What is read twice so is used once, as it was read last.
- */
-static inline void mv_copy_short(uint8_t *to, const uint8_t *from, size_t n)
-{
-	if (n > 128) {
-		memcpy(to, from, n);
-	} else if (n >= 64) {
-		memcpy(to, from, 64);
-		memcpy(to + n - 64, from + n - 64, 64);
-	} else if (n >= 32) {
-		memcpy(to, from, 32);
-		memcpy(to + n - 32, from + n - 32, 32);
-	} else if (n >= 8) {
-		for (; n > 16; n -= 8, to += 8, from += 8)
-			memcpy(to, from, 8);
-		memcpy(to, from, 8);
-		memcpy(to + n - 8, from + n - 8, 8);
-	} else {
-		memcpy(to, from, n);
-	}
 }
 
 /* Nanoseconds of CLOCK_MONOTONIC. */
@@ -237,6 +222,10 @@ struct mv_slot {
 	uint16_t head;
 };
 
+/*
+ * So many are looked at, and shown to the drivers when they are done (DPDK; 64 and 1500 bytes: one at a
+ * time, split rings 2.2 and 1.8, packed ones 2.9 and 2.1; 8 at a time 0.99 to 1.10, 64 at a time 1.0).
+ */
 enum { MV_AHEAD = 32 };
 
 /*
@@ -786,7 +775,8 @@ struct mv_lock {
  * One queue pair of a NIC: a ring to the guest, one from it, and what belongs to each.
  *
  * One thread may take what the guest sends while another brings what it receives, so what the two
- * write is on cache lines apart.
+ * write is on cache lines apart (two threads, one each way, with packed rings: 2.6; with split ones 1.0,
+ * as what is written of those lies apart in any case).
  */
 struct mv_pair {
 	mv_port *port;
@@ -810,7 +800,8 @@ struct mv_pair {
  * There is a lock for each ring and for what belongs to it: the backlog to RX, the flows to TX.
  * Features and memory belong to all of them, so to read them any lock will do. Who takes several
  * takes all TX before the first RX, each in the order of pairs; a drain holds its own TX lock, and one
- * RX lock, that of the receiver that it is moving frames to.
+ * RX lock, that of the receiver that it is moving frames to. Both are held for many frames (taken for
+ * each one: 1.5 with 64 bytes, 1.3 with 1514; DPDK 1.4 to 1.6).
  *
  * What all only read is apart from what pairs write. Pairs other than the first are made when they
  * are first needed, and stay until the port goes.
@@ -1082,7 +1073,10 @@ struct mv_drain {
 	uint64_t routed;
 };
 
-/* Packets come in runs to one receiver, so its ring is locked, and looked at, once for a run. */
+/*
+ * Packets come in runs to one receiver, so its ring is locked, looked at and shown once for a run (for
+ * each packet: 1.6 with 64 bytes, 1.3 with 1514; DPDK, 64 bytes, split rings 2.3).
+ */
 void mv_turn_to_receiver(struct mv_drain *drain, struct mv_pair *to);
 
 /*

@@ -150,8 +150,14 @@ static void note_idle(struct mv_rx *rx)
 		   !mv_port_is_tapped(rx->port);
 }
 
-/* Chains to look at when a run begins: it may be short. */
+/*
+ * Chains to look at when a run begins: it may be short, but what was fetched serves the next run, too
+ * (runs of one packet, to 15 receivers in turn: 0.96 with 1, 1.20 with 32; to 63: 1.34 and 0.99. DPDK,
+ * one run: 1.0 with either).
+ */
 enum { FIRST_REACH = 4 };
+
+_Static_assert((int)FIRST_REACH <= (int)MV_AHEAD, "struct mv_ahead has room for them");
 
 void mv_rx_open(struct mv_rx *rx, struct mv_pair *pair, struct mv_turn *turn)
 {
@@ -438,7 +444,7 @@ static bool deliver_to_slot(struct mv_rx *rx, const struct mv_frame *frame)
 	hdr.num_buffers = 1;
 	into = slot->host + rx->header;
 	mv_store_hdr(slot->host, &hdr, rx->header);
-	mv_copy_short(into, frame->head, head);
+	memcpy(into, frame->head, head);
 	mv_reader_move(&rest, into + head, frame->length - head);
 	mv_rx_take_slot(rx, slot, frame->length);
 	return true;

@@ -321,9 +321,11 @@ static bool receive_express(struct mv_drain *drain, const struct mv_slot *slot)
 }
 
 /*
- * Let both drivers go on with what has been done so far, and count it. Who waits for the receiver has it
- * next: the drain of another ring that sends to several waits at each turn to this one, and so do all rings
- * of its thread.
+ * Let both drivers go on with what has been done so far, and count it: once a batch. (DPDK, 64 and 1500
+ * bytes: after each frame, split rings 1.06 and 1.15, packed ones 1.24 and 1.32; at the end of the turn,
+ * for which drivers wait then, 1.04 and 1.32, 1.03 and 1.19.) Who waits for the receiver has it next: the
+ * drain of another ring that sends to several waits at each turn to this one, and so do all rings of its
+ * thread.
  */
 static void show_progress(struct mv_drain *drain)
 {

@@ -296,12 +296,6 @@ void mv_ring_look_ahead(const struct mv_ring *ring, const mv_memory *memory,
 
 		slot->host = NULL;
 		slot->head = load16(avail_entry(ring, (uint16_t)(ring->last_avail + i)));
-		if (slot->head < ring->size)
-			__builtin_prefetch(ring->desc + sizeof(desc) * slot->head);
-	}
-	for (unsigned int i = 0; i < n; i++) {
-		struct mv_slot *slot = &ahead->slots[i];
-
 		if (slot->head >= ring->size)
 			continue;
 		memcpy(&desc, ring->desc + sizeof(desc) * slot->head, sizeof(desc));
