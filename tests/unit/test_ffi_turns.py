@@ -58,7 +58,7 @@ void wait_asleep(int thread)
 """
 
 TWO_GUESTS = """
-import contextlib, ctypes, threading
+import contextlib, ctypes, itertools, threading
 from mvirt_net.ffi import Network
 from mvirt_net.model import MacAddress
 from tests.harness.memory import Region
@@ -72,7 +72,7 @@ OTHER_MAC, OTHER = MacAddress.parse("52:54:00:00:00:02"), "10.0.0.6"
 @contextlib.contextmanager
 def two_guests(features=VERSION_1):
     with contextlib.ExitStack() as stack:
-        network = Network()
+        network = Network(mtu=65535)
         stack.callback(network.close)
         regions = [Region(0, 8 << 20)]
         a = stack.enter_context(open_rig(network=network, regions=regions))
@@ -130,3 +130,16 @@ with two_guests() as (a, b):
     print(a.port.stats().tx_frames, any(sent < 256 for sent in before))
 """
     assert answers(tmp_path, program) == "256 True\n"
+
+
+def test_bytes_take_time(tmp_path: Path) -> None:
+    """With 30 µs between two looks at the clock a turn has two, one for each large frame."""
+    program = """
+with two_guests() as (a, b):
+    b.offer(66000, 16)
+    send(a, 65000, 16)
+    looks = itertools.count(0, 30_000)
+    drain(a, lambda: next(looks))
+    print(a.port.stats().tx_frames)
+"""
+    assert answers(tmp_path, program) == "2\n"

@@ -964,7 +964,7 @@ void mv_backlog_drop(struct mv_pair *pair, enum mv_drop reason);
 struct mv_turn {
 	uint64_t deadline;	/* ns of CLOCK_MONOTONIC */
 	uint64_t bytes;
-	unsigned int work;	/* since the last look at the clock; descriptors are added by hand */
+	unsigned int work;	/* since the last look at the clock */
 	bool over;		/* its time, that is */
 	bool overdue;		/* no more pieces of the packet that is at work, either */
 };
@@ -974,7 +974,10 @@ struct mv_turn mv_turn_begin(void);
 /* So that a guest without end does not hold up the others. */
 enum {
 	MV_TURN_BYTES = 1 << 20,
-	MV_CLOCK_EVERY = 32,	/* descriptors and frames between looks at the clock: 25 ns each */
+	/* Between looks at the clock, of 25 ns each: descriptors, frames, ... */
+	MV_CLOCK_EVERY = 32,
+	/* ... and as many bytes, which take as long to be copied as another frame takes. */
+	MV_BYTES_OF_WORK = 2048,
 };
 
 void mv_turn_look_at_clock(struct mv_turn *turn);
@@ -985,11 +988,18 @@ static inline void mv_turn_has_waited(struct mv_turn *turn)
 	turn->work = MV_CLOCK_EVERY;
 }
 
+/* Count descriptors or frames, and bytes. */
+static inline void mv_turn_count(struct mv_turn *turn, unsigned int n, uint64_t bytes)
+{
+	turn->work += n + (unsigned int)(bytes / MV_BYTES_OF_WORK);
+	turn->bytes += bytes;
+}
+
 /* Count one more frame of so many bytes. */
 static inline bool mv_turn_is_over(struct mv_turn *turn, uint64_t bytes)
 {
-	turn->bytes += bytes;
-	if (++turn->work >= MV_CLOCK_EVERY)
+	mv_turn_count(turn, 1, bytes);
+	if (turn->work >= MV_CLOCK_EVERY)
 		mv_turn_look_at_clock(turn);
 	return turn->over || turn->bytes >= MV_TURN_BYTES;
 }

@@ -200,7 +200,7 @@ static bool rx_peek(struct mv_rx *rx, struct mv_chain *chain)
 	bool ok = mv_ring_peek(ring_of(rx), mv_port_ring_features(rx->port), rx->port->memory,
 			       MV_TO_DRIVER, chain);
 
-	rx->turn->work += chain->n_descs;
+	mv_turn_count(rx->turn, chain->n_descs, 0);
 	return ok;
 }
 

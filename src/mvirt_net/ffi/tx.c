@@ -302,8 +302,7 @@ static uint16_t receive_chain(struct mv_drain *drain, const struct mv_slot *slot
 		receive_frame(drain, &chain);
 	else
 		drop_chain(port, &chain, MV_DROP_RING_DISABLED);
-	drain->turn.work += chain.n_descs;
-	drain->turn.bytes += chain.length;
+	mv_turn_count(&drain->turn, chain.n_descs, chain.length);
 	/* The device writes nothing into a transmitted buffer (virtio 1.2, 2.7.8.2). */
 	mv_ring_take(ring, chain.head, chain.slots, 0);
 	return chain.slots;
@@ -314,7 +313,7 @@ static bool receive_express(struct mv_drain *drain, const struct mv_slot *slot)
 {
 	if (!slot || !mv_express(drain, slot))
 		return false;
-	drain->turn.bytes += slot->length;
+	mv_turn_count(&drain->turn, 0, slot->length);
 	mv_ring_take(&drain->pair->rings[MV_TX], slot->head, 1, 0);
 	return true;
 }
