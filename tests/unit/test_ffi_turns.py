@@ -143,3 +143,39 @@ with two_guests() as (a, b):
     print(a.port.stats().tx_frames)
 """
     assert answers(tmp_path, program) == "2\n"
+
+
+def test_large_frames_are_seen_one_by_one(tmp_path: Path) -> None:
+    """By both drivers, at the next look at the clock, of which there is one for each."""
+    program = """
+with two_guests() as (a, b):
+    b.offer(66000, 16)
+    send(a, 65000, 16)
+    seen = []
+
+    def clock():
+        seen.append((a.tx.used_count(), b.rx.used_count()))
+        return 0
+
+    drain(a, clock)
+    print(seen[1:17] == [(n, n) for n in range(16)])
+"""
+    assert answers(tmp_path, program) == "True\n"
+
+
+def test_full_ring_is_seen_before_frames_have_to_wait(tmp_path: Path) -> None:
+    """The driver can take sixteen frames out of its buffers, and may give more of them."""
+    program = """
+with two_guests() as (a, b):
+    b.offer(2048, 16)
+    send(a, 100, 128)
+    seen = []
+
+    def clock():
+        seen.append(b.rx.used_count())
+        return 0
+
+    drain(a, clock)
+    print(seen[1])
+"""
+    assert answers(tmp_path, program) == "16\n"

@@ -1055,6 +1055,7 @@ struct mv_drain {
 	struct mv_pair *touched[MV_MAX_WOKEN];	/* receivers */
 	unsigned int n_touched;
 	bool express;		/* the ring is enabled, and has headers of full size */
+	uint64_t shown;		/* of the turn's bytes: both drivers can see what became of them */
 	/* Not yet counted at the pair. */
 	uint64_t frames;
 	uint64_t bytes;

@@ -224,8 +224,11 @@ static void rx_untake(struct mv_rx *rx, unsigned int n)
  */
 static enum delivery first_chain(struct mv_rx *rx, struct mv_chain *chain)
 {
-	if (rx->available == 0)
+	if (rx->available == 0) {
+		/* No frame is half in the ring here, and a driver that sees what it got gives more buffers. */
+		mv_ring_show(ring_of(rx));
 		rx->available = mv_ring_available(ring_of(rx));
+	}
 	while (rx->available > 0) {
 		if (!rx_peek(rx, chain))
 			return RING_BROKEN;

@@ -11,6 +11,8 @@ enum {
 	QUOTED = MV_ETH_SIZE + 1280 - MV_IPV6_SIZE - 8,
 	/* Receivers: a guest may rewrite a frame that mv_express() left to the general way. */
 	TOUCHED_BY_ONE = 2,
+	/* Done before both drivers see it; frames of Ethernet's usual size are seen MV_AHEAD at a time. */
+	SHOW_BYTES = MV_AHEAD * 1536,
 };
 
 /* ---- the slow path ---- */
@@ -338,6 +340,7 @@ static void show_progress(struct mv_drain *drain)
 	drain->frames = 0;
 	drain->bytes = 0;
 	drain->routed = 0;
+	drain->shown = drain->turn.bytes;
 }
 
 /* Take the next n chains as far as the bounds allow: true if all were taken, or the ring is broken. */
@@ -362,6 +365,8 @@ static bool drain_batch(struct mv_drain *drain, unsigned int n)
 		drain->frames++;
 		if (mv_turn_is_over(&drain->turn, 0))
 			return n == 1 && mv_ring_available(ring) == 0;
+		if (drain->turn.bytes - drain->shown >= SHOW_BYTES)
+			show_progress(drain);
 	}
 	return true;
 }
@@ -418,6 +423,7 @@ static void begin_drain(struct mv_drain *drain, struct mv_pair *pair, bool polle
 	drain->result = drained;
 	drain->rx.pair = NULL;
 	drain->n_touched = 0;
+	drain->shown = 0;
 	drain->frames = 0;
 	drain->bytes = 0;
 	drain->routed = 0;
