@@ -763,13 +763,13 @@ struct mv_flow_key mv_flow_of(const struct mv_packet *packet);
 enum { MV_FLOW_BITS = 4, MV_FLOWS = 1 << MV_FLOW_BITS };
 
 /*
- * A lock that is held for a turn, again and again, by threads that do nothing else: see port.c for
- * how everybody else gets it, too.
+ * A lock that is held for a turn, again and again, by threads that do nothing else. All get it in the
+ * order in which they come: see port.c. All of it is atomic.
  */
 struct mv_lock {
-	_Alignas(MV_CACHE_LINE) pthread_mutex_t mutex;
-	bool wanted;			/* somebody has the gate, and waits for the mutex; atomic */
-	pthread_mutex_t gate;
+	_Alignas(MV_CACHE_LINE) uint32_t next;	/* the ticket of who comes next */
+	uint32_t serving;	/* the ticket of who has the lock, or of who gets it first */
+	uint32_t sleepers;	/* who wait in the kernel */
 };
 
 /*
@@ -902,28 +902,38 @@ static inline uint32_t mv_flow_hash(const struct mv_flow_key *key, unsigned int 
  */
 struct mv_pair *mv_port_choose(mv_port *port, uint32_t hash);
 
-void mv_lock_in_turn(struct mv_lock *lock);
+void mv_lock_wait(struct mv_lock *lock, uint32_t ticket);
+void mv_lock_wake(struct mv_lock *lock, uint32_t ticket);
 
-/* Whether somebody waits for it. */
+/* For who has it: whether somebody waits for it. */
 static inline bool mv_lock_is_wanted(const struct mv_pair *pair, unsigned int queue)
 {
-	return __atomic_load_n(&pair->locks[queue].wanted, __ATOMIC_RELAXED);
+	const struct mv_lock *lock = &pair->locks[queue];
+
+	return __atomic_load_n(&lock->next, __ATOMIC_RELAXED) -
+	       __atomic_load_n(&lock->serving, __ATOMIC_RELAXED) > 1;
 }
 
 /* Returns whether it was there at once. */
 static inline bool mv_lock(struct mv_pair *pair, unsigned int queue)
 {
 	struct mv_lock *lock = &pair->locks[queue];
+	uint32_t ticket = __atomic_fetch_add(&lock->next, 1, __ATOMIC_RELAXED);
 
-	if (!mv_lock_is_wanted(pair, queue) && pthread_mutex_trylock(&lock->mutex) == 0)
+	if (__atomic_load_n(&lock->serving, __ATOMIC_ACQUIRE) == ticket) /* U */
 		return true;
-	mv_lock_in_turn(lock);
+	mv_lock_wait(lock, ticket);
 	return false;
 }
 
 static inline void mv_unlock(struct mv_pair *pair, unsigned int queue)
 {
-	pthread_mutex_unlock(&pair->locks[queue].mutex);
+	struct mv_lock *lock = &pair->locks[queue];
+	uint32_t ticket = __atomic_load_n(&lock->serving, __ATOMIC_RELAXED) + 1;
+
+	__atomic_store_n(&lock->serving, ticket, __ATOMIC_SEQ_CST); /* U, V */
+	if (__atomic_load_n(&lock->sleepers, __ATOMIC_SEQ_CST) > 0) /* V */
+		mv_lock_wake(lock, ticket);
 }
 
 /* For loops that wait for another processor. */
