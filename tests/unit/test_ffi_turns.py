@@ -133,7 +133,7 @@ with two_guests() as (a, b):
 
 
 def test_bytes_take_time(tmp_path: Path) -> None:
-    """With 30 us between two looks at the clock a turn has two of them, one for each large frame."""
+    """With 30 µs between two looks at the clock a turn has two, one for each large frame."""
     program = """
 with two_guests() as (a, b):
     b.offer(66000, 16)
