@@ -10,6 +10,7 @@ import itertools
 import os
 import select
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -81,6 +82,14 @@ def wait_returned(watcher: Watcher, ring: Watch) -> Watched:
     watched = ring.end()
     assert watched is not None
     return watched
+
+
+def wait_kicked(rig: Rig, watcher: Watcher, count: int) -> None:
+    """Until so many kicks have been followed, with no ring given back."""
+    deadline = time.monotonic() + PATIENCE
+    while rig.port.stats().kicks < count:
+        assert not select.select([watcher.fd], [], [], 0)[0]
+        assert time.monotonic() < deadline
 
 
 class TestWatching:
@@ -198,6 +207,19 @@ class TestGivenBack:
             assert watched.quick
             assert watched.drained.punts == []
             assert rig.port.stats().tx_frames == 3
+
+    def test_not_for_kicks_without_frames(self, kick: int) -> None:
+        """Nobody can have a poller by writing to an eventfd."""
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick, (3, 1e6)) as ring:
+                for count in range(1, 6):
+                    os.eventfd_write(kick, 1)
+                    wait_kicked(rig, watcher, count)
+                for count in range(1, 3):
+                    send(rig, kick)
+                    wait_taken(rig, count)
+                assert ring.end() is None
 
     def test_not_for_a_kick_that_nobody_reads(self, kick: int) -> None:
         """Its count stays, and yet it was one kick and not one after another."""

@@ -615,8 +615,8 @@ mv_watch *mv_watch_new(mv_watcher *watcher, mv_port *port, unsigned int pair, in
 /*
  * Drain the ring when its driver kicks, from now on. The last mv_port_drain() returned MV_NEXT_KICK.
  * Each drain asks for another kick, until there is something for the caller: what a drain has left to
- * do; another result than MV_NEXT_KICK; or `burst` kicks in less than quick_ns nanoseconds. Then the
- * ring is given back. Control.
+ * do; another result than MV_NEXT_KICK; or `burst` kicks that bring frames in less than quick_ns
+ * nanoseconds. Then the ring is given back. Control.
  *
  * kick_fd: the driver's eventfd, which must stay open until mv_watch_end(). What it counts is taken
  * before a drain and at no other time. -ECANCELED: the watcher was stopped; -EBUSY: it is watched; or as

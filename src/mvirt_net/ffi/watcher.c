@@ -175,11 +175,16 @@ static void take_from_list(mv_watch *watch)
 	watch->listed = false;
 }
 
-/* Whether this kick is the last of a burst that is as quick as the caller wants to know. */
-static bool is_quick(mv_watch *watch, uint64_t now)
+/*
+ * Whether this kick is the last of a burst that is as quick as the caller wants to know. One that brought
+ * no frames is not of it: a guest could have a poller by writing to its eventfd alone.
+ */
+static bool is_quick(mv_watch *watch, bool brought_frames, uint64_t now)
 {
 	bool quick;
 
+	if (!brought_frames)
+		return false;
 	if (watch->kicks++ == 0)
 		watch->burst_began = now;
 	if (watch->kicks < watch->burst)
@@ -194,7 +199,7 @@ static void attend(mv_watch *watch)
 {
 	mv_watcher *watcher = watch->watcher;
 	struct left *spare;
-	uint64_t now = mv_now_ns();
+	uint64_t now = mv_now_ns(), before;
 	bool quick;
 	int next;
 
@@ -207,9 +212,10 @@ static void attend(mv_watch *watch)
 		give_back(watch, MV_NEXT_CALL_AGAIN, false);
 		return;
 	}
+	before = mv_port_tx_frames(watch->port, watch->pair);
 	next = mv_port_drain(watcher->worker, watch->port, watch->pair, watch->clock + now,
 			     spare->buffer, &spare->drained);
-	quick = is_quick(watch, now);
+	quick = is_quick(watch, mv_port_tx_frames(watch->port, watch->pair) != before, now);
 	if (mv_drained_leaves(&spare->drained)) {
 		watch->left = spare;
 		watcher->spare = NULL;

@@ -88,7 +88,7 @@ class Watch:
 
         Args:
             kick: the driver's eventfd, open until `end`.
-            burst: how many kicks in less than so many `seconds` are quick.
+            burst: how many kicks that bring frames are quick in less than so many `seconds`.
 
         Raises:
             OSError: it cannot be watched.
