@@ -440,9 +440,11 @@ static void heat_up(struct guest *guest, unsigned int pair, mv_poller *poller)
 static void watch(struct guest *guest, uint32_t *random)
 {
 	struct mv_watched watched;
-	int64_t key = mv_watcher_next(watcher);
+	int64_t keys[GUESTS];
+	unsigned int n = mv_watcher_returned(watcher, keys, GUESTS);
 
-	check(key >= -1 && key <= GUESTS, "a ring that there is not");
+	for (unsigned int i = 0; i < n; i++)
+		check(keys[i] >= 0 && keys[i] <= GUESTS, "a ring that there is not");
 	mv_watch_end(guest->watch, &watched);
 	if (watched.drained)
 		n_left += watched.drained->n_punts + watched.drained->n_woken;

@@ -6,7 +6,6 @@ The thread is a real one. Tests wait for what it signals: the driver's call, or 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import select
 import threading
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from mvirt_net.ffi import Network, NextStep, Watch, Watched, Watcher
+from mvirt_net.ffi.watcher import KEYS_AT_ONCE
 from mvirt_net.model import RX_QUEUE, TX_QUEUE
 from tests.harness.packets import GATEWAY_IP, arp_request
 
@@ -78,7 +78,7 @@ def send(rig: Rig, kick: int, frame: bytes = DROPPED) -> None:
 def wait_returned(watcher: Watcher, ring: Watch) -> Watched:
     """Until it was given back."""
     wait_for(watcher.fd)
-    assert list(watcher.returned()) == [KEY]
+    assert watcher.returned() == [KEY]
     watched = ring.end()
     assert watched is not None
     return watched
@@ -255,7 +255,7 @@ class TestGivenBack:
             with watch(watcher, rig, kick) as ring:
                 send(rig, kick, ARP)
                 wait_for(watcher.fd)
-                assert list(watcher.returned()) == [KEY]
+                assert watcher.returned() == [KEY]
                 send(rig, kick)
                 # The watcher is at work: another ring proves it.
                 with open_rig() as other:
@@ -279,7 +279,32 @@ class TestGivenBack:
                     wait_taken(rig, count)
                     assert ring.end() is not None
                     ring.begin(kick, *NEVER_QUICK)
-                assert list(itertools.islice(watcher.returned(), 3)) == [KEY]
+                assert watcher.returned() == [KEY]
+
+    def test_in_their_order(self, kick: int) -> None:
+        """However many there are. A ring that does not run is given back with the first kick."""
+        with (
+            open_rig() as down,
+            open_rig() as rig,
+            watching() as watcher,
+            contextlib.ExitStack() as stack,
+        ):
+            kicks = []
+            for key in range(KEYS_AT_ONCE + 10):
+                ring = Watch(watcher, down.port, key, 0.0)
+                stack.enter_context(contextlib.closing(ring))
+                kicks.append(os.eventfd(0, os.EFD_NONBLOCK))
+                stack.callback(os.close, kicks[-1])
+                ring.begin(kicks[-1], *NEVER_QUICK)
+            rig.start()
+            last = stack.enter_context(watch(watcher, rig, kick, key=len(kicks)))
+            for other in kicks:
+                os.eventfd_write(other, 1)
+            send(rig, kick, ARP)
+            wait_taken(rig, 1)
+            assert last.end() is not None
+            assert watcher.returned() == list(range(len(kicks) + 1))
+            assert watcher.returned() == []
 
 
 class TestEnd:
@@ -299,13 +324,24 @@ class TestEnd:
                 send(rig, kick, ARP)
                 assert wait_returned(watcher, ring) == ring.end()
 
-    def test_a_closed_ring_is_not_named(self, kick: int) -> None:
-        with open_rig() as rig, watching() as watcher:
-            rig.start()
-            with watch(watcher, rig, kick):
+    @pytest.mark.parametrize("closed", [0, 1, 2])
+    def test_a_closed_ring_is_not_named(self, closed: int) -> None:
+        """Whatever was given back before and after it."""
+        with watching() as watcher, contextlib.ExitStack() as stack:
+            for key in range(4):
+                rig = stack.enter_context(open_rig())
+                rig.start()
+                kick = os.eventfd(0, os.EFD_NONBLOCK)
+                stack.callback(os.close, kick)
+                ring = stack.enter_context(watch(watcher, rig, kick, key=key))
+                if key == closed:
+                    close = ring.close
+                if key == 3:
+                    close()
                 send(rig, kick, ARP)
-                wait_for(watcher.fd)
-            assert list(watcher.returned()) == []
+                wait_taken(rig, 1)
+                assert ring.end() is not None
+            assert watcher.returned() == [key for key in range(4) if key != closed]
 
 
 class TestErrors:

@@ -586,7 +586,7 @@ struct mv_watched {
 };
 
 /*
- * event_fd: 1 is added when rings have been given back, see mv_watcher_next(). An eventfd,
+ * event_fd: 1 is added when rings have been given back, see mv_watcher_returned(). An eventfd,
  * non-blocking, and nobody else's. NULL, with errno set, when there is no memory or no descriptor.
  */
 mv_watcher *mv_watcher_new(int event_fd);
@@ -603,11 +603,14 @@ void mv_watcher_run(mv_watcher *watcher);
 /* Have mv_watcher_run() return. Nothing is drained from now on. Control. */
 void mv_watcher_stop(mv_watcher *watcher);
 
-/* The key of a ring that was given back, each once; -1: no more. Control. */
-int64_t mv_watcher_next(mv_watcher *watcher);
+/*
+ * The keys of rings that were given back, each once, in that order: how many; with `most` of them there
+ * may be more. Control.
+ */
+unsigned int mv_watcher_returned(mv_watcher *watcher, int64_t *keys, unsigned int most);
 
 /*
- * For the TX ring of a pair, not watched yet. key: what mv_watcher_next() calls it, 0 or more. now: as
+ * For the TX ring of a pair, not watched yet. key: what mv_watcher_returned() calls it. now: as
  * for mv_port_drain(), whose clock goes on from there. NULL when there is no memory.
  */
 mv_watch *mv_watch_new(mv_watcher *watcher, mv_port *port, unsigned int pair, int64_t key, uint64_t now);
@@ -627,7 +630,7 @@ int mv_watch_begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t qu
 /*
  * Do not watch it any more; at the return the thread does not touch the port. What came of it is in
  * *watched, whose pointers are good until the next mv_watch_begin() or mv_watch_free(). May be called
- * again, and says the same. Waits for a drain at most. Control.
+ * again, and says the same. Waits for a drain at most, and for nothing if it was given back. Control.
  */
 void mv_watch_end(mv_watch *watch, struct mv_watched *watched);
 
