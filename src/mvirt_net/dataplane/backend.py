@@ -307,7 +307,7 @@ class VhostNetBackend:
         with self._watching(pair) as watch:
             while True:
                 drained = self._port.drain(trio.current_time(), pair)
-                self._look_for_break(queue)
+                self._look_for_break(queue, drained.next)
                 await self._finish(drained, heat)
                 if heat is not None and heat.is_hot and await self._while_hot(heat, device, pair):
                     continue
@@ -323,7 +323,7 @@ class VhostNetBackend:
             step = self._port.flush(pair)
             if step is not NextStep.MORE_BUFFERS:
                 self._starved_until.pop(queue, None)
-            self._look_for_break(queue)
+            self._look_for_break(queue, step)
             if pair:
                 # Its first buffers may have come, and the guest have no other pair.
                 self._follow_link()
@@ -529,9 +529,16 @@ class VhostNetBackend:
                 self._port.record_punt(punt.frame, reason)
         self._wake_rx()
 
-    def _look_for_break(self, index: int) -> None:
-        """Say it once when a driver has broken its ring; a restart of the ring mends it."""
-        if index in self._broken or not self._port.ring_broken(index):
+    def _look_for_break(self, index: int, step: NextStep) -> None:
+        """Say it once when a driver has broken its ring; a restart of the ring mends it.
+
+        Args:
+            step: what the core said last: of a broken ring, that there is NOTHING to do. Otherwise
+                the ring's lock is not worth waiting for.
+        """
+        if step is not NextStep.NOTHING or index in self._broken:
+            return
+        if not self._port.ring_broken(index):
             return
         self._broken += (index,)
         self._break_log.warning("ring broken", queue=_queue_name(index))

@@ -11,7 +11,6 @@ from .drain import Drained, copy_punts
 from .port import Port
 from .results import NextStep, allocated
 
-
 KEYS_AT_ONCE = 256
 
 
