@@ -172,7 +172,7 @@ class TestPolling:
             wait_for(ring.fd)
             drained = ring.take()
             assert drained is not None
-            assert drained.woken == [other.port]
+            assert drained.woken == [(other.port, 0)]
             assert other.port.backlog == 1
 
     def test_gets_no_signals(self) -> None:
@@ -364,12 +364,12 @@ class TestClosing:
 
     def test_wakes_who_was_left_with_a_backlog(self, network: Network) -> None:
         with receiver(network) as other, polled(FOR_EVER, network=network) as (rig, ring):
-            woken = []
-            other.port.wake = lambda: woken.append(True)
+            woken: list[int] = []
+            other.port.wake = woken.append
             rig.send(to_other(b""))
             wait_taken(rig, 1)
             ring.close()
-            assert woken
+            assert woken == [0]
 
     def test_of_a_receiver_that_is_gone_meanwhile(self, network: Network) -> None:
         with polled(FOR_EVER, network=network) as (rig, ring):

@@ -203,7 +203,7 @@ class VhostNetBackend:
             self._lookout.watch(device.fault_fd, self._lose_memory)
             self.renew_services()
             # From here on other NICs' tasks may find frames for this guest.
-            self._port.wake = self._wake_rx
+            self._port.wake = self._wake_pair
             try:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
@@ -213,7 +213,7 @@ class VhostNetBackend:
                     await self._control(device)
                     nursery.cancel_scope.cancel()
             finally:
-                self._port.wake = _nothing
+                self._port.wake = _nobody
                 self._port.set_mtu(self._mtu)
         if self._end is not None:
             raise self._end
@@ -408,8 +408,8 @@ class VhostNetBackend:
         if heat is not None:
             left = drained.next is NextStep.CALL_AGAIN
             heat.drained(left=left, punts=len(drained.punts))
-        for port in drained.woken:
-            port.wake()
+        for port, pair in drained.woken:
+            port.wake(pair)
         await self._answer(drained.punts)
 
     async def _handle(
@@ -459,6 +459,10 @@ class VhostNetBackend:
         """Nobody waits for a ring that never was started."""
         if index in self._bells:
             self._bells[index].ring()
+
+    def _wake_pair(self, pair: int) -> None:
+        """Its RX ring has something to do."""
+        self._wake(rx_of(pair))
 
     def _wake_rx(self) -> None:
         """Any RX ring may be the one that has something to do."""
@@ -546,7 +550,11 @@ class VhostNetBackend:
 
 
 def _nothing() -> None:
-    """What is left of `on_connected` once it has been called, and of `Port.wake` at the end."""
+    """What is left of `on_connected` once it has been called."""
+
+
+def _nobody(_pair: int) -> None:
+    """Who is woken after the end."""
 
 
 def _begin(watch: Watch, kick: int, heat: Heat) -> bool:

@@ -161,12 +161,18 @@ struct mv_punt {
 	uint32_t mtu;		/* of MV_ICMP_TOO_BIG: what it was too big for, in bytes */
 };
 
+/* A pair to flush: it has a new backlog, or a broken RX ring. */
+struct mv_woken {
+	uint32_t tag;		/* of the port */
+	uint32_t pair;
+};
+
 /* What one drain leaves to do. */
 struct mv_drained {
 	unsigned int n_punts;
 	unsigned int n_woken;
 	struct mv_punt punts[MV_PUNT_FRAMES];
-	uint32_t woken[MV_MAX_WOKEN];	/* tags of ports to flush: a new backlog, or a broken RX ring */
+	struct mv_woken woken[MV_MAX_WOKEN];
 };
 
 /* A range of addresses; the host bits are 0. */

@@ -93,8 +93,8 @@ class HotRing:
             return
         lib.mv_hot_remove(self._handle)
         while (drained := self.take()) is not None:
-            for port in drained.woken:
-                port.wake()
+            for port, pair in drained.woken:
+                port.wake(pair)
         handle, self._handle = self._handle, ffi.NULL
         lib.mv_hot_free(handle)
         os.close(self.fd)

@@ -155,12 +155,14 @@ static void forward(struct mv_drain *drain, struct mv_packet *packet,
 }
 
 /* Note a receiver whose task has something to do. */
-static void wake(struct mv_drained *result, uint32_t tag)
+static void wake(struct mv_drained *result, const struct mv_pair *pair)
 {
+	uint32_t tag = pair->port->tag;
+
 	for (unsigned int i = 0; i < result->n_woken; i++)
-		if (result->woken[i] == tag)
+		if (result->woken[i].tag == tag && result->woken[i].pair == pair->index)
 			return;
-	result->woken[result->n_woken++] = tag;
+	result->woken[result->n_woken++] = (struct mv_woken){ .tag = tag, .pair = pair->index };
 }
 
 /* Publish once for each receiver, and note those whose task has something to do. */
@@ -175,7 +177,7 @@ static void settle_receivers(struct mv_drain *drain)
 		if (ring->running)
 			mv_pair_publish(to, MV_RX);
 		if (ring->broken || (to->backlog_length > 0 && !ring->armed))
-			wake(drain->result, to->port->tag);
+			wake(drain->result, to);
 		mv_unlock(to, MV_RX);
 	}
 }

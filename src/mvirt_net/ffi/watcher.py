@@ -127,7 +127,7 @@ class Watch:
         if self._handle == ffi.NULL:
             return
         if (watched := self.end()) is not None:
-            for port in watched.drained.woken:
-                port.wake()
+            for port, pair in watched.drained.woken:
+                port.wake(pair)
         handle, self._handle = self._handle, ffi.NULL
         lib.mv_watch_free(handle)
