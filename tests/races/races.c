@@ -406,8 +406,10 @@ static void *take(void *unused)
 static void take_what_is_left(struct guest *guest)
 {
 	const struct mv_drained *drained;
+	struct mv_woken woken[MV_MAX_WOKEN];
 	const uint8_t *buffer;
 
+	n_left += mv_hot_take_woken(guest->hot, woken);
 	while ((drained = mv_hot_take(guest->hot, &buffer)) != NULL) {
 		n_left += drained->n_punts + drained->n_woken;
 		mv_hot_done(guest->hot);

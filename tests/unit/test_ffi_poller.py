@@ -175,6 +175,20 @@ class TestPolling:
             assert drained.woken == [(other.port, 0)]
             assert other.port.backlog == 1
 
+    def test_says_so_though_nobody_takes_what_is_for_services(self, network: Network) -> None:
+        with receiver(network) as other, polled(FOR_EVER, network=network) as (rig, ring):
+            rig.send(ARP)
+            wait_for(ring.fd)
+            rig.send(ARP)
+            rig.send(to_other(b""))
+            wait_for(ring.fd)
+            assert ring.take_woken() == [(other.port, 0)]
+            assert ring.take_woken() == []
+            frames = take_all(ring)
+            while len(frames) < 2:
+                wait_for(ring.fd)
+                frames += take_all(ring)
+
     def test_gets_no_signals(self) -> None:
         before = set(tasks())
         with polled(FOR_EVER) as (rig, _):

@@ -505,6 +505,12 @@ mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, unsigned int pair, uint6
 bool mv_hot_released(const mv_hot *hot);
 
 /*
+ * Whom else the poller has left to wake, into `woken` (MV_MAX_WOKEN): how many. To be called before
+ * mv_hot_take(), and while there is much to do for what that has returned. The same thread.
+ */
+unsigned int mv_hot_take_woken(mv_hot *hot, struct mv_woken *woken);
+
+/*
  * What the poller has left to do, and in *buffer the punts' bytes; NULL: nothing. Valid until
  * mv_hot_done(). One thread at a time.
  */

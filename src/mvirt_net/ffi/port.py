@@ -194,13 +194,14 @@ class Port:
         step = lib.mv_port_drain(
             room.worker, self._handle, pair, int(now * 1e9), room.buffer, drained
         )
-        return Drained(NextStep(step), copy_punts(drained, room.view), self._woken(drained))
+        woken = self._pairs(drained.woken, drained.n_woken)
+        return Drained(NextStep(step), copy_punts(drained, room.view), woken)
 
-    def _woken(self, drained: Any) -> list[tuple[Port, int]]:
-        """The pairs that a drain of this port leaves to be flushed, but those that are gone."""
+    def _pairs(self, woken: Any, n: int) -> list[tuple[Port, int]]:
+        """The pairs that drains of this port leave to be flushed, but those that are gone."""
         ports = self._network._ports
-        woken = (drained.woken[i] for i in range(drained.n_woken))
-        return [(ports[to.tag], to.pair) for to in woken if to.tag in ports]
+        there = (woken[i] for i in range(n))
+        return [(ports[to.tag], to.pair) for to in there if to.tag in ports]
 
     def enqueue(self, frame: bytes) -> bool:
         """Put a frame (14 to `MAX_FRAME` bytes) in the RX backlog of the first pair that is up.

@@ -116,7 +116,8 @@ class Watch:
         punts, woken = [], []
         if watched.drained != ffi.NULL:
             view = memoryview(ffi.buffer(watched.buffer, lib.MV_PUNT_BYTES))
-            punts, woken = copy_punts(watched.drained, view), self._port._woken(watched.drained)
+            punts = copy_punts(watched.drained, view)
+            woken = self._port._pairs(watched.drained.woken, watched.drained.n_woken)
         return Watched(Drained(NextStep(watched.next), punts, woken), bool(watched.quick))
 
     def close(self) -> None:
