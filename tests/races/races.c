@@ -431,8 +431,10 @@ static void heat_up(struct guest *guest, unsigned int pair, mv_poller *poller)
 {
 	if (guest->hot)
 		take_what_is_left(guest);
-	if (guest->hot && !mv_hot_released(guest->hot))
+	if (guest->hot && !mv_hot_released(guest->hot)) {
+		mv_hot_move(guest->hot, poller);
 		return;
+	}
 	cool_down(guest);
 	guest->hot = mv_poller_add(poller, guest->port, pair, 0, 0, guest->hot_fd);
 	check(guest->hot, "no memory");

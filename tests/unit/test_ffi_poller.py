@@ -409,6 +409,60 @@ class TestClosing:
                 rings[left].close()
 
 
+class TestMoving:
+    def test_the_other_poller_goes_on(self) -> None:
+        with polled(FOR_EVER) as (rig, ring), running(Poller(FOR_EVER)) as other:
+            first = ring._poller
+            rig.send(DROPPED)
+            wait_taken(rig, 1)
+            ring.move(other)
+            first.stop()
+            rig.send(DROPPED)
+            wait_taken(rig, 2)
+            assert not ring.released
+            ring.close()
+            rig.send(DROPPED)
+            assert rig.port.stats().tx_frames == 2
+
+    def test_leaves_the_others_where_they_are(self) -> None:
+        with (
+            polled(FOR_EVER) as (rig, ring),
+            open_rig() as staying,
+            running(Poller(FOR_EVER)) as other,
+        ):
+            staying.start()
+            with hot(ring._poller, staying):
+                ring.move(other)
+                for one in (rig, staying):
+                    one.send(DROPPED)
+                    wait_taken(one, 1)
+
+    def test_to_a_poller_that_has_stopped(self) -> None:
+        with polled(FOR_EVER) as (_, ring):
+            other = Poller(FOR_EVER)
+            other.stop()
+            ring.move(other)
+            assert ring.released
+
+    def test_of_a_ring_that_was_given_up(self) -> None:
+        with (
+            polled(FOR_EVER) as (rig, ring),
+            open_rig() as another,
+            running(Poller(FOR_EVER)) as other,
+        ):
+            another.start()
+            ring._poller.stop()
+            assert ring.released
+            ring.move(other)
+            rig.send(DROPPED)
+            # Its other rings have had their turns since.
+            with hot(other, another):
+                for count in range(1, 4):
+                    another.send(DROPPED)
+                    wait_taken(another, count)
+            assert rig.port.stats().tx_frames == 0
+
+
 class TestServices:
     def test_frames_for_services(self) -> None:
         with polled(FOR_EVER) as (rig, ring):

@@ -520,6 +520,12 @@ const struct mv_drained *mv_hot_take(mv_hot *hot, const uint8_t **buffer);
 void mv_hot_done(mv_hot *hot);
 
 /*
+ * Have another poller go on with the ring, unless it was given up. Waits for a turn of either at most.
+ * Control.
+ */
+void mv_hot_move(mv_hot *hot, mv_poller *to);
+
+/*
  * Take the ring away from the poller, if that has not given it up; at the return it does not touch
  * the port any more. Waits for a turn of the poller at most. Then there may be more to take. Control.
  */

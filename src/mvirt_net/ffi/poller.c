@@ -346,6 +346,17 @@ static void begin_half(struct half *half)
 	half->drained.n_woken = 0;
 }
 
+/* Or get it back at once. */
+static void join(mv_hot *hot, mv_poller *poller)
+{
+	mv_control_begin(&poller->control);
+	hot->poller = poller;
+	enter_round(hot);
+	if (poller->stopping)
+		release(hot);
+	mv_control_end(&poller->control);
+}
+
 mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, unsigned int pair, uint64_t now,
 		      uint64_t stay_ns, int event_fd)
 {
@@ -354,7 +365,6 @@ mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, unsigned int pair, uint6
 
 	if (!hot)
 		return NULL;
-	hot->poller = poller;
 	hot->port = port;
 	hot->pair = pair;
 	mv_patience_begin(&hot->patience, poller->idle_ns, ours);
@@ -367,12 +377,22 @@ mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, unsigned int pair, uint6
 	begin_half(&hot->halves[0]);
 	begin_half(&hot->halves[1]);
 	atomic_init(&hot->wake_ups.given, false);
-	mv_control_begin(&poller->control);
-	enter_round(hot);
-	if (poller->stopping)
-		release(hot);
-	mv_control_end(&poller->control);
+	join(hot, poller);
 	return hot;
+}
+
+void mv_hot_move(mv_hot *hot, mv_poller *to)
+{
+	mv_poller *from = hot->poller;
+	bool moves;
+
+	mv_control_begin(&from->control);
+	moves = !mv_hot_released(hot);
+	if (moves)
+		leave_round(hot);
+	mv_control_end(&from->control);
+	if (moves)
+		join(hot, to);
 }
 
 void mv_hot_remove(mv_hot *hot)

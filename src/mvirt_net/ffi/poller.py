@@ -69,6 +69,11 @@ class HotRing:
         port.hot_pairs += (pair,)
         port.takeovers += 1
 
+    def move(self, poller: Poller) -> None:
+        """Have another poller go on with it, unless it was given up."""
+        lib.mv_hot_move(self._handle, poller._handle)
+        self._poller = poller
+
     @property
     def released(self) -> bool:
         """Whether the poller has given the ring up; what it has left before can still be taken."""
