@@ -143,6 +143,8 @@ void check_drained(int next, const struct mv_drained *drained, uint32_t max_tag)
 		CHECK(punt->length >= MV_ETH_SIZE && punt->length <= MV_MAX_FRAME);
 		CHECK(punt->offset <= MV_PUNT_BYTES && punt->length <= MV_PUNT_BYTES - punt->offset);
 	}
-	for (unsigned int i = 0; i < drained->n_woken; i++)
-		CHECK(drained->woken[i] >= 1 && drained->woken[i] <= max_tag);
+	for (unsigned int i = 0; i < drained->n_woken; i++) {
+		CHECK(drained->woken[i].tag >= 1 && drained->woken[i].tag <= max_tag);
+		CHECK(drained->woken[i].pair < MV_MAX_PAIRS);
+	}
 }

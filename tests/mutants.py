@@ -823,9 +823,16 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "r20",
         _WATCHER_C,
-        "	forget_fd(watch);\n	watch->given_back = true;",
-        "	watch->given_back = true;",
+        "	forget_fd(watch);\n	watch->next = next;",
+        "	watch->next = next;",
         (_WATCHER + "TestGivenBack::test_once",),
+    ),
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        "	if (!brought_frames)\n		return false;\n",
+        "",
+        (_WATCHER + "TestGivenBack::test_not_for_kicks_without_frames",),
     ),
     Mutant(
         "r20",
@@ -886,8 +893,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "r20 m42",
         _WATCHER_C,
-        "	if (watch->kick_fd >= 0)\n		forget_fd(watch);\n	*watched",
-        "	*watched",
+        "	if (!is_given_back(watch))\n		stop_watching(watch);\n",
+        "",
         (_WATCHER + "TestEnd::test_nothing_is_drained_afterwards",),
     ),
     Mutant(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,9 @@ import pytest
 import trio
 
 from mvirt_net import Nic, NicEventKind, PollingSpec
+from mvirt_net.dataplane.slowpath import SlowPath
+from mvirt_net.ffi import Punt
+from mvirt_net.model import DropReason
 from tests.harness import (
     GATEWAY_IP,
     GATEWAY_MAC,
@@ -72,6 +76,13 @@ async def until(condition: Callable[[], bool]) -> None:
             await trio.sleep(0.001)
 
 
+def until_now(condition: Callable[[], bool]) -> None:
+    """Keep the event loop from everything until another thread has brought something about."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+
+
 async def start(
     nursery: trio.Nursery, polling: PollingSpec = PATIENT, **options: Any
 ) -> tuple[RoutingTestBackend, VhostTestClient, VhostTestClient]:
@@ -100,6 +111,43 @@ async def heat_up(
 
 def worker_threads() -> int:
     return sum(thread.name.startswith("mvirt-worker") for thread in threading.enumerate())
+
+
+async def test_receiver_is_woken_between_answers(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest has much to ask of services, and then sends to one that is out of buffers."""
+    monkeypatch.setattr("mvirt_net.dataplane.backend.WORK_PER_TURN", 0.0)
+    backend, a, _ = await start(nursery)
+    nic = await backend.add_nic("c", MAC_C, IP_C)
+    c = await backend.connect(nic, rx_buffers=1, refill=False)
+    await a.send_packet(datagram(0, dst=IP_C))
+    assert number_in(await c.recv_packet()) == 0
+    await heat_up(backend, a)
+    answers, waits = 0, []
+    answer = SlowPath.answer
+
+    def send_now(frame: bytes) -> None:
+        before = backend.nic.stats().tx_frames
+        a.send_packet_nowait(frame)
+        until_now(lambda: backend.nic.stats().tx_frames > before)
+
+    def count_answers(path: SlowPath, punt: Punt, now: float) -> DropReason | None:
+        nonlocal answers
+        answers += 1
+        if answers == 1:
+            # Once it has taken the second one, the worker has said what the first one leaves to do.
+            send_now(datagram(1, dst=IP_C))
+            send_now(dropped(MAC_A))
+        waits.append(any(ring.wants_kicks for ring in nic.rings() if ring.queue == RX_QUEUE_IDX))
+        return answer(path, punt, now)
+
+    monkeypatch.setattr(SlowPath, "answer", count_answers)
+    for number in range(8):
+        a.queue_tx(arp_request(MAC_A, IP_A, GATEWAY_IP), publish=number == 7)
+    await until(lambda: answers == 8)
+    assert not waits[0]
+    assert waits[-1]
 
 
 class TestBecomingHot:

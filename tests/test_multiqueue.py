@@ -269,6 +269,28 @@ async def test_flows_leave_a_broken_ring(nursery: trio.Nursery) -> None:
     assert {pair for frames in flows.values() for _, pair in frames} == {0}
 
 
+async def test_only_the_queue_that_is_out_of_buffers_is_woken(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = await start(nursery)
+    a = await backend.connect_a()
+    b = await backend.connect_b(queue_pairs=PAIRS, rx_buffers=1, refill=False)
+    await wait_all_tasks_blocked()
+    flushed: list[int] = []
+    flush = Port.flush
+
+    def note(port: Port, pair: int = 0) -> NextStep:
+        flushed.append(pair)
+        return flush(port, pair)
+
+    monkeypatch.setattr(Port, "flush", note)
+    for number in range(2):
+        await a.send_packet(datagram(3, number))
+        await wait_all_tasks_blocked()
+    [(_, pair)] = (await received(b))[3]
+    assert flushed == [pair]
+
+
 async def test_reboot_with_several_pairs(nursery: trio.Nursery) -> None:
     backend = await start(nursery)
     a, b = await backend.connect_a(queue_pairs=3), await backend.connect_b(queue_pairs=3)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,6 +34,7 @@ from .test_hot_rings import (
     number_in,
     start,
     until,
+    until_now,
 )
 
 
@@ -48,13 +47,6 @@ async def exchange(a: VhostTestClient, b: VhostTestClient, count: int = 20) -> N
     for number in range(count):
         await a.send_packet(datagram(number))
         assert number_in(await b.recv_packet()) == number
-
-
-def until_now(condition: Callable[[], bool]) -> None:
-    """Keep the event loop from everything until another thread has brought something about."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def registrations() -> int:

@@ -406,8 +406,10 @@ static void *take(void *unused)
 static void take_what_is_left(struct guest *guest)
 {
 	const struct mv_drained *drained;
+	struct mv_woken woken[MV_MAX_WOKEN];
 	const uint8_t *buffer;
 
+	n_left += mv_hot_take_woken(guest->hot, woken);
 	while ((drained = mv_hot_take(guest->hot, &buffer)) != NULL) {
 		n_left += drained->n_punts + drained->n_woken;
 		mv_hot_done(guest->hot);
@@ -429,8 +431,10 @@ static void heat_up(struct guest *guest, unsigned int pair, mv_poller *poller)
 {
 	if (guest->hot)
 		take_what_is_left(guest);
-	if (guest->hot && !mv_hot_released(guest->hot))
+	if (guest->hot && !mv_hot_released(guest->hot)) {
+		mv_hot_move(guest->hot, poller);
 		return;
+	}
 	cool_down(guest);
 	guest->hot = mv_poller_add(poller, guest->port, pair, 0, 0, guest->hot_fd);
 	check(guest->hot, "no memory");
@@ -440,9 +444,11 @@ static void heat_up(struct guest *guest, unsigned int pair, mv_poller *poller)
 static void watch(struct guest *guest, uint32_t *random)
 {
 	struct mv_watched watched;
-	int64_t key = mv_watcher_next(watcher);
+	int64_t keys[GUESTS];
+	unsigned int n = mv_watcher_returned(watcher, keys, GUESTS);
 
-	check(key >= -1 && key <= GUESTS, "a ring that there is not");
+	for (unsigned int i = 0; i < n; i++)
+		check(keys[i] >= 0 && keys[i] <= GUESTS, "a ring that there is not");
 	mv_watch_end(guest->watch, &watched);
 	if (watched.drained)
 		n_left += watched.drained->n_punts + watched.drained->n_woken;

@@ -389,6 +389,24 @@ class TestRingTrouble:
         assert serving.faults == ["the guest's driver broke its TX ring"]
         assert [r.message for r in caplog.records if r.levelname == "WARNING"] == ["ring broken"]
 
+    async def test_good_ring_is_not_locked_to_see_that(
+        self, serving: Serving, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Somebody else may be at work on it."""
+        client = await serving.connect()
+        looks: list[int] = []
+        ring_broken = Port.ring_broken
+
+        def look(port: Port, queue: int) -> bool:
+            looks.append(queue)
+            return ring_broken(port, queue)
+
+        monkeypatch.setattr(Port, "ring_broken", look)
+        for _ in range(3):
+            await client.send_packet(ARP)
+            assert is_arp_reply(await client.recv_packet())
+        assert TX_QUEUE_IDX not in looks
+
     async def test_broken_ring_does_not_stop_the_other(self, serving: Serving) -> None:
         client = await serving.connect(err=True)
         client.tx_queue.write_avail_idx(1000)

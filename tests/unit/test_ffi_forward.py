@@ -541,7 +541,7 @@ def test_backlog_keeps_order_and_is_bounded() -> None:
             if drained.next is not NextStep.CALL_AGAIN:
                 break
         assert woken
-        assert set(woken) == {pair.b.port}
+        assert set(woken) == {(pair.b.port, 0)}
         assert pair.b.port.backlog == 256
         assert pair.b.drops() == {"RX_BACKLOG_FULL": 44}
         pair.b.offer(2048, 100)
@@ -604,7 +604,7 @@ def test_wakes_a_receiver_whose_backlog_was_emptied_by_a_sender(takes: int) -> N
         assert pair.b.port.backlog == 0
         assert pair.b.flush() is NextStep.NOTHING
         pair.a.send(frame)
-        assert pair.a.port.drain().woken == [pair.b.port]
+        assert pair.a.port.drain().woken == [(pair.b.port, 0)]
         assert pair.b.port.backlog == 1
 
 
@@ -620,7 +620,7 @@ def test_wakes_a_receiver_that_gave_up_on_a_frame() -> None:
         for _ in range(4):
             pair.send(FROM_A4 / UDP())
         pair.a.send(bytes(FROM_A4 / UDP()))
-        assert pair.a.port.drain().woken == [pair.b.port]
+        assert pair.a.port.drain().woken == [(pair.b.port, 0)]
 
 
 def test_published_and_called_once_a_batch() -> None:
@@ -642,7 +642,7 @@ def test_receiver_whose_ring_breaks_is_woken() -> None:
         pair.b.rx.write_avail(0, 999)
         pair.b.rx.write_avail_idx(1)
         pair.a.send(bytes(FROM_A4 / UDP()))
-        assert pair.a.port.drain().woken == [pair.b.port]
+        assert pair.a.port.drain().woken == [(pair.b.port, 0)]
         assert pair.b.port.ring_broken(RX_QUEUE)
         assert pair.b.erred(RX_QUEUE)
         assert pair.b.drops() == {"RX_RING_DOWN": 1}

@@ -183,8 +183,22 @@ class TestPolling:
             wait_for(ring.fd)
             drained = ring.take()
             assert drained is not None
-            assert drained.woken == [other.port]
+            assert drained.woken == [(other.port, 0)]
             assert other.port.backlog == 1
+
+    def test_says_so_though_nobody_takes_what_is_for_services(self, network: Network) -> None:
+        with receiver(network) as other, polled(FOR_EVER, network=network) as (rig, ring):
+            rig.send(ARP)
+            wait_for(ring.fd)
+            rig.send(ARP)
+            rig.send(to_other(b""))
+            wait_for(ring.fd)
+            assert ring.take_woken() == [(other.port, 0)]
+            assert ring.take_woken() == []
+            frames = take_all(ring)
+            while len(frames) < 2:
+                wait_for(ring.fd)
+                frames += take_all(ring)
 
     def test_gets_no_signals(self) -> None:
         before = set(tasks())
@@ -502,12 +516,12 @@ class TestClosing:
 
     def test_wakes_who_was_left_with_a_backlog(self, network: Network) -> None:
         with receiver(network) as other, polled(FOR_EVER, network=network) as (rig, ring):
-            woken = []
-            other.port.wake = lambda: woken.append(True)
+            woken: list[int] = []
+            other.port.wake = woken.append
             rig.send(to_other(b""))
             wait_taken(rig, 1)
             ring.close()
-            assert woken
+            assert woken == [0]
 
     def test_of_a_receiver_that_is_gone_meanwhile(self, network: Network) -> None:
         with polled(FOR_EVER, network=network) as (rig, ring):
@@ -531,6 +545,60 @@ class TestClosing:
                     rig.send(DROPPED)
                     wait_taken(rig, left + 1)
                 rings[left].close()
+
+
+class TestMoving:
+    def test_the_other_poller_goes_on(self) -> None:
+        with polled(FOR_EVER) as (rig, ring), running(Poller(FOR_EVER)) as other:
+            first = ring._poller
+            rig.send(DROPPED)
+            wait_taken(rig, 1)
+            ring.move(other)
+            first.stop()
+            rig.send(DROPPED)
+            wait_taken(rig, 2)
+            assert not ring.released
+            ring.close()
+            rig.send(DROPPED)
+            assert rig.port.stats().tx_frames == 2
+
+    def test_leaves_the_others_where_they_are(self) -> None:
+        with (
+            polled(FOR_EVER) as (rig, ring),
+            open_rig() as staying,
+            running(Poller(FOR_EVER)) as other,
+        ):
+            staying.start()
+            with hot(ring._poller, staying):
+                ring.move(other)
+                for one in (rig, staying):
+                    one.send(DROPPED)
+                    wait_taken(one, 1)
+
+    def test_to_a_poller_that_has_stopped(self) -> None:
+        with polled(FOR_EVER) as (_, ring):
+            other = Poller(FOR_EVER)
+            other.stop()
+            ring.move(other)
+            assert ring.released
+
+    def test_of_a_ring_that_was_given_up(self) -> None:
+        with (
+            polled(FOR_EVER) as (rig, ring),
+            open_rig() as another,
+            running(Poller(FOR_EVER)) as other,
+        ):
+            another.start()
+            ring._poller.stop()
+            assert ring.released
+            ring.move(other)
+            rig.send(DROPPED)
+            # Its other rings have had their turns since.
+            with hot(other, another):
+                for count in range(1, 4):
+                    another.send(DROPPED)
+                    wait_taken(another, count)
+            assert rig.port.stats().tx_frames == 0
 
 
 class TestServices:

@@ -6,15 +6,16 @@ The thread is a real one. Tests wait for what it signals: the driver's call, or 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import select
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from mvirt_net.ffi import Network, NextStep, Watch, Watched, Watcher
+from mvirt_net.ffi.watcher import KEYS_AT_ONCE
 from mvirt_net.model import RX_QUEUE, TX_QUEUE
 from tests.harness.packets import GATEWAY_IP, arp_request
 
@@ -77,10 +78,18 @@ def send(rig: Rig, kick: int, frame: bytes = DROPPED) -> None:
 def wait_returned(watcher: Watcher, ring: Watch) -> Watched:
     """Until it was given back."""
     wait_for(watcher.fd)
-    assert list(watcher.returned()) == [KEY]
+    assert watcher.returned() == [KEY]
     watched = ring.end()
     assert watched is not None
     return watched
+
+
+def wait_kicked(rig: Rig, watcher: Watcher, count: int) -> None:
+    """Until so many kicks have been followed, with no ring given back."""
+    deadline = time.monotonic() + PATIENCE
+    while rig.port.stats().kicks < count:
+        assert not select.select([watcher.fd], [], [], 0)[0]
+        assert time.monotonic() < deadline
 
 
 class TestWatching:
@@ -166,7 +175,7 @@ class TestGivenBack:
             rig.start()
             with watch(watcher, rig, kick) as ring:
                 send(rig, kick, to_other(b"payload"))
-                assert wait_returned(watcher, ring).drained.woken == [other.port]
+                assert wait_returned(watcher, ring).drained.woken == [(other.port, 0)]
 
     def test_close_wakes_the_port_to_wake(self, kick: int) -> None:
         with (
@@ -176,12 +185,12 @@ class TestGivenBack:
             watching() as watcher,
         ):
             rig.start()
-            woken = []
-            other.port.wake = lambda: woken.append(other)
+            woken: list[int] = []
+            other.port.wake = woken.append
             with watch(watcher, rig, kick):
                 send(rig, kick, to_other(b"payload"))
                 wait_for(watcher.fd)
-            assert woken
+            assert woken == [0]
 
     def test_kicked_quickly(self, kick: int) -> None:
         with open_rig() as rig, watching() as watcher:
@@ -198,6 +207,19 @@ class TestGivenBack:
             assert watched.quick
             assert watched.drained.punts == []
             assert rig.port.stats().tx_frames == 3
+
+    def test_not_for_kicks_without_frames(self, kick: int) -> None:
+        """Nobody can have a poller by writing to an eventfd."""
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick, (3, 1e6)) as ring:
+                for count in range(1, 6):
+                    os.eventfd_write(kick, 1)
+                    wait_kicked(rig, watcher, count)
+                for count in range(1, 3):
+                    send(rig, kick)
+                    wait_taken(rig, count)
+                assert ring.end() is None
 
     def test_not_for_a_kick_that_nobody_reads(self, kick: int) -> None:
         """Its count stays, and yet it was one kick and not one after another."""
@@ -233,7 +255,7 @@ class TestGivenBack:
             with watch(watcher, rig, kick) as ring:
                 send(rig, kick, ARP)
                 wait_for(watcher.fd)
-                assert list(watcher.returned()) == [KEY]
+                assert watcher.returned() == [KEY]
                 send(rig, kick)
                 # The watcher is at work: another ring proves it.
                 with open_rig() as other:
@@ -257,7 +279,32 @@ class TestGivenBack:
                     wait_taken(rig, count)
                     assert ring.end() is not None
                     ring.begin(kick, *NEVER_QUICK)
-                assert list(itertools.islice(watcher.returned(), 3)) == [KEY]
+                assert watcher.returned() == [KEY]
+
+    def test_in_their_order(self, kick: int) -> None:
+        """However many there are. A ring that does not run is given back with the first kick."""
+        with (
+            open_rig() as down,
+            open_rig() as rig,
+            watching() as watcher,
+            contextlib.ExitStack() as stack,
+        ):
+            kicks = []
+            for key in range(KEYS_AT_ONCE + 10):
+                ring = Watch(watcher, down.port, key, 0.0)
+                stack.enter_context(contextlib.closing(ring))
+                kicks.append(os.eventfd(0, os.EFD_NONBLOCK))
+                stack.callback(os.close, kicks[-1])
+                ring.begin(kicks[-1], *NEVER_QUICK)
+            rig.start()
+            last = stack.enter_context(watch(watcher, rig, kick, key=len(kicks)))
+            for other in kicks:
+                os.eventfd_write(other, 1)
+            send(rig, kick, ARP)
+            wait_taken(rig, 1)
+            assert last.end() is not None
+            assert watcher.returned() == list(range(len(kicks) + 1))
+            assert watcher.returned() == []
 
 
 class TestEnd:
@@ -277,13 +324,24 @@ class TestEnd:
                 send(rig, kick, ARP)
                 assert wait_returned(watcher, ring) == ring.end()
 
-    def test_a_closed_ring_is_not_named(self, kick: int) -> None:
-        with open_rig() as rig, watching() as watcher:
-            rig.start()
-            with watch(watcher, rig, kick):
+    @pytest.mark.parametrize("closed", [0, 1, 2])
+    def test_a_closed_ring_is_not_named(self, closed: int) -> None:
+        """Whatever was given back before and after it."""
+        with watching() as watcher, contextlib.ExitStack() as stack:
+            for key in range(4):
+                rig = stack.enter_context(open_rig())
+                rig.start()
+                kick = os.eventfd(0, os.EFD_NONBLOCK)
+                stack.callback(os.close, kick)
+                ring = stack.enter_context(watch(watcher, rig, kick, key=key))
+                if key == closed:
+                    close = ring.close
+                if key == 3:
+                    close()
                 send(rig, kick, ARP)
-                wait_for(watcher.fd)
-            assert list(watcher.returned()) == []
+                wait_taken(rig, 1)
+                assert ring.end() is not None
+            assert watcher.returned() == [key for key in range(4) if key != closed]
 
 
 class TestErrors:

@@ -203,7 +203,7 @@ class VhostNetBackend:
             self._lookout.watch(device.fault_fd, self._lose_memory)
             self.renew_services()
             # From here on other NICs' tasks may find frames for this guest.
-            self._port.wake = self._wake_rx
+            self._port.wake = self._wake_pair
             try:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
@@ -213,7 +213,7 @@ class VhostNetBackend:
                     await self._control(device)
                     nursery.cancel_scope.cancel()
             finally:
-                self._port.wake = _nothing
+                self._port.wake = _nobody
                 self._port.set_mtu(self._mtu)
         if self._end is not None:
             raise self._end
@@ -307,7 +307,7 @@ class VhostNetBackend:
         with self._watching(pair) as watch:
             while True:
                 drained = self._port.drain(trio.current_time(), pair)
-                self._look_for_break(queue)
+                self._look_for_break(queue, drained.next)
                 await self._finish(drained, heat)
                 if heat is not None and heat.is_hot and await self._while_hot(heat, device, pair):
                     continue
@@ -323,7 +323,7 @@ class VhostNetBackend:
             step = self._port.flush(pair)
             if step is not NextStep.MORE_BUFFERS:
                 self._starved_until.pop(queue, None)
-            self._look_for_break(queue)
+            self._look_for_break(queue, step)
             if pair:
                 # Its first buffers may have come, and the guest have no other pair.
                 self._follow_link()
@@ -394,23 +394,25 @@ class VhostNetBackend:
             read_event(ring.fd)
             released = ring.released
             while (drained := ring.take()) is not None:
-                await self._finish(drained)
+                await self._finish(drained, hot=ring)
                 await trio.lowlevel.checkpoint()
             if released:
                 return
 
-    async def _finish(self, drained: Drained, heat: Heat | None = None) -> None:
+    async def _finish(
+        self, drained: Drained, heat: Heat | None = None, hot: HotRing | None = None
+    ) -> None:
         """Do what a drain of a TX ring has left to do.
 
         Args:
             heat: of the ring, if that is COLD and may be another.
+            hot: the ring, if that is HOT.
         """
         if heat is not None:
             left = drained.next is NextStep.CALL_AGAIN
             heat.drained(left=left, punts=len(drained.punts))
-        for port in drained.woken:
-            port.wake()
-        await self._answer(drained.punts)
+        _wake_all(drained.woken)
+        await self._answer(drained.punts, hot)
 
     async def _handle(
         self, session: Session, device: VhostDevice, message: Message
@@ -459,6 +461,10 @@ class VhostNetBackend:
         """Nobody waits for a ring that never was started."""
         if index in self._bells:
             self._bells[index].ring()
+
+    def _wake_pair(self, pair: int) -> None:
+        """Its RX ring has something to do."""
+        self._wake(rx_of(pair))
 
     def _wake_rx(self) -> None:
         """Any RX ring may be the one that has something to do."""
@@ -509,8 +515,12 @@ class VhostNetBackend:
         else:
             await bell.wait()
 
-    async def _answer(self, punts: list[Punt]) -> None:
-        """Have the services answer slow-path frames, a few at a time."""
+    async def _answer(self, punts: list[Punt], hot: HotRing | None) -> None:
+        """Have the services answer slow-path frames, a few at a time.
+
+        Args:
+            hot: whose worker may find more to wake meanwhile, who must not wait for the answers.
+        """
         if not punts:
             # Nearly always, and eight RX tasks that wake for nothing take 0.2 ms.
             return
@@ -518,6 +528,8 @@ class VhostNetBackend:
         for punt in punts:
             if work >= WORK_PER_TURN:
                 self._wake_rx()
+                if hot is not None:
+                    _wake_all(hot.take_woken())
                 await trio.lowlevel.checkpoint()
                 now, work = trio.current_time(), 0.0
             work += cost_of(punt.kind, len(punt.frame))
@@ -529,9 +541,16 @@ class VhostNetBackend:
                 self._port.record_punt(punt.frame, reason)
         self._wake_rx()
 
-    def _look_for_break(self, index: int) -> None:
-        """Say it once when a driver has broken its ring; a restart of the ring mends it."""
-        if index in self._broken or not self._port.ring_broken(index):
+    def _look_for_break(self, index: int, step: NextStep) -> None:
+        """Say it once when a driver has broken its ring; a restart of the ring mends it.
+
+        Args:
+            step: what the core said last: of a broken ring, that there is NOTHING to do. Otherwise
+                the ring's lock is not worth waiting for.
+        """
+        if step is not NextStep.NOTHING or index in self._broken:
+            return
+        if not self._port.ring_broken(index):
             return
         self._broken += (index,)
         self._break_log.warning("ring broken", queue=_queue_name(index))
@@ -539,7 +558,17 @@ class VhostNetBackend:
 
 
 def _nothing() -> None:
-    """What is left of `on_connected` once it has been called, and of `Port.wake` at the end."""
+    """What is left of `on_connected` once it has been called."""
+
+
+def _nobody(_pair: int) -> None:
+    """Who is woken after the end."""
+
+
+def _wake_all(woken: list[tuple[Port, int]]) -> None:
+    """Have their tasks flush them."""
+    for port, pair in woken:
+        port.wake(pair)
 
 
 def _begin(watch: Watch, kick: int, heat: Heat) -> bool:

@@ -3,9 +3,10 @@
 **Theory of operation.** A ring belongs to its connection's task, which drains it, and has the
 watcher wait for kicks in its place (`KickWatcher`), until the ring `Heat.is_hot`. Then the task
 hands the ring to the worker that has the fewest, and waits for what the worker leaves to do, and in
-the end for the ring itself (`Workers.polling`). A worker is one call of `Poller.run` in a thread;
-it never comes back to Python while it runs, sleeps while it has no ring, and spins while it has. It
-is started with the first ring that it gets.
+the end for the ring itself (`Workers.polling`). A worker that is left with two rings fewer than
+another one gets one of those. A worker is one call of `Poller.run` in a thread; it never comes back
+to Python while it runs, sleeps while it has no ring, and spins while it has. It is started with the
+first ring that it gets.
 
 Workers make rings faster, and nothing else depends on them. Where a thread cannot be started, rings
 stay with their tasks.
@@ -46,10 +47,14 @@ class _Worker:
     name: str
     poller: Poller
     cpus: tuple[int, ...]
-    rings: int = 0
+    rings: list[HotRing] = attrs.Factory(list)
     started: bool = False
     ended: bool = False
     time: ThreadTime = attrs.Factory(ThreadTime)
+
+
+def _load(worker: _Worker) -> int:
+    return len(worker.rings)
 
 
 class Workers:
@@ -85,7 +90,7 @@ class Workers:
     @property
     def hot_rings(self) -> int:
         """How many rings they have."""
-        return sum(worker.rings for worker in self._workers)
+        return sum(len(worker.rings) for worker in self._workers)
 
     @property
     def cpu_seconds(self) -> Mapping[str, float]:
@@ -110,7 +115,7 @@ class Workers:
         if not usable:
             yield None
             return
-        worker = min(usable, key=lambda worker: worker.rings)
+        worker = min(usable, key=_load)
         try:
             stay = STAY * self._patience
             ring = HotRing(worker.poller, port, trio.current_time(), stay, pair=pair)
@@ -119,12 +124,12 @@ class Workers:
             yield None
             return
         with contextlib.closing(ring):
-            worker.rings += 1
+            worker.rings.append(ring)
             try:
                 self._start(worker)
                 yield ring
             finally:
-                worker.rings -= 1
+                self._part(ring)
 
     def watching(
         self, port: Port, pair: int, wake: Callable[[], None]
@@ -141,6 +146,16 @@ class Workers:
         for worker in self._workers:
             worker.ended = True
             worker.poller.stop()
+
+    def _part(self, ring: HotRing) -> None:
+        """No worker is to have the ring any more; who had it gets another one if it has too few."""
+        [worker] = [worker for worker in self._workers if ring in worker.rings]
+        worker.rings.remove(ring)
+        busiest = max(self._workers, key=_load)
+        if _load(busiest) >= _load(worker) + 2 and not worker.ended:
+            other = busiest.rings.pop()
+            worker.rings.append(other)
+            other.move(worker.poller)
 
     def _start(self, worker: _Worker) -> None:
         if not worker.started:

@@ -33,8 +33,8 @@ class Drained:
 
     next: NextStep
     punts: list[Punt]
-    woken: list[Port]
-    """Ports that have frames waiting now, or whose RX ring has broken: to be flushed."""
+    woken: list[tuple[Port, int]]
+    """Pairs of ports that have frames waiting now, or whose RX ring has broken: to be flushed."""
 
 
 def copy_punts(drained: Any, view: memoryview) -> list[Punt]:

@@ -161,12 +161,18 @@ struct mv_punt {
 	uint32_t mtu;		/* of MV_ICMP_TOO_BIG: what it was too big for, in bytes */
 };
 
+/* A pair to flush: it has a new backlog, or a broken RX ring. */
+struct mv_woken {
+	uint32_t tag;		/* of the port */
+	uint32_t pair;
+};
+
 /* What one drain leaves to do. */
 struct mv_drained {
 	unsigned int n_punts;
 	unsigned int n_woken;
 	struct mv_punt punts[MV_PUNT_FRAMES];
-	uint32_t woken[MV_MAX_WOKEN];	/* tags of ports to flush: a new backlog, or a broken RX ring */
+	struct mv_woken woken[MV_MAX_WOKEN];
 };
 
 /* A range of addresses; the host bits are 0. */
@@ -499,6 +505,12 @@ mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, unsigned int pair, uint6
 bool mv_hot_released(const mv_hot *hot);
 
 /*
+ * Whom else the poller has left to wake, into `woken` (MV_MAX_WOKEN): how many. To be called before
+ * mv_hot_take(), and while there is much to do for what that has returned. The same thread.
+ */
+unsigned int mv_hot_take_woken(mv_hot *hot, struct mv_woken *woken);
+
+/*
  * What the poller has left to do, and in *buffer the punts' bytes; NULL: nothing. Valid until
  * mv_hot_done(). One thread at a time.
  */
@@ -506,6 +518,12 @@ const struct mv_drained *mv_hot_take(mv_hot *hot, const uint8_t **buffer);
 
 /* What was taken last is dealt with. */
 void mv_hot_done(mv_hot *hot);
+
+/*
+ * Have another poller go on with the ring, unless it was given up. Waits for a turn of either at most.
+ * Control.
+ */
+void mv_hot_move(mv_hot *hot, mv_poller *to);
 
 /*
  * Take the ring away from the poller, if that has not given it up; at the return it does not touch
@@ -586,7 +604,7 @@ struct mv_watched {
 };
 
 /*
- * event_fd: 1 is added when rings have been given back, see mv_watcher_next(). An eventfd,
+ * event_fd: 1 is added when rings have been given back, see mv_watcher_returned(). An eventfd,
  * non-blocking, and nobody else's. NULL, with errno set, when there is no memory or no descriptor.
  */
 mv_watcher *mv_watcher_new(int event_fd);
@@ -603,11 +621,14 @@ void mv_watcher_run(mv_watcher *watcher);
 /* Have mv_watcher_run() return. Nothing is drained from now on. Control. */
 void mv_watcher_stop(mv_watcher *watcher);
 
-/* The key of a ring that was given back, each once; -1: no more. Control. */
-int64_t mv_watcher_next(mv_watcher *watcher);
+/*
+ * The keys of rings that were given back, each once, in that order: how many; with `most` of them there
+ * may be more. Control.
+ */
+unsigned int mv_watcher_returned(mv_watcher *watcher, int64_t *keys, unsigned int most);
 
 /*
- * For the TX ring of a pair, not watched yet. key: what mv_watcher_next() calls it, 0 or more. now: as
+ * For the TX ring of a pair, not watched yet. key: what mv_watcher_returned() calls it. now: as
  * for mv_port_drain(), whose clock goes on from there. NULL when there is no memory.
  */
 mv_watch *mv_watch_new(mv_watcher *watcher, mv_port *port, unsigned int pair, int64_t key, uint64_t now);
@@ -615,8 +636,8 @@ mv_watch *mv_watch_new(mv_watcher *watcher, mv_port *port, unsigned int pair, in
 /*
  * Drain the ring when its driver kicks, from now on. The last mv_port_drain() returned MV_NEXT_KICK.
  * Each drain asks for another kick, until there is something for the caller: what a drain has left to
- * do; another result than MV_NEXT_KICK; or `burst` kicks in less than quick_ns nanoseconds. Then the
- * ring is given back. Control.
+ * do; another result than MV_NEXT_KICK; or `burst` kicks that bring frames in less than quick_ns
+ * nanoseconds. Then the ring is given back. Control.
  *
  * kick_fd: the driver's eventfd, which must stay open until mv_watch_end(). What it counts is taken
  * before a drain and at no other time. -ECANCELED: the watcher was stopped; -EBUSY: it is watched; or as
@@ -627,7 +648,7 @@ int mv_watch_begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t qu
 /*
  * Do not watch it any more; at the return the thread does not touch the port. What came of it is in
  * *watched, whose pointers are good until the next mv_watch_begin() or mv_watch_free(). May be called
- * again, and says the same. Waits for a drain at most. Control.
+ * again, and says the same. Waits for a drain at most, and for nothing if it was given back. Control.
  */
 void mv_watch_end(mv_watch *watch, struct mv_watched *watched);
 

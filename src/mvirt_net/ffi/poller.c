@@ -27,8 +27,11 @@
  * what the ring waits for is the task, so that gets it back: a guest that floods the gateway is as fast
  * as its services without a thread that spins for it.
  *
+ * Whom to wake is handed over by itself, and the task asks for it between two answers, too: the answers
+ * of one half may take milliseconds, and are nothing to those who wait for their frames.
+ *
  * Barriers, by letter:
- *   H  release when a half is handed over, either way: with the acquire of who gets it.
+ *   H  release when a half, or whom to wake, is handed over, either way: with the acquire of who gets it.
  *   R  release of `released`, after all that the poller did: with the acquire of the task.
  */
 #include "core.h"
@@ -50,6 +53,13 @@ struct half {
 	uint8_t buffer[MV_PUNT_BYTES];
 };
 
+/* Whom some drains leave to wake. */
+struct wake_ups {
+	_Atomic bool given;		/* as in a half */
+	unsigned int n;
+	struct mv_woken woken[MV_MAX_WOKEN];
+};
+
 struct mv_hot {
 	mv_poller *poller;
 	mv_port *port;
@@ -65,6 +75,7 @@ struct mv_hot {
 	unsigned int filling;		/* the half that the poller adds to, or the next */
 	unsigned int taking;		/* the one that the task has, or the next */
 	struct half halves[2];
+	struct wake_ups wake_ups;
 };
 
 struct mv_poller {
@@ -151,19 +162,47 @@ static void signal_task(const mv_hot *hot)
 }
 
 /*
- * Give the task what there is, unless it is busy with what it was given before. So the half that is
- * filled is never the task's.
+ * Give the task what there is for services, unless it is busy with what it was given before. So the half
+ * that is filled is never the task's.
  */
 static void hand_over(mv_hot *hot)
 {
 	struct half *half = &hot->halves[hot->filling];
 	struct half *other = &hot->halves[1 - hot->filling];
 
-	if (!mv_drained_leaves(&half->drained) || atomic_load_explicit(&other->given, memory_order_acquire)) /* H */
+	if (half->drained.n_punts == 0 || atomic_load_explicit(&other->given, memory_order_acquire)) /* H */
 		return;
 	atomic_store_explicit(&half->given, true, memory_order_release); /* H */
 	hot->filling = 1 - hot->filling;
 	signal_task(hot);
+}
+
+/* And whom to wake, unless it has not looked since it was given that before. */
+static void hand_over_wake_ups(mv_hot *hot)
+{
+	struct mv_drained *drained = &hot->halves[hot->filling].drained;
+	struct wake_ups *wake_ups = &hot->wake_ups;
+
+	if (drained->n_woken == 0 || atomic_load_explicit(&wake_ups->given, memory_order_acquire)) /* H */
+		return;
+	wake_ups->n = drained->n_woken;
+	memcpy(wake_ups->woken, drained->woken, drained->n_woken * sizeof(drained->woken[0]));
+	drained->n_woken = 0;
+	atomic_store_explicit(&wake_ups->given, true, memory_order_release); /* H */
+	signal_task(hot);
+}
+
+unsigned int mv_hot_take_woken(mv_hot *hot, struct mv_woken *woken)
+{
+	struct wake_ups *wake_ups = &hot->wake_ups;
+	unsigned int n;
+
+	if (!atomic_load_explicit(&wake_ups->given, memory_order_acquire)) /* H */
+		return 0;
+	n = wake_ups->n;
+	memcpy(woken, wake_ups->woken, n * sizeof(woken[0]));
+	atomic_store_explicit(&wake_ups->given, false, memory_order_release); /* H */
+	return n;
 }
 
 const struct mv_drained *mv_hot_take(mv_hot *hot, const uint8_t **buffer)
@@ -241,6 +280,7 @@ static bool poll_ring(mv_hot *hot)
 					  hot->clock + now, half->buffer, &half->drained);
 
 	hand_over(hot);
+	hand_over_wake_ups(hot);
 	switch (found) {
 	case MV_POLL_BUSY:
 		mv_patience_busy(&hot->patience, now);
@@ -306,6 +346,17 @@ static void begin_half(struct half *half)
 	half->drained.n_woken = 0;
 }
 
+/* Or get it back at once. */
+static void join(mv_hot *hot, mv_poller *poller)
+{
+	mv_control_begin(&poller->control);
+	hot->poller = poller;
+	enter_round(hot);
+	if (poller->stopping)
+		release(hot);
+	mv_control_end(&poller->control);
+}
+
 mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, unsigned int pair, uint64_t now,
 		      uint64_t stay_ns, int event_fd)
 {
@@ -314,7 +365,6 @@ mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, unsigned int pair, uint6
 
 	if (!hot)
 		return NULL;
-	hot->poller = poller;
 	hot->port = port;
 	hot->pair = pair;
 	mv_patience_begin(&hot->patience, poller->idle_ns, ours);
@@ -326,12 +376,23 @@ mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, unsigned int pair, uint6
 	hot->taking = 0;
 	begin_half(&hot->halves[0]);
 	begin_half(&hot->halves[1]);
-	mv_control_begin(&poller->control);
-	enter_round(hot);
-	if (poller->stopping)
-		release(hot);
-	mv_control_end(&poller->control);
+	atomic_init(&hot->wake_ups.given, false);
+	join(hot, poller);
 	return hot;
+}
+
+void mv_hot_move(mv_hot *hot, mv_poller *to)
+{
+	mv_poller *from = hot->poller;
+	bool moves;
+
+	mv_control_begin(&from->control);
+	moves = !mv_hot_released(hot);
+	if (moves)
+		leave_round(hot);
+	mv_control_end(&from->control);
+	if (moves)
+		join(hot, to);
 }
 
 void mv_hot_remove(mv_hot *hot)

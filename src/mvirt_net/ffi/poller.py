@@ -55,6 +55,7 @@ class HotRing:
         self._poller = poller
         self._port = port
         self._buffer = ffi.new("const uint8_t **")
+        self._woken = ffi.new("struct mv_woken[]", lib.MV_MAX_WOKEN)
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Readable when there may be something to `take`, or the ring was given up."""
         try:
@@ -68,6 +69,11 @@ class HotRing:
         port.hot_pairs += (pair,)
         port.takeovers += 1
 
+    def move(self, poller: Poller) -> None:
+        """Have another poller go on with it, unless it was given up."""
+        lib.mv_hot_move(self._handle, poller._handle)
+        self._poller = poller
+
     @property
     def released(self) -> bool:
         """Whether the poller has given the ring up; what it has left before can still be taken."""
@@ -75,13 +81,20 @@ class HotRing:
 
     def take(self) -> Drained | None:
         """What the poller has left to do; None: nothing."""
+        woken = self.take_woken()
         drained = lib.mv_hot_take(self._handle, self._buffer)
         if drained == ffi.NULL:
-            return None
+            return Drained(NextStep.CALL_AGAIN, [], woken) if woken else None
         view = memoryview(ffi.buffer(self._buffer[0], lib.MV_PUNT_BYTES))
-        taken = Drained(NextStep.CALL_AGAIN, copy_punts(drained, view), self._port._woken(drained))
+        woken += self._port._pairs(drained.woken, drained.n_woken)
+        taken = Drained(NextStep.CALL_AGAIN, copy_punts(drained, view), woken)
         lib.mv_hot_done(self._handle)
         return taken
+
+    def take_woken(self) -> list[tuple[Port, int]]:
+        """Whom else to wake, as in `Drained`: to be asked also while there is much to do."""
+        n = lib.mv_hot_take_woken(self._handle, self._woken)
+        return self._port._pairs(self._woken, n)
 
     def close(self) -> None:
         """Take the ring from the poller if it still has it. May be called again.
@@ -93,8 +106,8 @@ class HotRing:
             return
         lib.mv_hot_remove(self._handle)
         while (drained := self.take()) is not None:
-            for port in drained.woken:
-                port.wake()
+            for port, pair in drained.woken:
+                port.wake(pair)
         handle, self._handle = self._handle, ffi.NULL
         lib.mv_hot_free(handle)
         os.close(self.fd)

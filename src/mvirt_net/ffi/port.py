@@ -76,8 +76,8 @@ class Port:
     )
 
     def __init__(self, network: Network, mac: MacAddress) -> None:
-        self.wake: Callable[[], None] = _nobody
-        """Called when a drain of another port finds that this one is to be flushed."""
+        self.wake: Callable[[int], None] = _nobody
+        """Called when a drain of another port finds that this pair of it is to be flushed."""
         self.hot_pairs: tuple[int, ...] = ()
         """Those whose TX ring a `Poller` has."""
         self.takeovers = 0
@@ -194,13 +194,14 @@ class Port:
         step = lib.mv_port_drain(
             room.worker, self._handle, pair, int(now * 1e9), room.buffer, drained
         )
-        return Drained(NextStep(step), copy_punts(drained, room.view), self._woken(drained))
+        woken = self._pairs(drained.woken, drained.n_woken)
+        return Drained(NextStep(step), copy_punts(drained, room.view), woken)
 
-    def _woken(self, drained: Any) -> list[Port]:
-        """The ports that a drain of this one leaves to be flushed, but those that are gone."""
+    def _pairs(self, woken: Any, n: int) -> list[tuple[Port, int]]:
+        """The pairs that drains of this port leave to be flushed, but those that are gone."""
         ports = self._network._ports
-        tags = (drained.woken[i] for i in range(drained.n_woken))
-        return [ports[tag] for tag in tags if tag in ports]
+        there = (woken[i] for i in range(n))
+        return [(ports[to.tag], to.pair) for to in there if to.tag in ports]
 
     def enqueue(self, frame: bytes) -> bool:
         """Put a frame (14 to `MAX_FRAME` bytes) in the RX backlog of the first pair that is up.
@@ -311,5 +312,5 @@ class Port:
         lib.mv_port_free(handle)
 
 
-def _nobody() -> None:
+def _nobody(_pair: int) -> None:
     """Who is woken while nobody serves a port."""

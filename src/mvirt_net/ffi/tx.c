@@ -158,12 +158,14 @@ static void forward(struct mv_drain *drain, struct mv_packet *packet,
 }
 
 /* Note a receiver whose task has something to do. */
-static void wake(struct mv_drained *result, uint32_t tag)
+static void wake(struct mv_drained *result, const struct mv_pair *pair)
 {
+	uint32_t tag = pair->port->tag;
+
 	for (unsigned int i = 0; i < result->n_woken; i++)
-		if (result->woken[i] == tag)
+		if (result->woken[i].tag == tag && result->woken[i].pair == pair->index)
 			return;
-	result->woken[result->n_woken++] = tag;
+	result->woken[result->n_woken++] = (struct mv_woken){ .tag = tag, .pair = pair->index };
 }
 
 /* Publish what a receiver, which is locked, has got, and note it if its task has something to do. */
@@ -174,7 +176,7 @@ static void settle(struct mv_drained *result, struct mv_pair *to)
 	if (ring->running)
 		mv_pair_publish(to, MV_RX);
 	if (ring->broken || (to->backlog_length > 0 && !ring->armed))
-		wake(result, to->port->tag);
+		wake(result, to);
 }
 
 /* Once for each receiver. To lock the last one again could take somebody else's turn. */

@@ -16,6 +16,13 @@
  * Kicks are edges: each write to an eventfd is one event, whether or not its count was taken before.
  * So the count is left to whoever takes the ring back, and reading it, which can be made slow by who
  * waits for the eventfd besides (debt.c), is not done under the lock.
+ *
+ * The event loop has to do with many rings at once, and each lock that it takes may keep it waiting for
+ * a drain. So it learns of all that were given back at once, and takes each of them without.
+ *
+ * Barriers, by letter:
+ *   J  release of `given_back`, after all that the thread did to the ring: with the acquire of who ends
+ *      the watch.
  */
 #include "core.h"
 
@@ -45,7 +52,7 @@ struct mv_watch {
 	uint64_t quick_ns;
 	unsigned int kicks;		/* of the present burst ... */
 	uint64_t burst_began;		/* ... and its first */
-	bool given_back;		/* what follows is for mv_watch_end() */
+	_Atomic bool given_back;	/* what follows is for mv_watch_end() */
 	int next;
 	bool quick;
 	struct left *left;		/* NULL: nothing is left; the caller's after mv_watch_end() */
@@ -62,7 +69,8 @@ struct mv_watcher {
 	bool running;			/* the thread may have fetched events */
 	unsigned int users;		/* its owner and its watches; control's alone */
 	struct left *spare;		/* for the next drain; NULL: it is made then */
-	mv_watch *given_back;
+	mv_watch *given_back;		/* the first that was comes first ... */
+	mv_watch **end;			/* ... and here goes the next */
 	mv_watch *to_free;
 	mv_worker *worker;
 };
@@ -118,6 +126,7 @@ mv_watcher *mv_watcher_new(int event_fd)
 		return NULL;
 	mv_control_init(&watcher->control);
 	watcher->users = 1;
+	watcher->end = &watcher->given_back;
 	watcher->event_fd = event_fd;
 	watcher->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	watcher->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -151,35 +160,44 @@ static void give_back(mv_watch *watch, int next, bool quick)
 	mv_watcher *watcher = watch->watcher;
 
 	forget_fd(watch);
-	watch->given_back = true;
 	watch->next = next;
 	watch->quick = quick;
+	atomic_store_explicit(&watch->given_back, true, memory_order_release); /* J */
 	if (watch->listed)
 		return;
-	watch->listed = true;
-	watch->next_in_list = watcher->given_back;
-	watcher->given_back = watch;
-	if (!watch->next_in_list)
+	if (!watcher->given_back)
 		add_one(watcher->event_fd);
+	watch->listed = true;
+	watch->next_in_list = NULL;
+	*watcher->end = watch;
+	watcher->end = &watch->next_in_list;
 }
 
 static void take_from_list(mv_watch *watch)
 {
-	mv_watch **link = &watch->watcher->given_back;
+	mv_watcher *watcher = watch->watcher;
+	mv_watch **link = &watcher->given_back;
 
 	if (!watch->listed)
 		return;
 	while (*link != watch)
 		link = &(*link)->next_in_list;
 	*link = watch->next_in_list;
+	if (!*link)
+		watcher->end = link;
 	watch->listed = false;
 }
 
-/* Whether this kick is the last of a burst that is as quick as the caller wants to know. */
-static bool is_quick(mv_watch *watch, uint64_t now)
+/*
+ * Whether this kick is the last of a burst that is as quick as the caller wants to know. One that brought
+ * no frames is not of it: a guest could have a poller by writing to its eventfd alone.
+ */
+static bool is_quick(mv_watch *watch, bool brought_frames, uint64_t now)
 {
 	bool quick;
 
+	if (!brought_frames)
+		return false;
 	if (watch->kicks++ == 0)
 		watch->burst_began = now;
 	if (watch->kicks < watch->burst)
@@ -194,7 +212,7 @@ static void attend(mv_watch *watch)
 {
 	mv_watcher *watcher = watch->watcher;
 	struct left *spare;
-	uint64_t now = mv_now_ns();
+	uint64_t now = mv_now_ns(), before;
 	bool quick;
 	int next;
 
@@ -207,9 +225,10 @@ static void attend(mv_watch *watch)
 		give_back(watch, MV_NEXT_CALL_AGAIN, false);
 		return;
 	}
+	before = mv_port_tx_frames(watch->port, watch->pair);
 	next = mv_port_drain(watcher->worker, watch->port, watch->pair, watch->clock + now,
 			     spare->buffer, &spare->drained);
-	quick = is_quick(watch, now);
+	quick = is_quick(watch, mv_port_tx_frames(watch->port, watch->pair) != before, now);
 	if (mv_drained_leaves(&spare->drained)) {
 		watch->left = spare;
 		watcher->spare = NULL;
@@ -267,19 +286,18 @@ void mv_watcher_stop(mv_watcher *watcher)
 	add_one(watcher->wake_fd);
 }
 
-int64_t mv_watcher_next(mv_watcher *watcher)
+unsigned int mv_watcher_returned(mv_watcher *watcher, int64_t *keys, unsigned int most)
 {
-	int64_t key = -1;
+	unsigned int n = 0;
 	mv_watch *watch;
 
 	mv_control_begin(&watcher->control);
-	watch = watcher->given_back;
-	if (watch) {
+	for (; n < most && (watch = watcher->given_back); n++) {
 		take_from_list(watch);
-		key = watch->key;
+		keys[n] = watch->key;
 	}
 	mv_control_end(&watcher->control);
-	return key;
+	return n;
 }
 
 mv_watch *mv_watch_new(mv_watcher *watcher, mv_port *port, unsigned int pair, int64_t key, uint64_t now)
@@ -310,7 +328,7 @@ int mv_watch_begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t qu
 	else
 		watcher->spare = watch->left;
 	watch->left = NULL;
-	watch->given_back = false;
+	atomic_store_explicit(&watch->given_back, false, memory_order_relaxed);
 	watch->burst = burst;
 	watch->quick_ns = quick_ns;
 	if (watch->kick_fd >= 0)
@@ -323,13 +341,26 @@ int mv_watch_begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t qu
 	return r;
 }
 
-void mv_watch_end(mv_watch *watch, struct mv_watched *watched)
+/* Whether the ring was given back: then the thread has nothing to do with it, nor the lock. */
+static bool is_given_back(const mv_watch *watch)
+{
+	return atomic_load_explicit(&watch->given_back, memory_order_acquire); /* J */
+}
+
+static void stop_watching(mv_watch *watch)
 {
 	mv_control_begin(&watch->watcher->control);
 	if (watch->kick_fd >= 0)
 		forget_fd(watch);
+	mv_control_end(&watch->watcher->control);
+}
+
+void mv_watch_end(mv_watch *watch, struct mv_watched *watched)
+{
+	if (!is_given_back(watch))
+		stop_watching(watch);
 	*watched = (struct mv_watched){
-		.given_back = watch->given_back,
+		.given_back = is_given_back(watch),
 		.next = watch->next,
 		.quick = watch->quick,
 	};
@@ -337,7 +368,6 @@ void mv_watch_end(mv_watch *watch, struct mv_watched *watched)
 		watched->drained = &watch->left->drained;
 		watched->buffer = watch->left->buffer;
 	}
-	mv_control_end(&watch->watcher->control);
 }
 
 void mv_watch_free(mv_watch *watch)

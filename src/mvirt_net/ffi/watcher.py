@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import attrs
 
@@ -11,6 +10,8 @@ from ._core import ffi, lib
 from .drain import Drained, copy_punts
 from .port import Port
 from .results import NextStep, allocated
+
+KEYS_AT_ONCE = 256
 
 
 class Watcher:
@@ -31,6 +32,7 @@ class Watcher:
             os.close(self.fd)
             raise OSError(error, os.strerror(error))
         self._handle = handle
+        self._keys = ffi.new("int64_t[]", KEYS_AT_ONCE)
 
     def run(self) -> None:
         """Watch until `stop`. Signals are for other threads meanwhile."""
@@ -40,10 +42,14 @@ class Watcher:
         """Touch no ring any more, for good, and have `run` return, now or when it is called."""
         lib.mv_watcher_stop(self._handle)
 
-    def returned(self) -> Iterator[int]:
-        """The keys of the rings given back, each once."""
-        while (key := lib.mv_watcher_next(self._handle)) >= 0:
-            yield key
+    def returned(self) -> list[int]:
+        """The keys of the rings given back, each once, in that order."""
+        keys: list[int] = []
+        while True:
+            n = lib.mv_watcher_returned(self._handle, self._keys, KEYS_AT_ONCE)
+            keys += ffi.unpack(self._keys, n)
+            if n < KEYS_AT_ONCE:
+                return keys
 
     def close(self) -> None:
         """Give it up; `run` has returned. Each `Watch` stays as good as it is."""
@@ -66,7 +72,7 @@ class Watch:
 
     Args:
         port, pair: its `drain` is for nobody else between `begin` and `end`.
-        key: what `Watcher.returned` calls it, not negative.
+        key: what `Watcher.returned` calls it.
         now: seconds of the clock that `drain` is called with.
 
     Raises:
@@ -88,7 +94,7 @@ class Watch:
 
         Args:
             kick: the driver's eventfd, open until `end`.
-            burst: how many kicks in less than so many `seconds` are quick.
+            burst: how many kicks that bring frames are quick in less than so many `seconds`.
 
         Raises:
             OSError: it cannot be watched.
@@ -110,7 +116,8 @@ class Watch:
         punts, woken = [], []
         if watched.drained != ffi.NULL:
             view = memoryview(ffi.buffer(watched.buffer, lib.MV_PUNT_BYTES))
-            punts, woken = copy_punts(watched.drained, view), self._port._woken(watched.drained)
+            punts = copy_punts(watched.drained, view)
+            woken = self._port._pairs(watched.drained.woken, watched.drained.n_woken)
         return Watched(Drained(NextStep(watched.next), punts, woken), bool(watched.quick))
 
     def close(self) -> None:
@@ -121,7 +128,7 @@ class Watch:
         if self._handle == ffi.NULL:
             return
         if (watched := self.end()) is not None:
-            for port in watched.drained.woken:
-                port.wake()
+            for port, pair in watched.drained.woken:
+                port.wake(pair)
         handle, self._handle = self._handle, ffi.NULL
         lib.mv_watch_free(handle)
