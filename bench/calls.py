@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -72,6 +73,8 @@ def _calls(subject: Subject) -> dict[str, Call]:
     port, rx, tx = subject.port, subject.rx, subject.tx
     enqueue = partial(port.enqueue, bytes(MIN_FRAME))
     one_taken = partial(tx.give, 1, call=False)
+    # A second each, so that services have time for all.
+    clock = itertools.count()
 
     def one_to_deliver(*, call: bool) -> None:
         rx.give(1, call=call)
@@ -85,7 +88,9 @@ def _calls(subject: Subject) -> dict[str, Call]:
         PEER: Call(lambda: port.backlog),
         "drain, ring empty": Call(port.drain),
         "drain, one frame to drop": Call(port.drain, one_taken, load=dropped(MIN_FRAME)),
-        "drain, one frame for a service": Call(port.drain, one_taken, load=ARP),
+        "drain, one frame for a service": Call(
+            lambda: port.drain(next(clock)), one_taken, load=ARP
+        ),
         "enqueue": Call(enqueue, after=deliver),
         "flush, one frame": Call(port.flush, partial(one_to_deliver, call=False)),
         "flush, one frame, call": Call(port.flush, partial(one_to_deliver, call=True)),

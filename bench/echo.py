@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from ipaddress import IPv4Network
 
@@ -40,6 +41,8 @@ class Inline:
     port: Port
     rx: Ring
     tx: Ring
+    clock: Iterator[int] = attrs.field(factory=itertools.count)
+    """Seconds, one for each drain, so that services have time for all."""
 
     def echo(self, request: bytes, serve: Serve, count: int) -> float:
         """Answer `count` frames, a batch at a time: ns a frame."""
@@ -58,7 +61,7 @@ class Inline:
     def _answer_all(self, serve: Serve) -> None:
         step = NextStep.CALL_AGAIN
         while step is NextStep.CALL_AGAIN:
-            drained = self.port.drain()
+            drained = self.port.drain(next(self.clock))
             step = drained.next
             for punt in drained.punts:
                 reply = serve(punt.frame)

@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 
 import attrs
 
-from mvirt_net.dataplane.limit import BURST, COSTS, RATE
+from mvirt_net.ffi import work_of
+from mvirt_net.ffi._core import lib
 from mvirt_net.model import PuntKind
 
 from .figures import Row, Scale, Table, ratio, spread, take_turns
@@ -114,10 +115,10 @@ def _pause(kind: PuntKind, scale: Scale) -> float:
 
     What it may ask in the long run is bounded; this measures how fast it gets what it may.
     """
-    work = COSTS[kind] * scale.echoes
-    if work > BURST:
+    work = work_of(kind, 0) * scale.echoes
+    if work > lib.MV_WORK_BURST:
         raise BenchError("a turn is more than a guest may ask at once")
-    return work / RATE
+    return work / float(lib.MV_WORK_RATE)
 
 
 def _echo(daemon: Process, guest: Guest, request: bytes, pause: float) -> End:

@@ -127,9 +127,10 @@ uint64_t lost_to_guest(const struct mv_stats *stats)
 	return sum_of_drops(stats, true);
 }
 
+/* Frames for services that they have no time for are counted as punts as well. */
 uint64_t lost_from_guest(const struct mv_stats *stats)
 {
-	return sum_of_drops(stats, false);
+	return sum_of_drops(stats, false) - stats->drops[MV_DROP_PUNT_LIMIT];
 }
 
 void check_drained(int next, const struct mv_drained *drained, uint32_t max_tag)

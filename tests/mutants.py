@@ -17,6 +17,7 @@ _CONVERSATION = "tests/unit/test_vhost_user_session.py::"
 _CHANNEL = "tests/unit/test_channel.py"
 _MEMORY = "tests/unit/test_ffi_memory.py::"
 _CORE = "tests/unit/test_ffi_rings.py::"
+_LIMIT = "tests/unit/test_ffi_limit.py::"
 _WATCHER = "tests/unit/test_ffi_watcher.py::"
 _POLLER = "tests/unit/test_ffi_poller.py::"
 _BACKEND = "tests/unit/test_backend.py"
@@ -77,6 +78,7 @@ _PACKED_C = _in("ffi/packed.c")
 _EVENT_C = _in("ffi/event.c")
 _DEBT_C = _in("ffi/debt.c")
 _TX_C = _in("ffi/tx.c")
+_LIMIT_C = _in("ffi/limit.c")
 _RX_C = _in("ffi/rx.c")
 _OFFLOAD_C = _in("ffi/offload.c")
 _CLASSIFY_C = _in("ffi/classify.c")
@@ -1132,10 +1134,31 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "p15",
-        _TX_C,
-        "	if (!take_error_token(drain->port, drain->now))\n		return;\n",
-        "	(void)take_error_token(drain->port, drain->now);\n",
+        _LIMIT_C,
+        "spend(&limits->errors, MV_ERROR_INTERVAL_NS, now)",
+        "true",
         (_P + "test_p15_errors_are_limited",),
+    ),
+    Mutant(
+        "p17",
+        _LIMIT_C,
+        "	if (allowance->saved < price ||",
+        "	if (",
+        (_LIMIT + "test_p17_burst_is_answered_and_the_rest_is_dropped",),
+    ),
+    Mutant(
+        "p17",
+        _LIMIT_C,
+        "(allowance->pausing && allowance->saved < allowance->pause)",
+        "false",
+        (_LIMIT + "test_nothing_is_given_until_the_pause_is_over",),
+    ),
+    Mutant(
+        "p17",
+        _LIMIT_C,
+        "passed < lacking ? passed : lacking",
+        "passed",
+        (_LIMIT + "test_no_more_than_a_burst_is_saved_up",),
     ),
     Mutant(
         "p01",

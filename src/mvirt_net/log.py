@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
+import attrs
 import structlog
 from structlog.typing import EventDict
 
@@ -39,6 +40,34 @@ class Limited:
         if self._left_out:
             event["left_out"], self._left_out = self._left_out, 0
         return event
+
+
+@attrs.define(eq=False)
+class LineRate:
+    """How many lines there may be: a token bucket, full at first.
+
+    Args:
+        rate: lines a second.
+        burst: lines that are saved up, at most.
+    """
+
+    rate: float
+    burst: float
+    _lines: float = attrs.field(init=False)
+    _saved_at: float | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._lines = self.burst
+
+    def take(self, now: float) -> bool:
+        """Whether there may be one more line; it counts then. `now`: seconds of any clock."""
+        if self._saved_at is not None:
+            self._lines = min(self.burst, self._lines + (now - self._saved_at) * self.rate)
+        self._saved_at = now
+        if self._lines < 1:
+            return False
+        self._lines -= 1
+        return True
 
 
 def get_logger(name: str, *limits: Limited) -> structlog.stdlib.BoundLogger:

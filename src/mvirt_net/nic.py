@@ -32,13 +32,12 @@ from .dataplane import (
     Service,
     VhostNetBackend,
     Workers,
-    WorkLimit,
     services_for,
     settle_debt,
 )
 from .errors import ConnectionBroken, CoreError, GuestMemoryLost, leaves
 from .ffi import Network, Port, RingState
-from .log import Limited, get_logger
+from .log import Limited, LineRate, get_logger
 from .model import MacAddress, NetworkSpec, NicSpec, NicStats, PuntKind
 from .peer import PeerCredentials, peer_credentials
 from .unix_listener import Listener, open_unix_listener
@@ -182,7 +181,7 @@ class Nic:
         self._surroundings = surroundings
         self._leases = 0
         self._connections = 0
-        self._lines = WorkLimit(LINE_RATE, LINE_BURST)
+        self._lines = LineRate(LINE_RATE, LINE_BURST)
         self._log = get_logger(__name__, Limited(self._may_log)).bind(nic=spec.name)
         self._port = Port(routes, self._mac)
         try:
@@ -392,7 +391,7 @@ class Nic:
         await trio.lowlevel.checkpoint()
 
     def _may_log(self) -> bool:
-        return self._lines.take(1, trio.current_time())
+        return self._lines.take(trio.current_time())
 
     def _check_open(self) -> None:
         if self._closed:

@@ -246,7 +246,7 @@ class _World:
         services = services_for(sender, self._spec, self._spec.mtu)
         slow_path = SlowPath(sender.mac_address, services, port.enqueue, get_logger(__name__))
         for punt in punts:
-            if (reason := slow_path.answer(punt, 0.0)) is not None:
+            if (reason := slow_path.answer(punt)) is not None:
                 port.count_drop(reason)
 
 

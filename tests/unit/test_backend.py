@@ -25,10 +25,9 @@ from mvirt_net.dataplane.backend import (
     WORK_PER_TURN,
 )
 from mvirt_net.dataplane.doorbell import Doorbell
-from mvirt_net.dataplane.limit import COSTS
 from mvirt_net.dataplane.packet import Service
 from mvirt_net.errors import ConnectionBroken, CoreError, GuestMemoryLost
-from mvirt_net.ffi import Network, Port
+from mvirt_net.ffi import Network, Port, work_of
 from mvirt_net.model import GATEWAY_MAC, DropReason, MacAddress, PuntKind, SocketAccess
 from mvirt_net.unix_listener import open_unix_listener
 from mvirt_net.vhost_user import Session
@@ -264,7 +263,8 @@ class TestTraffic:
                 await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
         # Two turns in a row, when the other task comes first in one round and last in the next.
-        assert max(collections.Counter(seen).values()) <= 2 * WORK_PER_TURN / COSTS[PuntKind.ARP]
+        most = 2 * WORK_PER_TURN / work_of(PuntKind.ARP, len(ARP))
+        assert max(collections.Counter(seen).values()) <= most
 
     @pytest.mark.parametrize(
         ("frame", "reason"), [(ARP, DropReason.ARP_IGNORED), (PING, DropReason.ICMP_IGNORED)]

@@ -20,6 +20,7 @@ from tests.layouts import BOTH_LAYOUTS
 
 from .rig import open_rig
 from .test_ffi_forward import B4, ETHER, FROM_A4, FROM_A6, Pair, open_pair
+from .test_ffi_limit import DHCP, ask, exhaust
 
 pytestmark = BOTH_LAYOUTS
 
@@ -179,6 +180,16 @@ def test_punt_is_recorded_when_it_is_dealt_with(reason: DropReason | None) -> No
         rig.port.record_punt(b"question", reason)
         comment = "" if reason is None else f"dropped: {reason.name.lower()}"
         assert seen(ring) == [(0, OUTBOUND, comment)]
+
+
+def test_frame_that_services_have_no_time_for_is_recorded_at_once() -> None:
+    with open_rig() as rig:
+        rig.start()
+        exhaust(rig, 1.0)
+        with capturing(rig.port) as ring:
+            ask(rig, DHCP, 1, 1.0)
+            [packet] = taken(ring).packets
+        assert (packet.data, packet.comment) == (DHCP, "dropped: punt_limit")
 
 
 @pytest.mark.parametrize("snaplen", [1, 14, 60, 117, 242, 65549])

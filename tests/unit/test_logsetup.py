@@ -12,7 +12,7 @@ from typing import TextIO
 
 import pytest
 
-from mvirt_net.log import Limited, get_logger
+from mvirt_net.log import Limited, LineRate, get_logger
 from mvirt_net.loglines import LogFormat
 from mvirt_net.logsetup import set_up_logging
 
@@ -143,3 +143,14 @@ def test_lines_left_out_are_counted_by_the_next_one() -> None:
         (3, 2),
         (4, None),
     ]
+
+
+def test_lines_come_in_a_burst_and_then_by_the_rate() -> None:
+    lines = LineRate(rate=10, burst=5)
+    assert [lines.take(100.0) for _ in range(6)] == [True] * 5 + [False]
+    assert [lines.take(100.2) for _ in range(3)] == [True] * 2 + [False]
+
+
+def test_no_more_lines_than_the_burst_are_saved_up() -> None:
+    lines = LineRate(rate=10, burst=5)
+    assert [lines.take(now) for now in [0.0, *[1e6] * 6]] == [True] * 6 + [False]

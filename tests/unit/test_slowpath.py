@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import attrs
 import pytest
 
-from mvirt_net.dataplane.limit import BURST, COSTS, RATE
 from mvirt_net.dataplane.packet import Service
 from mvirt_net.dataplane.slowpath import SlowPath
 from mvirt_net.ffi import Punt
@@ -44,14 +43,14 @@ class Rig:
 
 def test_answer_is_sent() -> None:
     rig = Rig({PuntKind.ARP: Fixed(b"reply")})
-    assert rig.path.answer(Punt(PuntKind.ARP, b""), 0) is None
+    assert rig.path.answer(Punt(PuntKind.ARP, b"")) is None
     assert rig.sent == [b"reply"]
 
 
 @pytest.mark.parametrize("answer", [DropReason.ARP_MALFORMED, None])
 def test_no_answer(answer: DropReason | None) -> None:
     rig = Rig({PuntKind.ARP: Fixed(answer)})
-    assert rig.path.answer(Punt(PuntKind.ARP, b""), 0) is answer
+    assert rig.path.answer(Punt(PuntKind.ARP, b"")) is answer
     assert rig.sent == []
 
 
@@ -67,27 +66,27 @@ def test_no_answer(answer: DropReason | None) -> None:
     ],
 )
 def test_nobody_there(kind: PuntKind, reason: DropReason) -> None:
-    assert Rig().path.answer(Punt(kind, b""), 0) is reason
+    assert Rig().path.answer(Punt(kind, b"")) is reason
 
 
 def test_failing_service_costs_the_frame(caplog: pytest.LogCaptureFixture) -> None:
     rig = Rig({PuntKind.NDP: Fixed(RuntimeError("bug"))})
     for _ in range(3):
-        assert rig.path.answer(Punt(PuntKind.NDP, b""), 0) is DropReason.NDP_IGNORED
+        assert rig.path.answer(Punt(PuntKind.NDP, b"")) is DropReason.NDP_IGNORED
     assert [record.message for record in caplog.records] == ["service failed"]
 
 
 def test_services_may_be_replaced() -> None:
     rig = Rig()
     rig.path.services = {PuntKind.ARP: Fixed(b"new")}
-    rig.path.answer(Punt(PuntKind.ARP, b""), 0)
+    rig.path.answer(Punt(PuntKind.ARP, b""))
     assert rig.sent == [b"new"]
 
 
 def test_icmp_error_is_written() -> None:
     rig = Rig()
     punt = Punt(PuntKind.ICMP_ERROR, LOST, IcmpError.TOO_BIG, 1400)
-    assert rig.path.answer(punt, 0) is None
+    assert rig.path.answer(punt) is None
     error = parse_icmp_error(rig.sent[0])
     assert (error.kind, error.code, error.mtu, error.quoted) == (3, 4, 1400, LOST[14:])
 
@@ -97,21 +96,6 @@ def test_icmp_error_that_cannot_be_written_counts_for_nothing(
 ) -> None:
     """The core has counted the packet that it was about."""
     rig = Rig()
-    assert rig.path.answer(Punt(PuntKind.ICMP_ERROR, b"nonsense"), 0) is None
+    assert rig.path.answer(Punt(PuntKind.ICMP_ERROR, b"nonsense")) is None
     assert rig.sent == []
     assert [record.message for record in caplog.records] == ["service failed"]
-
-
-@pytest.mark.parametrize("kind", list(PuntKind))
-def test_time_is_limited(kind: PuntKind) -> None:
-    rig = Rig({kind: Fixed(b"reply")})
-    punt = Punt(kind, LOST)
-    for _ in range(int(BURST / COSTS[kind])):
-        rig.path.answer(punt, 0)
-    sent = len(rig.sent)
-    assert sent == int(BURST / COSTS[kind])
-    reason = rig.path.answer(punt, 0)
-    assert reason is (None if kind is PuntKind.ICMP_ERROR else DropReason.PUNT_LIMIT)
-    assert len(rig.sent) == sent
-    assert rig.path.answer(punt, COSTS[kind] / RATE) is None
-    assert len(rig.sent) == sent + 1

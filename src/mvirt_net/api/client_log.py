@@ -5,8 +5,7 @@ from __future__ import annotations
 import structlog
 import trio
 
-from ..dataplane import WorkLimit
-from ..log import Limited, get_logger
+from ..log import Limited, LineRate, get_logger
 
 LINE_INTERVAL = 1.0
 """Seconds between two lines. Clients can fail as fast as they like, and must not fill the disk."""
@@ -14,5 +13,5 @@ LINE_INTERVAL = 1.0
 
 def get_client_logger(name: str) -> structlog.stdlib.BoundLogger:
     """A logger of the module `name` that leaves lines out, and says how many."""
-    lines = WorkLimit(rate=1 / LINE_INTERVAL, burst=1)
-    return get_logger(name, Limited(lambda: lines.take(1, trio.current_time())))
+    lines = LineRate(rate=1 / LINE_INTERVAL, burst=1)
+    return get_logger(name, Limited(lambda: lines.take(trio.current_time())))

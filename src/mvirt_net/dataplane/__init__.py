@@ -7,7 +7,6 @@ from .backend import VhostNetBackend
 from .dhcpv4 import Dhcpv4Server
 from .icmp import IcmpResponder
 from .latency import RequestTimes
-from .limit import WorkLimit
 from .lookout import Lookout
 from .mapping import settle_debt
 from .packet import Service
@@ -22,7 +21,6 @@ __all__ = [
     "RequestTimes",
     "Service",
     "VhostNetBackend",
-    "WorkLimit",
     "Workers",
     "services_for",
     "settle_debt",

@@ -34,7 +34,7 @@ import structlog
 import trio
 
 from ..errors import ConnectionBroken, GuestMemoryLost, MvirtNetError
-from ..ffi import Drained, HotRing, NextStep, Port, Punt, Watch, read_event
+from ..ffi import Drained, HotRing, NextStep, Port, Punt, Watch, read_event, work_of
 from ..log import get_logger
 from ..model import MacAddress, PuntKind, pair_of, rx_of, tx_of
 from ..vhost_user.session import Session
@@ -45,7 +45,6 @@ from .doorbell import Doorbell
 from .fds import close_fd, close_fds
 from .heat import Heat
 from .latency import RequestTimes
-from .limit import cost_of
 from .lookout import Lookout
 from .mapping import map_prepared
 from .ndp import NdpResponder
@@ -524,16 +523,16 @@ class VhostNetBackend:
         if not punts:
             # Nearly always, and eight RX tasks that wake for nothing take 0.2 ms.
             return
-        now, work = trio.current_time(), 0.0
+        work = 0.0
         for punt in punts:
             if work >= WORK_PER_TURN:
                 self._wake_rx()
                 if hot is not None:
                     _wake_all(hot.take_woken())
                 await trio.lowlevel.checkpoint()
-                now, work = trio.current_time(), 0.0
-            work += cost_of(punt.kind, len(punt.frame))
-            reason = self._slow_path.answer(punt, now)
+                work = 0.0
+            work += work_of(punt.kind, len(punt.frame))
+            reason = self._slow_path.answer(punt)
             if reason is not None:
                 self._port.count_drop(reason)
             # What an error was about has been recorded with the reason for it.

@@ -1,7 +1,7 @@
 """What is answered in Python: frames for the gateway, and ICMP errors about dropped packets.
 
-One guest's share of it, without I/O. The core has decided what each frame is for; here is who
-answers, whether the guest has any of its time left, and what becomes of a service that fails.
+One guest's share of it, without I/O. The core has decided what each frame is for, and that there is
+time for it; here is who answers, and what becomes of a service that fails.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import structlog
 from ..ffi import Punt
 from ..model import DropReason, MacAddress, PuntKind
 from .icmp_errors import IcmpErrorBuilder
-from .limit import WorkLimit, cost_of
 from .packet import Service
 from .services import UNSERVED
 
@@ -28,7 +27,7 @@ class SlowPath:
         log: gets a traceback when a service fails, once for each kind.
     """
 
-    __slots__ = ("_errors", "_failed", "_limit", "_log", "_send", "services")
+    __slots__ = ("_errors", "_failed", "_log", "_send", "services")
 
     def __init__(
         self,
@@ -41,29 +40,24 @@ class SlowPath:
         self._errors = IcmpErrorBuilder(mac)
         self._send = send
         self._log = log
-        self._limit = WorkLimit()
         self._failed: tuple[PuntKind, ...] = ()
 
-    def answer(self, punt: Punt, now: float) -> DropReason | None:
+    def answer(self, punt: Punt) -> DropReason | None:
         """Answer one frame.
 
         Args:
             punt: from the core.
-            now: seconds of any clock, for the limit.
 
         Returns:
             Why there is no answer, to be counted; None: it was sent. An ICMP error that is not sent
             counts for nothing, as the core has counted what it was about.
         """
         reason = UNSERVED[punt.kind]
-        if not self._limit.take(cost_of(punt.kind, len(punt.frame)), now):
-            reason = DropReason.PUNT_LIMIT
-        else:
-            try:
-                reason = self._answer(punt)
-            except Exception:
-                # A bug of ours; it costs the frame.
-                self._log_failure(punt.kind)
+        try:
+            reason = self._answer(punt)
+        except Exception:
+            # A bug of ours; it costs the frame.
+            self._log_failure(punt.kind)
         return None if punt.kind is PuntKind.ICMP_ERROR else reason
 
     def _answer(self, punt: Punt) -> DropReason | None:

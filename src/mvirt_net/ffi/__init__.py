@@ -22,7 +22,7 @@ except ImportError as error:
     ) from error
 
 from .capture import MAX_TAPS, CaptureRing
-from .drain import Drained, Punt
+from .drain import Drained, Punt, work_of
 from .event import events_never_block, is_eventfd, read_event, write_event
 from .memory import MAX_REGIONS, GuestMemory, Mapping, unmap_aside
 from .network import Network
@@ -53,5 +53,6 @@ __all__ = [
     "is_eventfd",
     "read_event",
     "unmap_aside",
+    "work_of",
     "write_event",
 ]

@@ -712,6 +712,30 @@ static inline bool mv_control_is_wanted(struct mv_control *control)
  */
 void mv_block_signals(sigset_t *before);
 
+/* ---- limit.c: what one guest may have of what all share ---- */
+
+/* A share that is saved up with time, in nanoseconds of it. */
+struct mv_allowance {
+	uint64_t most;
+	uint64_t pause;		/* once there was too little, nothing is given before there is so much */
+	uint64_t saved;
+	uint64_t saved_at;	/* ns of the caller's clock */
+	bool pausing;
+};
+
+/* More pairs do not get a guest more: they are the port's. */
+struct mv_limits {
+	pthread_mutex_t lock;	/* of what follows */
+	struct mv_allowance work;	/* of the services */
+	struct mv_allowance errors;
+};
+
+void mv_limits_begin(struct mv_limits *limits);
+void mv_limits_end(struct mv_limits *limits);
+
+/* Whether the services are to have a frame, which is paid for then. */
+bool mv_may_punt(struct mv_limits *limits, enum mv_punt_kind kind, uint32_t length, uint64_t now);
+
 /* ---- port.c, tx.c, rx.c: one NIC ---- */
 
 /* The two rings of a queue pair. */
@@ -731,12 +755,6 @@ struct mv_backlog_frame {
 	struct mv_net_hdr hdr;
 	uint32_t length;
 	uint8_t data[];
-};
-
-/* ICMP errors that a port may still cause; refilled with time. */
-struct mv_error_limit {
-	unsigned int tokens;
-	uint64_t refilled_at;	/* ns of the caller's clock */
 };
 
 /* Which flow a packet belongs to: its Ethernet header and IP addresses, as they are in the frame. */
@@ -822,8 +840,7 @@ struct mv_port {
 	struct mv_pair *pairs[MV_MAX_PAIRS];	/* NULL: not made yet; atomic */
 	/* Of all pairs together. */
 	_Alignas(MV_CACHE_LINE) struct mv_debt debt;
-	pthread_mutex_t error_lock;
-	struct mv_error_limit errors;	/* under error_lock */
+	struct mv_limits limits;
 	struct mv_pair first;
 };
 

@@ -37,6 +37,11 @@ class Drained:
     """Pairs of ports that have frames waiting now, or whose RX ring has broken: to be flushed."""
 
 
+def work_of(kind: PuntKind, size: int) -> float:
+    """Microseconds that the services take at most for a frame of `size` bytes."""
+    return lib.mv_punt_work(kind, size) / 1e3  # type: ignore[no-any-return]
+
+
 def copy_punts(drained: Any, view: memoryview) -> list[Punt]:
     """Copies of the punts whose bytes are in `view`."""
     punts = []

@@ -42,6 +42,10 @@ enum mv_limit {
 	MV_PUNT_FRAMES = 64,		/* slow-path frames of one drain */
 	MV_PUNT_BYTES = 128 * 1024,	/* and room for them; at least MV_MAX_FRAME */
 	MV_MAX_WOKEN = 64,		/* receivers of one drain */
+	/* The services' time for one port, in microseconds of work. */
+	MV_WORK_RATE = 200 * 1000,	/* a second: 25,000 pings or 2,000 DHCP messages */
+	MV_WORK_BURST = 50 * 1000,	/* saved up while nothing is asked */
+	MV_WORK_PAUSE = 250,		/* and saved up before there is more, once there was too little */
 	/* ICMP errors about one port's packets (RFC 1812, 4.3.2.8; RFC 4443, 2.4 (f)). */
 	MV_ERROR_BURST = 50,
 	MV_ERROR_INTERVAL_NS = 5 * 1000 * 1000,	/* 200 a second */
@@ -395,7 +399,7 @@ int mv_ring_set_err(mv_port *port, unsigned int queue, int fd);
  * ring, and each driver interrupted at most once. Returns enum mv_next.
  *
  * worker: the calling thread's.
- * now: nanoseconds of a clock of the caller's; it only limits the rate of ICMP errors.
+ * now: nanoseconds of a clock of the caller's; it only limits what goes to services, and ICMP errors.
  */
 int mv_port_drain(mv_worker *worker, mv_port *port, unsigned int pair, uint64_t now,
 		  uint8_t *buffer, struct mv_drained *drained);
@@ -585,6 +589,9 @@ void mv_capture_counts(const mv_capture *capture, unsigned int interface, uint64
 
 /* The same of all interfaces together. Control. */
 void mv_capture_totals(const mv_capture *capture, uint64_t *seen, uint64_t *lost);
+
+/* Nanoseconds of work that such a frame (enum mv_punt_kind) is to services at most. */
+uint64_t mv_punt_work(unsigned int kind, uint32_t length);
 
 /*
  * A frame that was punted has been dealt with: record it as transmitted, and as dropped for this reason

@@ -175,8 +175,7 @@ mv_port *mv_port_new(mv_network *network, const uint8_t *mac, uint32_t tag)
 	memcpy(port->gateway_mac, gateway_mac, sizeof(gateway_mac));
 	port->tag = tag;
 	port->mtu = mv_network_mtu(network);
-	port->errors.tokens = MV_ERROR_BURST;
-	pthread_mutex_init(&port->error_lock, NULL);
+	mv_limits_begin(&port->limits);
 	begin_pair(&port->first, port, 0);
 	port->network = network;
 	port->edition = mv_network_enter(network);
@@ -193,7 +192,7 @@ void mv_port_free(mv_port *port)
 		if (pair != &port->first)
 			free(pair);
 	}
-	pthread_mutex_destroy(&port->error_lock);
+	mv_limits_end(&port->limits);
 	free(port);
 }
 

@@ -187,7 +187,7 @@ class Port:
         They are routed to other ports, dropped and counted, or left for the slow path.
 
         Args:
-            now: seconds of any clock; by it the rate of ICMP errors is limited.
+            now: seconds of any clock; by it is limited what goes to services, and ICMP errors.
         """
         room = drain_room
         drained = room.drained

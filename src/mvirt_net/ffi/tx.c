@@ -54,51 +54,21 @@ static void add_service_punt(struct mv_drain *drain, enum mv_punt_kind kind,
 	uint32_t l4 = packet->l4;
 
 	add_punt(drain, kind, packet, packet->length);
-	mv_count(&drain->pair->stats.punts, 1);
 	if (packet->offload.flags)
 		mv_offload_fill(frame, packet->family, &packet->offload, packet->protocol,
 				packet->length - l4, (struct mv_reader){ 0 }, packet->length - l4);
-}
-
-static bool take_token(struct mv_error_limit *limit, uint64_t now)
-{
-	uint64_t earned = now > limit->refilled_at ?
-				  (now - limit->refilled_at) / MV_ERROR_INTERVAL_NS : 0;
-
-	if (earned >= MV_ERROR_BURST - limit->tokens) {
-		limit->tokens = MV_ERROR_BURST;
-		limit->refilled_at = now;
-	} else {
-		limit->tokens += (unsigned int)earned;
-		limit->refilled_at += earned * MV_ERROR_INTERVAL_NS;
-	}
-	if (limit->tokens == 0)
-		return false;
-	limit->tokens--;
-	return true;
-}
-
-/* More pairs do not make a guest hear more: the limit is the NIC's. */
-static bool take_error_token(mv_port *port, uint64_t now)
-{
-	bool taken;
-
-	pthread_mutex_lock(&port->error_lock);
-	taken = take_token(&port->errors, now);
-	pthread_mutex_unlock(&port->error_lock);
-	return taken;
 }
 
 /* A packet that was dropped, for the message to its sender. */
 static void add_error_punt(struct mv_drain *drain, const struct mv_verdict *verdict,
 			   const struct mv_packet *packet)
 {
+	uint32_t quoted = packet->length < QUOTED ? packet->length : QUOTED;
 	struct mv_punt *punt;
 
-	if (!take_error_token(drain->port, drain->now))
+	if (!mv_may_punt(&drain->port->limits, MV_PUNT_ICMP_ERROR, quoted, drain->now))
 		return;
-	punt = add_punt(drain, MV_PUNT_ICMP_ERROR, packet,
-			packet->length < QUOTED ? packet->length : QUOTED);
+	punt = add_punt(drain, MV_PUNT_ICMP_ERROR, packet, quoted);
 	punt->error = verdict->error;
 	punt->mtu = verdict->mtu;
 	mv_count(&drain->pair->stats.icmp_errors, 1);
@@ -246,6 +216,20 @@ static void record_judged(mv_port *port, const struct mv_packet *packet, uint32_
 			     verdict->action == MV_DROP ? (int)verdict->value : MV_NOT_DROPPED, &frame);
 }
 
+/* Where a frame goes, and whether the services have time for it if that is to them. */
+static struct mv_verdict judge(struct mv_drain *drain, struct mv_packet *packet)
+{
+	struct mv_verdict verdict = mv_classify(drain->pair, packet);
+
+	if (verdict.action != MV_PUNT)
+		return verdict;
+	mv_count(&drain->pair->stats.punts, 1);
+	if (mv_may_punt(&drain->port->limits, (enum mv_punt_kind)verdict.value, packet->length,
+			drain->now))
+		return verdict;
+	return (struct mv_verdict){ .action = MV_DROP, .value = MV_DROP_PUNT_LIMIT };
+}
+
 static void receive_frame(struct mv_drain *drain, const struct mv_chain *chain)
 {
 	mv_port *port = drain->port;
@@ -260,7 +244,7 @@ static void receive_frame(struct mv_drain *drain, const struct mv_chain *chain)
 	}
 	length = packet.length;
 	drain->bytes += length;
-	verdict = mv_classify(drain->pair, &packet);
+	verdict = judge(drain, &packet);
 	if (mv_port_is_tapped(port))
 		record_judged(port, &packet, length, &verdict);
 	switch (verdict.action) {
