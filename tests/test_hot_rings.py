@@ -132,7 +132,7 @@ async def test_receiver_is_woken_between_answers(
         a.send_packet_nowait(frame)
         until_now(lambda: backend.nic.stats().tx_frames > before)
 
-    def count_answers(path: SlowPath, punt: Punt, now: float) -> DropReason | None:
+    def count_answers(path: SlowPath, punt: Punt) -> DropReason | None:
         nonlocal answers
         answers += 1
         if answers == 1:
@@ -140,7 +140,7 @@ async def test_receiver_is_woken_between_answers(
             send_now(datagram(1, dst=IP_C))
             send_now(dropped(MAC_A))
         waits.append(any(ring.wants_kicks for ring in nic.rings() if ring.queue == RX_QUEUE_IDX))
-        return answer(path, punt, now)
+        return answer(path, punt)
 
     monkeypatch.setattr(SlowPath, "answer", count_answers)
     for number in range(8):

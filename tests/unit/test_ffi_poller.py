@@ -200,6 +200,17 @@ class TestPolling:
                 wait_for(ring.fd)
                 frames += take_all(ring)
 
+    def test_says_so_though_it_comes_with_what_is_for_services(self, network: Network) -> None:
+        with receiver(network) as other, polled(FOR_EVER, network=network) as (rig, ring):
+            rig.send(ARP)
+            wait_for(ring.fd)
+            assert take_all(ring) == [ARP]
+            rig.send(ARP, publish=False)
+            rig.send(to_other(b""))
+            wait_for(ring.fd)
+            assert ring.take_woken() == [(other.port, 0)]
+            assert take_all(ring) == [ARP]
+
     def test_gets_no_signals(self) -> None:
         before = set(tasks())
         with polled(FOR_EVER) as (rig, _):

@@ -70,9 +70,9 @@ CLOCK = ctypes.CFUNCTYPE(ctypes.c_int64)
 OTHER_MAC, OTHER = MacAddress.parse("52:54:00:00:00:02"), "10.0.0.6"
 
 @contextlib.contextmanager
-def two_guests(features=VERSION_1):
+def two_guests(network=None, features=VERSION_1):
     with contextlib.ExitStack() as stack:
-        network = Network(mtu=65535)
+        network = network or Network(mtu=65535)
         stack.callback(network.close)
         regions = [Region(0, 8 << 20)]
         a = stack.enter_context(open_rig(network=network, regions=regions))
@@ -130,6 +130,46 @@ with two_guests() as (a, b):
     print(a.port.stats().tx_frames, any(sent < 256 for sent in before))
 """
     assert answers(tmp_path, program) == "256 True\n"
+
+
+def test_who_has_waited_for_long_does_what_it_has_waited_for(tmp_path: Path) -> None:
+    """A frame in two pieces, beside a drain that does not go on before the other one sleeps."""
+    program = """
+THIRD_MAC, THIRD = MacAddress.parse("52:54:00:00:00:03"), "10.0.0.7"
+network = Network(mtu=65535)
+with two_guests(network) as (a, b), open_rig(
+    network=network, regions=[Region(0, 1 << 20)], mac=THIRD_MAC, routes=[THIRD]
+) as c:
+    c.start()
+    b.offer(2048, 256)
+    for _ in range(64):
+        c.send(udp_frame(THIRD_MAC.packed, GATEWAY_MAC, THIRD, OTHER, 1, 2, b""))
+    frame = udp_frame(MAC.packed, GATEWAY_MAC, IPV4, OTHER, 1, 2, b"")
+    buffer = a.buffer(12 + len(frame))
+    a.tx.add_tx_buffer([(buffer, 12), (buffer + 12, len(frame))], frame)
+    main, begun, holds = threading.get_native_id(), threading.Event(), threading.Event()
+
+    def clock_of_holder():
+        if c.port.stats().tx_frames and not holds.is_set():
+            holds.set()
+            begun.wait()
+            SHIM.wait_asleep(main)
+        return 0
+
+    late = iter([0])
+
+    def clock():
+        begun.set()
+        return next(late, 10**9)
+
+    holder = threading.Thread(target=drain, args=(c, clock_of_holder))
+    holder.start()
+    holds.wait()
+    drained = drain(a, clock)
+    holder.join()
+    print(b.port.backlog, drained.woken, b.port.stats().rx_frames)
+"""
+    assert answers(tmp_path, program) == "0 [] 65\n"
 
 
 def test_bytes_take_time(tmp_path: Path) -> None:

@@ -545,7 +545,8 @@ class VhostNetBackend:
 
         Args:
             step: what the core said last: of a broken ring, that there is NOTHING to do. Otherwise
-                the ring's lock is not worth waiting for.
+                the ring's lock is not worth waiting for. (Of an RX ring that is what it nearly
+                always says, of a TX ring that drains well never.)
         """
         if step is not NextStep.NOTHING or index in self._broken:
             return

@@ -152,10 +152,12 @@ class Workers:
         [worker] = [worker for worker in self._workers if ring in worker.rings]
         worker.rings.remove(ring)
         busiest = max(self._workers, key=_load)
-        if _load(busiest) >= _load(worker) + 2 and not worker.ended:
-            other = busiest.rings.pop()
-            worker.rings.append(other)
-            other.move(worker.poller)
+        # One that was given up is not polled any more; its task will say so.
+        polled = [ring for ring in busiest.rings if not ring.released]
+        if polled and _load(busiest) >= _load(worker) + 2 and not worker.ended:
+            busiest.rings.remove(polled[-1])
+            worker.rings.append(polled[-1])
+            polled[-1].move(worker.poller)
 
     def _start(self, worker: _Worker) -> None:
         if not worker.started:

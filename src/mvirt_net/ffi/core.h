@@ -1010,11 +1010,11 @@ enum {
 
 void mv_turn_look_at_clock(struct mv_turn *turn);
 
-/* Who has waited for another thread has used up time without any work: look at the clock next. */
-static inline void mv_turn_has_waited(struct mv_turn *turn)
-{
-	turn->work = MV_CLOCK_EVERY;
-}
+/*
+ * Who has waited for another thread has used up time without any work. However long that was, the packet
+ * for which it has waited is dealt with as one at the end of a turn is.
+ */
+void mv_turn_has_waited(struct mv_turn *turn);
 
 /* Count descriptors or frames, and bytes. */
 static inline void mv_turn_count(struct mv_turn *turn, unsigned int n, uint64_t bytes)

@@ -497,8 +497,8 @@ void mv_poller_stop(mv_poller *poller);
  *
  * now: as for mv_port_drain(), whose clock goes on from there.
  * stay_ns: for so long it is not given up for being empty.
- * event_fd: 1 is added when there is something for mv_hot_take(), and when the ring is given up. An
- * eventfd, non-blocking, and nobody else's.
+ * event_fd: 1 is added when there is something for mv_hot_take() or mv_hot_take_woken(), and when the
+ * ring is given up. An eventfd, non-blocking, and nobody else's.
  *
  * NULL when there is no memory.
  */
@@ -509,8 +509,8 @@ mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, unsigned int pair, uint6
 bool mv_hot_released(const mv_hot *hot);
 
 /*
- * Whom else the poller has left to wake, into `woken` (MV_MAX_WOKEN): how many. To be called before
- * mv_hot_take(), and while there is much to do for what that has returned. The same thread.
+ * Whom else the poller has left to wake, into `woken` (MV_MAX_WOKEN): how many. To be called also while
+ * there is much to do for what mv_hot_take() has returned, and by the same thread.
  */
 unsigned int mv_hot_take_woken(mv_hot *hot, struct mv_woken *woken);
 
@@ -524,10 +524,10 @@ const struct mv_drained *mv_hot_take(mv_hot *hot, const uint8_t **buffer);
 void mv_hot_done(mv_hot *hot);
 
 /*
- * Have another poller go on with the ring, unless it was given up. Waits for a turn of either at most.
- * Control.
+ * Have another poller go on with the ring, unless it was given up; whether it does. Waits for a turn of
+ * either at most. Control.
  */
-void mv_hot_move(mv_hot *hot, mv_poller *to);
+bool mv_hot_move(mv_hot *hot, mv_poller *to);
 
 /*
  * Take the ring away from the poller, if that has not given it up; at the return it does not touch

@@ -161,9 +161,30 @@ static void signal_task(const mv_hot *hot)
 	(void)written;
 }
 
+static void move_wake_ups(struct mv_drained *from, struct mv_woken *to, unsigned int *n)
+{
+	memcpy(to, from->woken, from->n_woken * sizeof(to[0]));
+	*n = from->n_woken;
+	from->n_woken = 0;
+}
+
+/* Tell the task whom to wake, unless it has not looked since it was told before. */
+static void hand_over_wake_ups(mv_hot *hot)
+{
+	struct mv_drained *drained = &hot->halves[hot->filling].drained;
+	struct wake_ups *wake_ups = &hot->wake_ups;
+
+	if (drained->n_woken == 0 || atomic_load_explicit(&wake_ups->given, memory_order_acquire)) /* H */
+		return;
+	move_wake_ups(drained, wake_ups->woken, &wake_ups->n);
+	atomic_store_explicit(&wake_ups->given, true, memory_order_release); /* H */
+	signal_task(hot);
+}
+
 /*
  * Give the task what there is for services, unless it is busy with what it was given before. So the half
- * that is filled is never the task's.
+ * that is filled is never the task's. Whom to wake stays here until the task has looked: it is not to
+ * wait for answers, and of what was given only those are left.
  */
 static void hand_over(mv_hot *hot)
 {
@@ -172,23 +193,9 @@ static void hand_over(mv_hot *hot)
 
 	if (half->drained.n_punts == 0 || atomic_load_explicit(&other->given, memory_order_acquire)) /* H */
 		return;
+	move_wake_ups(&half->drained, other->drained.woken, &other->drained.n_woken);
 	atomic_store_explicit(&half->given, true, memory_order_release); /* H */
 	hot->filling = 1 - hot->filling;
-	signal_task(hot);
-}
-
-/* And whom to wake, unless it has not looked since it was given that before. */
-static void hand_over_wake_ups(mv_hot *hot)
-{
-	struct mv_drained *drained = &hot->halves[hot->filling].drained;
-	struct wake_ups *wake_ups = &hot->wake_ups;
-
-	if (drained->n_woken == 0 || atomic_load_explicit(&wake_ups->given, memory_order_acquire)) /* H */
-		return;
-	wake_ups->n = drained->n_woken;
-	memcpy(wake_ups->woken, drained->woken, drained->n_woken * sizeof(drained->woken[0]));
-	drained->n_woken = 0;
-	atomic_store_explicit(&wake_ups->given, true, memory_order_release); /* H */
 	signal_task(hot);
 }
 
@@ -279,8 +286,8 @@ static bool poll_ring(mv_hot *hot)
 	enum mv_poll found = mv_port_poll(hot->poller->worker, hot->port, hot->pair,
 					  hot->clock + now, half->buffer, &half->drained);
 
-	hand_over(hot);
 	hand_over_wake_ups(hot);
+	hand_over(hot);
 	switch (found) {
 	case MV_POLL_BUSY:
 		mv_patience_busy(&hot->patience, now);
@@ -381,7 +388,7 @@ mv_hot *mv_poller_add(mv_poller *poller, mv_port *port, unsigned int pair, uint6
 	return hot;
 }
 
-void mv_hot_move(mv_hot *hot, mv_poller *to)
+bool mv_hot_move(mv_hot *hot, mv_poller *to)
 {
 	mv_poller *from = hot->poller;
 	bool moves;
@@ -393,6 +400,7 @@ void mv_hot_move(mv_hot *hot, mv_poller *to)
 	mv_control_end(&from->control);
 	if (moves)
 		join(hot, to);
+	return moves;
 }
 
 void mv_hot_remove(mv_hot *hot)

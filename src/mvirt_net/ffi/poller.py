@@ -71,8 +71,8 @@ class HotRing:
 
     def move(self, poller: Poller) -> None:
         """Have another poller go on with it, unless it was given up."""
-        lib.mv_hot_move(self._handle, poller._handle)
-        self._poller = poller
+        if lib.mv_hot_move(self._handle, poller._handle):
+            self._poller = poller
 
     @property
     def released(self) -> bool:

@@ -608,6 +608,15 @@ void mv_turn_look_at_clock(struct mv_turn *turn)
 	turn->overdue = now >= turn->deadline + GRACE_NS;
 }
 
+void mv_turn_has_waited(struct mv_turn *turn)
+{
+	uint64_t now = mv_now_ns();
+
+	if (turn->deadline < now)
+		turn->deadline = now;
+	mv_turn_look_at_clock(turn);
+}
+
 struct mv_turn mv_turn_begin(void)
 {
 	return (struct mv_turn){ .deadline = mv_now_ns() + TURN_NS };

@@ -420,8 +420,8 @@ bool mv_ring_owes_call(const struct mv_ring *ring, struct mv_ring_features featu
  * And whatever a driver does, it comes across an index once in 65,536, so it kicks for nothing at most
  * once for each time that avail_event is written: once in KEPT_FOR buffers.
  *
- * An RX ring is told when it starts, and again after it had to ask for buffers, but not by the frames
- * that go straight to it. So its driver kicks for nothing once in 65,536 buffers at most.
+ * An RX ring is told when it starts and by each flush, but not by the frames that go straight to it. So
+ * its driver kicks for nothing once in 65,536 buffers at most.
  */
 enum {
 	BEHIND = 0x4000,
