@@ -5,7 +5,8 @@ between two of them, and with it every figure of two processes that share memory
 factor of two to five, for seconds or minutes. So the round trip is measured around every
 turn (``probe.c``), and only turns of one state are compared: a turn before and after which it
 differs is repeated, and so is one that differs from the rest of its round. Of the rounds that come
-out of this, those of the state that most of them have are used.
+out of this, those of one state are used: the fastest of which there are enough, as the slow ones
+say more of the machine than of what is measured, or else the one that most of them have.
 """
 
 from __future__ import annotations

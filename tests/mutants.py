@@ -1156,6 +1156,13 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "p17",
         _LIMIT_C,
+        "now > allowance->saved_at ? now - allowance->saved_at : 0",
+        "now - allowance->saved_at",
+        (_LIMIT + "test_clock_that_goes_back_gives_nothing",),
+    ),
+    Mutant(
+        "p17",
+        _LIMIT_C,
         "passed < lacking ? passed : lacking",
         "passed",
         (_LIMIT + "test_no_more_than_a_burst_is_saved_up",),

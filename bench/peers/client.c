@@ -127,7 +127,7 @@ static void forget_counts(void)
 	for (unsigned int i = 0; i < client.active_count; i++) {
 		struct flow *flow = client.active[i];
 
-		flow->sent = flow->received = flow->foreign = 0;
+		flow->sent = flow->unsent = flow->received = flow->foreign = 0;
 	}
 	client.sample_count = 0;
 }
@@ -217,12 +217,14 @@ static void send_due(struct pace *pace)
 {
 	uint64_t now = rte_rdtsc() - pace->begin;
 	uint64_t due = (uint64_t)((double)now * pace->per_cycle) - pace->tokens;
+	struct flow *flow;
 
 	if (!due)
 		return;
 	/* What finds no room is not made up for: it would be late for ever. */
 	due = RTE_MIN(due, (uint64_t)BURST);
-	send_some(client.active[pace->turn++ % client.measured], (unsigned int)due, true);
+	flow = client.active[pace->turn++ % client.measured];
+	flow->unsent += due - send_some(flow, (unsigned int)due, true);
 	pace->tokens += due;
 }
 
@@ -332,15 +334,16 @@ static void print_result(const struct counted *counted)
 	for (unsigned int i = 0; i < client.active_count; i++) {
 		const struct flow *flow = client.active[i];
 
+		sum.unsent += flow->unsent;
 		sum.late += flow->late;
 		sum.wrong += flow->wrong;
 		sum.foreign += flow->foreign;
 	}
 	printf("{\"seconds\": %.6f, \"sent\": %" PRIu64 ", \"received\": %" PRIu64
 	       ", \"arrived\": %" PRIu64 ", \"all_arrived\": %" PRIu64 ", \"flooded\": %" PRIu64
-	       ", \"late\": %" PRIu64 ", \"wrong\": %" PRIu64 ", \"foreign\": %" PRIu64,
+	       ", \"unsent\": %" PRIu64 ", \"late\": %" PRIu64 ", \"wrong\": %" PRIu64 ", \"foreign\": %" PRIu64,
 	       client.seconds, sent(), counted->received, received(), client.warm_up + received(),
-	       counted->flooded, sum.late, sum.wrong, sum.foreign);
+	       counted->flooded, sum.unsent, sum.late, sum.wrong, sum.foreign);
 	print_latency();
 	printf("}\n");
 }

@@ -65,6 +65,7 @@ struct flow {
 	uint8_t sent_head[MAX_HEADERS];
 	struct look looks[GENERATIONS];		/* of the last generations, by what frames call them */
 	uint64_t sent, received;
+	uint64_t unsent;	/* of a load: the port had no room when they were due */
 	uint64_t late;		/* of an earlier generation */
 	uint64_t wrong;		/* ours, but not as they should be */
 	uint64_t foreign;	/* not IPv4: somebody looks for neighbours */

@@ -50,9 +50,9 @@ from .tables import (
     cpu_table,
     crowd_table,
     load_table,
-    marked,
     ping_table,
     rate_tables,
+    with_state,
 )
 
 HUGE_MEGABYTES = 4096
@@ -77,7 +77,7 @@ async def peers(scale: Scale) -> list[Table]:
         notifications,
         crowds,
     ]
-    return [marked(table) for table in tables]
+    return [with_state(table) for table in tables]
 
 
 @contextmanager

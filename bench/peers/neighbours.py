@@ -66,7 +66,8 @@ def neighbour_table(measured: Sequence[Beside]) -> Table:
     kinds = (*LATENCIES, "lost %", "floods")
     notes = (
         f"Backends with {PORTS} ports. 64 bytes, one way; p50 and p99 in µs, and what was lost, of"
-        " the light pair, evenly paced. floods: Mframes/s of the others together.",
+        " the light pair, evenly paced; a frame that found no room when it was due counts as lost."
+        " floods: Mframes/s of the others together.",
         "The client is one thread and looks at the light pair after each burst of 32 frames of a"
         " flood, so that one or two bursts of its own are in the latency, of all backends alike.",
         "All threads of a backend have one processor: one of ours that waits for the kicks of a"

@@ -190,19 +190,24 @@ static void give_back_split(struct queue *queue, const struct buffer *buffers, u
 	__atomic_store_n(&used->idx, queue->next, __ATOMIC_RELEASE);
 }
 
-/* The number of a buffer is still where it was. */
+/* Length, number and flags of a descriptor. */
+typedef uint64_t __attribute__((may_alias)) packed_word;
+
+/* The first one last: it is the one that the driver looks at, and it takes its line away each time. */
 static void give_back_packed(struct queue *queue, const struct buffer *buffers, unsigned int count)
 {
 	uint16_t size = queue->ring.size;
 
-	for (unsigned int i = 0; i < count; i++, queue->next++) {
-		struct vring_packed_desc *desc =
-			&queue->ring.desc_packed[queue->next & (size - 1)];
-		uint16_t flags = queue->next & size ? 0 : AVAIL | USED;
+	for (unsigned int i = count; i-- > 0;) {
+		uint16_t at = (uint16_t)(queue->next + i);
+		struct vring_packed_desc *desc = &queue->ring.desc_packed[at & (size - 1)];
+		uint64_t flags = at & size ? 0 : AVAIL | USED;
 
-		desc->len = buffers[i].length;
-		__atomic_store_n(&desc->flags, flags, __ATOMIC_RELEASE);
+		__atomic_store_n((packed_word *)&desc->len,
+				 buffers[i].length | (uint64_t)buffers[i].id << 32 | flags << 48,
+				 __ATOMIC_RELEASE);
 	}
+	queue->next = (uint16_t)(queue->next + count);
 }
 
 static void give_back(struct device *device, unsigned int number, const struct buffer *buffers,

@@ -56,7 +56,7 @@ class Sample:
 
     Args:
         rate: frames a second that have arrived.
-        loss: the share of frames that were sent and have not.
+        loss: the share of frames that were sent, or of a load were due, and have not.
         cpu: seconds of the backend's processor for each frame.
         p50, p99: microseconds; None if they were not looked at or nothing came.
         flooded: frames a second that have arrived of those that flooded beside.
@@ -119,7 +119,7 @@ def _sample(answer: Mapping[str, float], spent: float) -> Sample:
     """What the client answers; `spent` is the backend's processor time for all of it."""
     return Sample(
         rate=answer["received"] / answer["seconds"],
-        loss=1 - answer["arrived"] / max(1, answer["sent"]),
+        loss=1 - answer["arrived"] / max(1, answer["sent"] + answer["unsent"]),
         cpu=spent / answer["all_arrived"],
         p50=answer.get("p50_us"),
         p99=answer.get("p99_us"),

@@ -28,8 +28,9 @@ TAKEN = "rounds"
 LEFT_OUT = "left out"
 STATE = (TRIP, TAKEN, LEFT_OUT)
 _STATE_NOTE = (
-    "line ns: a cache line's round trip between the two processors; all rounds of a row are of one"
-    " state. rounds: of which its figures are the medians. left out: turns that were not."
+    "line ns: a cache line's round trip between the two processors, which changes at times; all"
+    " rounds of a figure are of one state, the fastest that has five, or the one that has most."
+    " rounds: of which the figures are the medians. left out: turns that were not."
 )
 _RING_NOTE = (
     f"{RING}: a router in C that checks nothing and copies once, polling the rings by itself; what"
@@ -144,7 +145,6 @@ def _rate_table(
     explained = (
         "÷: our rate in units of the peer's, round by round; higher is better. ± %: of ours.",
         "Every frame's length and headers (MACs, TTL, checksum) are checked, of some all bytes.",
-        _STATE_NOTE,
         *notes,
     )
     return Table(name, title, columns, rows, explained)
@@ -271,17 +271,17 @@ CROWD_FIGURES: Mapping[str, tuple[str, Callable[[Sample], float | None]]] = {
 def state(*measured: Rounds[Any]) -> dict[str, Cell]:
     """Of which rounds a row consists: what is worst of all that it was measured in."""
     counts = [len(next(iter(rounds.results.values()), ())) for rounds in measured]
+    trips = [rounds.trip for rounds, count in zip(measured, counts, strict=True) if count]
     return {
-        TRIP: measured[0].trip if counts[0] else None,
+        TRIP: max(trips, default=None),
         TAKEN: min(counts),
         LEFT_OUT: sum(rounds.rejected for rounds in measured),
     }
 
 
-def marked(table: Table) -> Table:
-    """The table with a mark at each row of so few rounds that its medians say little."""
+def with_state(table: Table) -> Table:
+    """The table, which says of its rounds what there is to know, and marks rows of too few."""
     few = [row for row in table.rows if (row.cells.get(TAKEN) or 0) < ENOUGH]
-    if not few:
-        return table
     rows = [attrs.evolve(row, name=f"{row.name} *") if row in few else row for row in table.rows]
-    return attrs.evolve(table, rows=rows, notes=(*table.notes, f"*: fewer than {ENOUGH} rounds."))
+    notes = (*table.notes, _STATE_NOTE, *([f"*: fewer than {ENOUGH} rounds."] if few else []))
+    return attrs.evolve(table, rows=rows, notes=notes)

@@ -43,9 +43,9 @@ from bench.peers.tables import (
     cpu_table,
     crowd_table,
     load_table,
-    marked,
     ping_table,
     rate_tables,
+    with_state,
 )
 from bench.processes import BenchError
 
@@ -292,9 +292,9 @@ def test_row_of_too_few_rounds_is_marked() -> None:
         for directions, count in ((1, ENOUGH - 1), (2, ENOUGH))
     )
     table = cpu_table([few, enough])
-    assert [row.name[-1] for row in marked(table).rows] == ["*", "G"]
-    assert marked(table).notes[-1] == "*: fewer than 5 rounds."
-    assert marked(cpu_table([enough])) == cpu_table([enough])
+    assert [row.name[-1] for row in with_state(table).rows] == ["*", "G"]
+    assert with_state(table).notes[-1] == "*: fewer than 5 rounds."
+    assert with_state(cpu_table([enough])).rows == cpu_table([enough]).rows
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,13 @@ class Scripted:
 
 
 def answer(received: int, **more: float) -> dict[str, float]:
-    counts = {"sent": 200.0, "received": received, "arrived": received, "all_arrived": received}
+    counts = {
+        "sent": 150.0,
+        "unsent": 50.0,
+        "received": received,
+        "arrived": received,
+        "all_arrived": received,
+    }
     return {"seconds": 0.5, "flooded": 0, **counts, **more}
 
 

@@ -70,6 +70,18 @@ def exhaust(rig: Rig, now: float) -> None:
     assert len(ask(rig, DHCP, BURST + 1, now)) == BURST
 
 
+def test_all_pairs_of_a_nic_have_one_allowance() -> None:
+    with open_rig() as rig:
+        rig.start()
+        exhaust(rig, 1.0)
+        second = 3
+        rig.port.start_ring(second, rig.size, rig.lay_out(second), rig.queues[second].wire_base(0))
+        rig.port.enable_ring(second, True)
+        rig.queues[second].add_tx_buffer(rig.buffer(12 + len(DHCP)), DHCP)
+        assert rig.port.drain(1.0, pair=1).punts == []
+        assert rig.drops() == {"PUNT_LIMIT": 2}
+
+
 def test_p17_burst_is_answered_and_the_rest_is_dropped() -> None:
     with open_rig() as rig:
         rig.start()

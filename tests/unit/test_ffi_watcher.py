@@ -228,7 +228,7 @@ class TestGivenBack:
                     wait_kicked(rig, watcher, count)
                 for count in range(1, 3):
                     send(rig, kick)
-                    wait_taken(rig, count)
+                    wait_drained(rig, count)
                 assert ring.end() is None
 
     def test_not_for_a_kick_that_nobody_reads(self, kick: int) -> None:

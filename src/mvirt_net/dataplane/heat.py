@@ -22,7 +22,8 @@ import attrs
 BUSY_DRAINS = 4
 """Drains in a row that end with work left, 50 µs or 1 MiB each."""
 FEW_PUNTS = 8
-"""Frames for services, of one drain. With more, what a ring waits for is services, not drains."""
+"""Frames for services, of one drain. With more, what a ring waits for is services, not drains.
+Those that the core drops for coming too fast are not of them: draining is all they need."""
 QUICK_KICKS = 16
 """Kicks of a burst that come quickly on average."""
 DOUBT = 4.0

@@ -42,6 +42,8 @@ uint64_t mv_punt_work(unsigned int kind, uint32_t length)
 	return works[kind].ordinary + more * works[kind].per_byte;
 }
 
+_Static_assert(SHARE * MV_WORK_RATE == 1000 * 1000, "a rate that can be counted in whole ns");
+
 static void begin(struct mv_allowance *allowance, uint64_t most, uint64_t pause)
 {
 	*allowance = (struct mv_allowance){ .most = most, .pause = pause, .saved = most };
