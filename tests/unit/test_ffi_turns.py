@@ -12,8 +12,12 @@ from .test_ffi_event import run
 
 ASKS_FOR_THE_TIME = """
 #define _GNU_SOURCE
+#include <dlfcn.h>
+#include <execinfo.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -26,11 +30,28 @@ void go_by(int64_t (*clock)(void))
     clock_of_thread = clock;
 }
 
+/* Python asks for the time, too, while it has half taken what `clock` would need. */
+static bool is_asked_by_core(void)
+{
+    void *callers[8];
+    int count = backtrace(callers, 8);
+
+    for (int i = 0; i < count; i++) {
+        Dl_info info;
+
+        if (!dladdr(callers[i], &info) || !info.dli_fname)
+            return false;
+        if (!strstr(info.dli_fname, "/shim.") && !strstr(info.dli_fname, "/libasan."))
+            return strstr(info.dli_fname, "/_core.") != NULL;
+    }
+    return false;
+}
+
 int clock_gettime(clockid_t clock, struct timespec *now)
 {
     int64_t (*ask)(void) = clock_of_thread, ns;
 
-    if (clock != CLOCK_MONOTONIC || !ask)
+    if (clock != CLOCK_MONOTONIC || !ask || !is_asked_by_core())
         return (int)syscall(SYS_clock_gettime, clock, now);
     clock_of_thread = NULL;
     ns = ask();
