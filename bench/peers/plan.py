@@ -62,7 +62,7 @@ class Plan:
 _ALL = [Wiring(packed, mergeable) for packed, mergeable in product((False, True), (True, False))]
 
 FULL = Plan(
-    rounds=7,
+    rounds=5,
     seconds=0.5,
     sizes=(64, 512, 1500),
     wirings=_ALL,
