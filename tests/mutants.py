@@ -818,9 +818,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "r20",
         _WATCHER_C,
-        ".events = EPOLLIN | EPOLLET,",
-        ".events = EPOLLIN,",
-        (_WATCHER + "TestGivenBack::test_not_for_a_kick_that_nobody_reads",),
+        "kick_fd, EPOLLIN | EPOLLET, watch",
+        "kick_fd, EPOLLIN, watch",
+        (_WATCHER + "TestOffered::test_not_for_a_kick_that_nobody_reads",),
     ),
     Mutant(
         "r20",
@@ -834,7 +834,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _WATCHER_C,
         "	if (!brought_frames)\n		return false;\n",
         "",
-        (_WATCHER + "TestGivenBack::test_not_for_kicks_without_frames",),
+        (_WATCHER + "TestOffered::test_not_for_kicks_without_frames",),
     ),
     Mutant(
         "r20",
@@ -848,7 +848,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _WATCHER_C,
         "	if (watch->kicks < watch->burst)\n		return false;\n",
         "",
-        (_WATCHER + "TestGivenBack::test_kicked_quickly",),
+        (_WATCHER + "TestOffered::test_kicked_quickly",),
     ),
     Mutant(
         "r20",
@@ -867,16 +867,37 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "r20",
         _WATCHER_C,
-        "next == MV_NEXT_KICK && !quick",
-        "!quick",
+        "} else if (next == MV_NEXT_KICK) {",
+        "} else {",
         (_WATCHER + "TestGivenBack::test_when_the_ring_is_down",),
     ),
     Mutant(
         "r20",
         _WATCHER_C,
-        "next == MV_NEXT_KICK && !quick",
-        "next == MV_NEXT_KICK",
-        (_WATCHER + "TestGivenBack::test_kicked_quickly",),
+        "} else if (next == MV_NEXT_KICK) {",
+        "} else if (next == MV_NEXT_KICK && !watch->quick) {",
+        (_WATCHER + "TestOffered::test_is_drained_on_and_not_named_again",),
+    ),
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        "	watch->quick = true;\n	list(watch);",
+        "	watch->quick = true;",
+        (_WATCHER + "TestOffered::test_kicked_quickly",),
+    ),
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        "	if (watch->quick)\n		return;\n",
+        "",
+        (_WATCHER + "TestOffered::test_is_drained_on_and_not_named_again",),
+    ),
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        "watcher->wake_fd, EPOLLIN, NULL",
+        "watcher->wake_fd, EPOLLIN | EPOLLET, NULL",
+        (_WATCHER + "TestHelp::test_leaves_what_is_for_the_watcher_alone",),
     ),
     Mutant(
         "r20",
@@ -888,8 +909,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "r20",
         _WATCHER_C,
-        "watcher->stopping ? -ECANCELED : add_to_epoll(watcher, kick_fd, watch)",
-        "add_to_epoll(watcher, kick_fd, watch)",
+        "r = watcher->stopping ? -ECANCELED :\n					",
+        "r = ",
         (_WATCHER + "TestErrors::test_stopped",),
     ),
     Mutant(
@@ -913,6 +934,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "		mv_patience_busy(&hot->patience, now);\n",
         "",
         (_POLLER + "TestGivingUp::test_not_while_frames_come",),
+    ),
+    Mutant(
+        "r20",
+        _POLLER_C,
+        "	look_for_kicks(poller, now);\n",
+        "	(void)look_for_kicks;\n",
+        (_WATCHER + "TestHelp::test_drains_at_each_kick",),
     ),
     # Packets
     Mutant(

@@ -5,7 +5,8 @@
  * ports, each whichever it likes, and two poll those that control gives them; one stops and starts
  * rings, exchanges memory tables and call descriptors, changes routes, takes a guest's memory away under
  * it, makes rings hot and cold, has frames captured or not, and lets a port come and go; one takes what
- * was captured; one plays the drivers of all other guests.
+ * was captured; one waits for kicks, as the two that poll do besides; one plays the drivers of all other
+ * guests.
  * The second pairs are not there in the beginning: they are made when control starts their rings. In the
  * end every packet has arrived, once and in its order, or was counted.
  *
@@ -550,7 +551,7 @@ static void *control(void *unused)
 		struct guest *guest = &guests[next_random(&random) % GUESTS];
 		unsigned int queue;
 
-		switch (next_random(&random) % 13) {
+		switch (next_random(&random) % 14) {
 		case 0:
 			exchange_memory(guest, true);
 			break;
@@ -594,6 +595,10 @@ static void *control(void *unused)
 			break;
 		case 12:
 			capture_or_not(next_random(&random) % GUESTS);
+			break;
+		case 13:
+			mv_poller_help(pollers[next_random(&random) % POLLERS],
+				       next_random(&random) % 4 ? watcher : NULL);
 			break;
 		}
 		atomic_fetch_add(&n_controls, 1);
@@ -788,6 +793,7 @@ int main(int argc, char **argv)
 	for (unsigned int i = 0; i < POLLERS; i++) {
 		pollers[i] = mv_poller_new(idle_ns[i]);
 		check(pollers[i], "no memory");
+		mv_poller_help(pollers[i], watcher);
 		check(pthread_create(&threads[DRAINERS + i], NULL, poll_rings, pollers[i]) == 0,
 		      "no thread");
 	}

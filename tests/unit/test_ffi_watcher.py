@@ -1,4 +1,4 @@
-"""TX rings whose kicks a thread waits for: what is drained, and when they are given back.
+"""TX rings whose kicks a thread waits for: what is drained, when they are given back or offered.
 
 The thread is a real one. Tests wait for what it signals: the driver's call, or the watcher's event.
 """
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mvirt_net.ffi import Network, NextStep, Watch, Watched, Watcher
+from mvirt_net.ffi import Drained, Network, NextStep, Poller, Watch, Watched, Watcher
 from mvirt_net.ffi.watcher import KEYS_AT_ONCE
 from mvirt_net.model import RX_QUEUE, TX_QUEUE
 from tests.harness.packets import GATEWAY_IP, arp_request
@@ -22,9 +22,12 @@ from tests.harness.packets import GATEWAY_IP, arp_request
 from .rig import EVENT_IDX, IPV4, MAC, VERSION_1, Rig, open_rig
 from .test_ffi_poller import (
     DROPPED,
+    FOR_EVER,
     PATIENCE,
+    hot,
     numbered_arp,
     receiver,
+    running,
     to_other,
     wait_for,
     wait_taken,
@@ -36,18 +39,22 @@ ARP = arp_request(MAC.packed, IPV4, GATEWAY_IP)
 
 
 @contextlib.contextmanager
-def watching() -> Iterator[Watcher]:
-    """A watcher, in a thread that has ended afterwards."""
-    watcher = Watcher()
+def at_work(watcher: Watcher) -> Iterator[None]:
+    """In a thread, which has ended afterwards."""
     thread = threading.Thread(target=watcher.run)
     thread.start()
     try:
-        yield watcher
+        yield
     finally:
         watcher.stop()
         thread.join(PATIENCE)
         assert not thread.is_alive()
-        watcher.close()
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Watcher]:
+    with contextlib.closing(Watcher()) as watcher, at_work(watcher):
+        yield watcher
 
 
 @contextlib.contextmanager
@@ -202,54 +209,6 @@ class TestGivenBack:
                 wait_for(watcher.fd)
             assert woken == [0]
 
-    def test_kicked_quickly(self, kick: int) -> None:
-        with open_rig() as rig, watching() as watcher:
-            rig.start()
-            with watch(watcher, rig, kick, (3, 1e6)) as ring:
-                for count in range(1, 3):
-                    rig.send(DROPPED)
-                    os.eventfd_write(kick, 1)
-                    wait_drained(rig, count)
-                assert not select.select([watcher.fd], [], [], 0)[0]
-                rig.send(DROPPED)
-                os.eventfd_write(kick, 1)
-                watched = wait_returned(watcher, ring)
-            assert watched.quick
-            assert watched.drained.punts == []
-            assert rig.port.stats().tx_frames == 3
-
-    def test_not_for_kicks_without_frames(self, kick: int) -> None:
-        """Nobody can have a poller by writing to an eventfd."""
-        with open_rig() as rig, watching() as watcher:
-            rig.start()
-            with watch(watcher, rig, kick, (3, 1e6)) as ring:
-                for count in range(1, 6):
-                    os.eventfd_write(kick, 1)
-                    wait_kicked(rig, watcher, count)
-                for count in range(1, 3):
-                    send(rig, kick)
-                    wait_drained(rig, count)
-                assert ring.end() is None
-
-    def test_not_for_a_kick_that_nobody_reads(self, kick: int) -> None:
-        """Its count stays, and yet it was one kick and not one after another."""
-        other_kick = os.eventfd(0, os.EFD_NONBLOCK)
-        with open_rig() as rig, open_rig() as other, watching() as watcher:
-            rig.start()
-            other.start()
-            with (
-                watch(watcher, rig, kick, (3, 1e6)) as ring,
-                watch(watcher, other, other_kick, key=8),
-            ):
-                send(rig, kick)
-                wait_taken(rig, 1)
-                # The watcher gets round to everything that epoll has several times.
-                for count in range(1, 6):
-                    send(other, other_kick)
-                    wait_drained(other, count)
-                assert ring.end() is None
-        os.close(other_kick)
-
     def test_when_the_ring_is_down(self, kick: int) -> None:
         with open_rig() as rig, watching() as watcher:
             rig.start()
@@ -315,6 +274,273 @@ class TestGivenBack:
             assert last.end() is not None
             assert watcher.returned() == list(range(len(kicks) + 1))
             assert watcher.returned() == []
+
+
+class TestOffered:
+    def test_kicked_quickly(self, kick: int) -> None:
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick, (3, 1e6)) as ring:
+                for count in range(1, 3):
+                    send(rig, kick)
+                    wait_drained(rig, count)
+                assert not select.select([watcher.fd], [], [], 0)[0]
+                send(rig, kick)
+                watched = wait_returned(watcher, ring)
+            assert watched.quick
+            assert watched.drained == Drained(NextStep.KICK, [], [])
+            assert rig.port.stats().tx_frames == 3
+
+    def test_is_drained_on_and_not_named_again(self, kick: int) -> None:
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick, (3, 1e6)) as ring:
+                for count in range(1, 4):
+                    send(rig, kick)
+                    wait_drained(rig, count)
+                wait_for(watcher.fd)
+                assert watcher.returned() == [KEY]
+                for count in range(4, 11):
+                    send(rig, kick)
+                    wait_drained(rig, count)
+                assert watcher.returned() == []
+                assert not select.select([watcher.fd], [], [], 0)[0]
+                watched = ring.end()
+                assert watched is not None
+                assert watched.quick
+                assert watched == ring.end()
+                # That was that.
+                ring.begin(kick, *NEVER_QUICK)
+                assert ring.end() is None
+
+    def test_given_back_after_all(self, kick: int) -> None:
+        """Whether it has been named by then or not."""
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick, (3, 1e6)) as ring:
+                for count in range(1, 4):
+                    send(rig, kick)
+                    wait_drained(rig, count)
+                wait_for(watcher.fd)
+                assert watcher.returned() == [KEY]
+                send(rig, kick, ARP)
+                watched = wait_returned(watcher, ring)
+                assert watched.quick
+                assert [punt.frame for punt in watched.drained.punts] == [ARP]
+
+    def test_given_back_before_anybody_has_looked(self, kick: int) -> None:
+        """It is named once for both."""
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick, (3, 1e6)) as ring:
+                for count in range(1, 4):
+                    send(rig, kick)
+                    wait_drained(rig, count)
+                send(rig, kick, ARP)
+                wait_drained(rig, 4)
+                watched = wait_returned(watcher, ring)
+                assert watched.quick
+                assert [punt.frame for punt in watched.drained.punts] == [ARP]
+                assert watcher.returned() == []
+
+    def test_not_for_kicks_without_frames(self, kick: int) -> None:
+        """Nobody can have a poller by writing to an eventfd."""
+        with open_rig() as rig, watching() as watcher:
+            rig.start()
+            with watch(watcher, rig, kick, (3, 1e6)) as ring:
+                for count in range(1, 6):
+                    os.eventfd_write(kick, 1)
+                    wait_kicked(rig, watcher, count)
+                for count in range(1, 3):
+                    send(rig, kick)
+                    wait_drained(rig, count)
+                assert ring.end() is None
+
+    def test_not_for_a_kick_that_nobody_reads(self, kick: int) -> None:
+        """Its count stays, and yet it was one kick and not one after another."""
+        other_kick = os.eventfd(0, os.EFD_NONBLOCK)
+        with open_rig() as rig, open_rig() as other, watching() as watcher:
+            rig.start()
+            other.start()
+            with (
+                watch(watcher, rig, kick, (3, 1e6)) as ring,
+                watch(watcher, other, other_kick, key=8),
+            ):
+                send(rig, kick)
+                wait_taken(rig, 1)
+                # The watcher gets round to everything that epoll has several times.
+                for count in range(1, 6):
+                    send(other, other_kick)
+                    wait_drained(other, count)
+                assert ring.end() is None
+            assert rig.port.stats().kicks == 1
+        os.close(other_kick)
+
+
+class PinnedPoller(Poller):
+    def run(self) -> None:
+        pin()
+        super().run()
+
+
+class PinnedWatcher(Watcher):
+    def run(self) -> None:
+        pin()
+        super().run()
+
+
+def pin() -> None:
+    """Have the thread share one processor with all others that call this."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+@contextlib.contextmanager
+def busy_poller(kind: type[Poller] = Poller) -> Iterator[Poller]:
+    """A poller that has a ring, in a thread."""
+    with open_rig() as rig, running(kind(FOR_EVER)) as poller:
+        rig.start()
+        with hot(poller, rig):
+            yield poller
+
+
+@contextlib.contextmanager
+def helping(poller: Poller, watcher: Watcher) -> Iterator[None]:
+    poller.help(watcher)
+    try:
+        yield
+    finally:
+        poller.help(None)
+
+
+class TestHelp:
+    """A poller attends to kicks; the watcher's own thread does not run."""
+
+    @pytest.fixture
+    def watcher(self) -> Iterator[Watcher]:
+        with contextlib.closing(Watcher()) as watcher:
+            yield watcher
+
+    def test_drains_at_each_kick(self, watcher: Watcher, kick: int) -> None:
+        with (
+            contextlib.closing(Network(mtu=65535)) as network,
+            open_rig(network=network) as rig,
+            receiver(network) as other,
+            busy_poller() as poller,
+            helping(poller, watcher),
+        ):
+            rig.start()
+            other.offer(2048, 20)
+            other.flush()
+            with watch(watcher, rig, kick) as ring:
+                for number in range(20):
+                    send(rig, kick, to_other(b"%02d" % number))
+                    wait_drained(rig, number + 1)
+                    frame = other.rx.pop_frame()
+                    assert frame is not None
+                    assert frame.frame.endswith(b"%02d" % number)
+                assert ring.end() is None
+            assert rig.port.stats().kicks == 20
+
+    def test_gives_back(self, watcher: Watcher, kick: int) -> None:
+        with open_rig() as rig, busy_poller() as poller, helping(poller, watcher):
+            rig.start()
+            with watch(watcher, rig, kick) as ring:
+                for number in range(5):
+                    send(rig, kick, numbered_arp(number))
+                    watched = wait_returned(watcher, ring)
+                    assert [punt.frame for punt in watched.drained.punts] == [numbered_arp(number)]
+                    ring.begin(kick, *NEVER_QUICK)
+
+    def test_offers(self, watcher: Watcher, kick: int) -> None:
+        with open_rig() as rig, busy_poller() as poller, helping(poller, watcher):
+            rig.start()
+            with watch(watcher, rig, kick, (3, 1e6)) as ring:
+                for count in range(1, 6):
+                    send(rig, kick)
+                    wait_drained(rig, count)
+                assert wait_returned(watcher, ring).quick
+
+    def test_more_kicks_than_at_one_look(self, watcher: Watcher) -> None:
+        with busy_poller() as poller, contextlib.ExitStack() as stack:
+            rigs = []
+            for key in range(40):
+                rig = stack.enter_context(open_rig())
+                rig.start()
+                kick = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                stack.callback(os.close, kick)
+                stack.enter_context(watch(watcher, rig, kick, key=key))
+                send(rig, kick)
+                rigs.append(rig)
+            with helping(poller, watcher):
+                for rig in rigs:
+                    wait_taken(rig, 1)
+
+    def test_no_longer(self, watcher: Watcher, kick: int) -> None:
+        """The kick is there for whoever waits for it then."""
+        with open_rig() as rig, open_rig() as busy, running(Poller(FOR_EVER)) as poller:
+            rig.start()
+            busy.start()
+            with hot(poller, busy), watch(watcher, rig, kick):
+                poller.help(watcher)
+                send(rig, kick)
+                wait_drained(rig, 1)
+                poller.help(None)
+                send(rig, kick)
+                for count in range(1, 6):
+                    busy.send(DROPPED)
+                    wait_taken(busy, count)
+                assert rig.port.stats().tx_frames == 1
+                poller.help(watcher)
+                wait_taken(rig, 2)
+                poller.help(None)
+
+    def test_not_once_the_watcher_is_stopped(self, watcher: Watcher, kick: int) -> None:
+        with open_rig() as rig, open_rig() as busy, running(Poller(FOR_EVER)) as poller:
+            rig.start()
+            busy.start()
+            with hot(poller, busy), watch(watcher, rig, kick), helping(poller, watcher):
+                watcher.stop()
+                send(rig, kick)
+                for count in range(1, 6):
+                    busy.send(DROPPED)
+                    wait_taken(busy, count)
+                assert rig.port.stats().tx_frames == 0
+
+    def test_lets_control_have_it(self, watcher: Watcher, kick: int) -> None:
+        """Whatever is kicked meanwhile."""
+        ended = threading.Event()
+
+        def flood() -> None:
+            while not ended.is_set():
+                os.eventfd_write(kick, 1)
+                os.eventfd_read(kick)
+
+        with open_rig() as rig, busy_poller() as poller, helping(poller, watcher):
+            rig.start()
+            with watch(watcher, rig, kick) as ring:
+                thread = threading.Thread(target=flood)
+                thread.start()
+                for _ in range(200):
+                    assert ring.end() is None
+                    ring.begin(kick, *NEVER_QUICK)
+                ended.set()
+                thread.join(PATIENCE)
+                assert not thread.is_alive()
+
+    def test_leaves_what_is_for_the_watcher_alone(self, kick: int) -> None:
+        """That hears that it is to end though the poller, which has the processor, looks first."""
+        with open_rig() as rig, busy_poller(PinnedPoller) as poller:
+            rig.start()
+            for count in range(1, 11):
+                with (
+                    contextlib.closing(PinnedWatcher()) as watcher,
+                    contextlib.ExitStack() as stack,
+                    at_work(watcher),
+                ):
+                    with watch(watcher, rig, kick):
+                        send(rig, kick)
+                        wait_drained(rig, count)
+                    stack.enter_context(helping(poller, watcher))
 
 
 class TestEnd:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
 import trio
 
 from mvirt_net.dataplane.kicks import KickWatcher
-from mvirt_net.ffi import NextStep
+from mvirt_net.ffi import NextStep, Poller, Watcher
 
 from .rig import Rig, open_rig
+from .test_ffi_poller import DROPPED, FOR_EVER, hot, running, wait_taken
 
 
 class Bell:
@@ -97,3 +99,24 @@ async def test_the_thread_cannot_be_listened_to(kick: int, monkeypatch: pytest.M
                     await bell.rung.wait()
             with watcher.ring(rig.port, 0, bell.ring) as watch:
                 assert watch is None
+
+
+async def test_helped_by_pollers_until_the_end(kick: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the watcher's own thread never gets a processor."""
+    ended = threading.Event()
+    monkeypatch.setattr(Watcher, "run", lambda _watcher: ended.wait())
+    with open_rig() as busy, open_rig() as rig, running(Poller(FOR_EVER)) as poller:
+        busy.start()
+        with hot(poller, busy):
+            async with trio.open_nursery() as nursery:
+                watcher = KickWatcher((), nursery, [poller])
+                with watcher.ring(started(rig).port, 0, Bell().ring) as watch:
+                    assert watch is not None
+                    watch.begin(kick, 1, 0.0)
+                    rig.send(DROPPED)
+                    os.eventfd_write(kick, 1)
+                    wait_taken(rig, 1)
+                watcher.close()
+                ended.set()
+            busy.send(DROPPED)
+            wait_taken(busy, 1)

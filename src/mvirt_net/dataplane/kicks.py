@@ -3,7 +3,8 @@
 A thread in the core wakes up several times as fast as a task does. So a task that would only wait
 for a kick leaves that to the core's `Watcher`, which drains the ring each time, and gives it back
 when there is something for the task. One more task waits for that and rings the doorbells of the
-tasks whose rings are back (`KickWatcher`).
+tasks whose rings are back, or which may have them for a worker (`KickWatcher`). Workers that are
+busy attend to kicks as well, so that they do not keep the watcher's processor from them.
 
 The thread is started with the first ring there is. Nothing depends on it: where it cannot be
 started, or a ring cannot be watched, tasks wait for kicks themselves.
@@ -14,12 +15,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import trio
 
 from ..errors import CoreError
-from ..ffi import Port, Watch, Watcher, read_event
+from ..ffi import Poller, Port, Watch, Watcher, read_event
 from ..log import get_logger
 from .threads import ThreadTime, run_in_thread
 
@@ -58,15 +59,19 @@ class KickWatcher:
     Args:
         cpus: the processors that its thread stays on; none: any.
         nursery: where its tasks run, which end with `close`.
+        helpers: attend to kicks, too, while they poll.
     """
 
     name = "mvirt-watcher"
     """Of its thread."""
 
-    def __init__(self, cpus: Collection[int], nursery: trio.Nursery) -> None:
+    def __init__(
+        self, cpus: Collection[int], nursery: trio.Nursery, helpers: Sequence[Poller] = ()
+    ) -> None:
         self.time = ThreadTime()
         self._cpus = cpus
         self._nursery = nursery
+        self._helpers = helpers
         self._watcher: Watcher | None = None
         self._ended = False
         self._keys = itertools.count()
@@ -77,7 +82,7 @@ class KickWatcher:
         """For the time in which a task serves a TX ring; nobody else touches the ring at the end.
 
         Args:
-            wake: has the task look at the ring, which was given back.
+            wake: has the task look at the ring, which was given back or offered.
 
         Returns:
             A context manager that yields what to have it watched with; None: it cannot be.
@@ -103,6 +108,8 @@ class KickWatcher:
                 _log.warning("kicks are waited for in trio", reason=str(error))
                 self._ended = True
             else:
+                for poller in self._helpers:
+                    poller.help(self._watcher)
                 self._nursery.start_soon(self._run, self._watcher)
         return self._watcher
 
@@ -119,12 +126,14 @@ class KickWatcher:
             # Whoever has a ring watched gets it back.
             self.close()
             self._watcher = None
+            for poller in self._helpers:
+                poller.help(None)
             watcher.close()
             for wake in self._wakes.values():
                 wake()
 
     async def _listen(self, watcher: Watcher) -> None:
-        """Wake the tasks whose rings were given back."""
+        """Wake the tasks whose rings were given back or offered."""
         try:
             while True:
                 await trio.lowlevel.wait_readable(watcher.fd)

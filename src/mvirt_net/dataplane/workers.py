@@ -5,8 +5,8 @@ watcher wait for kicks in its place (`KickWatcher`), until the ring `Heat.is_hot
 hands the ring to the worker that has the fewest, and waits for what the worker leaves to do, and in
 the end for the ring itself (`Workers.polling`). A worker that is left with two rings fewer than
 another one gets one of those. A worker is one call of `Poller.run` in a thread; it never comes back
-to Python while it runs, sleeps while it has no ring, and spins while it has. It is started with the
-first ring that it gets.
+to Python while it runs, sleeps while it has no ring, and spins while it has, when it attends to the
+watcher's kicks, too. It is started with the first ring that it gets.
 
 Workers make rings faster, and nothing else depends on them. Where a thread cannot be started, rings
 stay with their tasks.
@@ -72,7 +72,6 @@ class Workers:
         self._patience = polling.busy_poll / 1e6
         self._nursery = nursery
         self._limiter = trio.CapacityLimiter(max(1, polling.workers))
-        self._watcher = KickWatcher(polling.worker_cpus, nursery) if polling.workers else None
         cpus = polling.worker_cpus
         self._workers = [
             _Worker(
@@ -82,6 +81,8 @@ class Workers:
             )
             for index in range(polling.workers)
         ]
+        pollers = [worker.poller for worker in self._workers]
+        self._watcher = KickWatcher(cpus, nursery, pollers) if pollers else None
 
     def __len__(self) -> int:
         """How many threads run."""

@@ -669,6 +669,12 @@ static inline bool mv_drained_leaves(const struct mv_drained *drained)
 	return drained->n_punts > 0 || drained->n_woken > 0;
 }
 
+/*
+ * Attend to one kick that the watcher waits for, if there is one and the watcher's lock is free: whether it
+ * was so. For a thread with a worker of its own, not in a drain.
+ */
+bool mv_watcher_help(mv_watcher *watcher, mv_worker *worker);
+
 /* Between these two nothing that was found in a network's routes is freed. */
 void mv_worker_begin(mv_worker *worker);
 void mv_worker_end(mv_worker *worker);
@@ -696,6 +702,9 @@ void mv_control_end(struct mv_control *control);
 /* The thread: for its turn, after those who want control. */
 void mv_control_begin_turn(struct mv_control *control);
 void mv_control_end_turn(struct mv_control *control);
+
+/* Another thread: for a turn of its own, if that is to be had without waiting, and nobody wants control. */
+bool mv_control_try_turn(struct mv_control *control);
 
 /* The thread, in its turn: let control have it, and wait until it was here. */
 void mv_control_wait(struct mv_control *control);

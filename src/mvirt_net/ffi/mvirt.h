@@ -491,6 +491,13 @@ void mv_poller_run(mv_poller *poller);
 void mv_poller_stop(mv_poller *poller);
 
 /*
+ * While its thread polls, have it attend to the kicks that a watcher waits for, too; NULL: to nobody's, and
+ * at the return it does not touch the former watcher any more, which has to be there until then. Waits for
+ * a turn of the poller at most. Control.
+ */
+void mv_poller_help(mv_poller *poller, mv_watcher *watcher);
+
+/*
  * Have the TX ring of a pair polled until it is given up: because it is idle, stopped or broken, or as
  * its punts come faster than they are taken. No kick is asked for meanwhile, nor afterwards: that is
  * for the caller's next mv_port_drain(), which must come. Control.
@@ -603,7 +610,7 @@ void mv_port_record_punt(mv_port *port, const uint8_t *frame, size_t length, int
 
 /* What came of a ring while it was watched; what was left to do is in `drained`, if that is not NULL. */
 struct mv_watched {
-	bool given_back;		/* else it was not, and nothing follows */
+	bool given_back;		/* else the last drain has asked for a kick and left nothing */
 	int next;			/* enum mv_next, of the last drain */
 	bool quick;			/* kicks came as quickly as the caller wanted to know */
 	const struct mv_drained *drained;
@@ -611,12 +618,15 @@ struct mv_watched {
 };
 
 /*
- * event_fd: 1 is added when rings have been given back, see mv_watcher_returned(). An eventfd,
+ * event_fd: 1 is added when there are rings for mv_watcher_returned(). An eventfd,
  * non-blocking, and nobody else's. NULL, with errno set, when there is no memory or no descriptor.
  */
 mv_watcher *mv_watcher_new(int event_fd);
 
-/* Give it up; its thread has returned. It goes with the last of its watches. NULL is allowed. Control. */
+/*
+ * Give it up; its thread has returned, and no poller helps it. It goes with the last of its watches. NULL
+ * is allowed. Control.
+ */
 void mv_watcher_free(mv_watcher *watcher);
 
 /*
@@ -629,8 +639,8 @@ void mv_watcher_run(mv_watcher *watcher);
 void mv_watcher_stop(mv_watcher *watcher);
 
 /*
- * The keys of rings that were given back, each once, in that order: how many; with `most` of them there
- * may be more. Control.
+ * The keys of rings that were given back or offered, each once, in that order: how many; with `most` of
+ * them there may be more. Control.
  */
 unsigned int mv_watcher_returned(mv_watcher *watcher, int64_t *keys, unsigned int most);
 
@@ -643,8 +653,8 @@ mv_watch *mv_watch_new(mv_watcher *watcher, mv_port *port, unsigned int pair, in
 /*
  * Drain the ring when its driver kicks, from now on. The last mv_port_drain() returned MV_NEXT_KICK.
  * Each drain asks for another kick, until there is something for the caller: what a drain has left to
- * do; another result than MV_NEXT_KICK; or `burst` kicks that bring frames in less than quick_ns
- * nanoseconds. Then the ring is given back. Control.
+ * do, or another result than MV_NEXT_KICK. Then the ring is given back. After `burst` kicks that bring
+ * frames in less than quick_ns nanoseconds it is offered, once, and drained on. Control.
  *
  * kick_fd: the driver's eventfd, which must stay open until mv_watch_end(). What it counts is taken
  * before a drain and at no other time. -ECANCELED: the watcher was stopped; -EBUSY: it is watched; or as
@@ -653,7 +663,7 @@ mv_watch *mv_watch_new(mv_watcher *watcher, mv_port *port, unsigned int pair, in
 int mv_watch_begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t quick_ns);
 
 /*
- * Do not watch it any more; at the return the thread does not touch the port. What came of it is in
+ * Do not watch it any more; at the return no thread of these touches the port. What came of it is in
  * *watched, whose pointers are good until the next mv_watch_begin() or mv_watch_free(). May be called
  * again, and says the same. Waits for a drain at most, and for nothing if it was given back. Control.
  */

@@ -22,6 +22,10 @@
  * until control has had it; so control waits for one turn at most. What goes on in the ring itself
  * (a stop, another memory table) needs nothing of that, as it happens under the ring's own lock.
  *
+ * A poller that is busy has the processor, and a COLD ring's watcher may not get it for milliseconds.
+ * So it looks for kicks, too, after a turn, but not so often that its own rings would notice: a look is a
+ * system call. As many kicked rings as it attends to then have a drain each, as its own have.
+ *
  * What a drain leaves to do goes to the task in two halves. The poller adds to one of them until the
  * task has nothing of the other one to do any more, and then hands it over. When there is no room left,
  * what the ring waits for is the task, so that gets it back: a guest that floods the gateway is as fast
@@ -44,6 +48,8 @@ enum {
 	EARNS = 8,			/* one of so many nanoseconds in which packets come ... */
 	MOST_EARNED = 20,		/* ... up to so many times the usual patience */
 	MOST_EARNED_NS = 1000 * 1000,	/* ... and so much */
+	LOOK_NS = 50 * 1000,		/* between two looks for kicks */
+	MOST_KICKS = 16,		/* at one of them */
 };
 
 /* What some drains have left to do. */
@@ -84,6 +90,8 @@ struct mv_poller {
 	mv_hot *turn;			/* whose turn is next; NULL: there is none */
 	uint64_t idle_ns;
 	mv_worker *worker;
+	mv_watcher *watcher;		/* whose kicks it looks for; NULL: nobody's */
+	uint64_t looked_at;
 };
 
 mv_poller *mv_poller_new(uint64_t idle_ns)
@@ -279,10 +287,9 @@ bool mv_hot_released(const mv_hot *hot)
 /* ---- the thread ---- */
 
 /* One turn of one ring; whether to go on with it. */
-static bool poll_ring(mv_hot *hot)
+static bool poll_ring(mv_hot *hot, uint64_t now)
 {
 	struct half *half = &hot->halves[hot->filling];
-	uint64_t now = mv_now_ns();
 	enum mv_poll found = mv_port_poll(hot->poller->worker, hot->port, hot->pair,
 					  hot->clock + now, half->buffer, &half->drained);
 
@@ -302,13 +309,25 @@ static bool poll_ring(mv_hot *hot)
 	return false;
 }
 
+static void look_for_kicks(mv_poller *poller, uint64_t now)
+{
+	if (!poller->watcher || now - poller->looked_at < LOOK_NS)
+		return;
+	poller->looked_at = now;
+	for (unsigned int n = 0; n < MOST_KICKS && !mv_control_is_wanted(&poller->control); n++)
+		if (!mv_watcher_help(poller->watcher, poller->worker))
+			return;
+}
+
 static void next_turn(mv_poller *poller)
 {
 	mv_hot *hot = poller->turn;
+	uint64_t now = mv_now_ns();
 
 	poller->turn = hot->next;
-	if (!poll_ring(hot))
+	if (!poll_ring(hot, now))
 		release(hot);
+	look_for_kicks(poller, now);
 }
 
 /* Until it is the poller's turn, and there is something to do. */
@@ -342,6 +361,13 @@ void mv_poller_stop(mv_poller *poller)
 	poller->stopping = true;
 	while (poller->turn)
 		release(poller->turn);
+	mv_control_end(&poller->control);
+}
+
+void mv_poller_help(mv_poller *poller, mv_watcher *watcher)
+{
+	mv_control_begin(&poller->control);
+	poller->watcher = watcher;
 	mv_control_end(&poller->control);
 }
 

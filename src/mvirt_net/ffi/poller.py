@@ -8,6 +8,7 @@ from ._core import ffi, lib
 from .drain import Drained, copy_punts
 from .port import Port
 from .results import NextStep, allocated
+from .watcher import Watcher
 
 
 class Poller:
@@ -33,6 +34,13 @@ class Poller:
     def stop(self) -> None:
         """Give up all rings, for good, and have `run` return, now or when it is called."""
         lib.mv_poller_stop(self._handle)
+
+    def help(self, watcher: Watcher | None) -> None:
+        """While it polls, attend to the kicks that `watcher` waits for, too; None: to nobody's.
+
+        At the return a former watcher is not touched any more; it must not have been closed before.
+        """
+        lib.mv_poller_help(self._handle, ffi.NULL if watcher is None else watcher._handle)
 
 
 class HotRing:

@@ -41,6 +41,11 @@ void mv_control_begin_turn(struct mv_control *control)
 		mv_control_wait(control);
 }
 
+bool mv_control_try_turn(struct mv_control *control)
+{
+	return !mv_control_is_wanted(control) && pthread_mutex_trylock(&control->lock) == 0;
+}
+
 void mv_control_end_turn(struct mv_control *control)
 {
 	pthread_mutex_unlock(&control->lock);

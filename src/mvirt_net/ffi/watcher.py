@@ -25,7 +25,7 @@ class Watcher:
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        """Readable when rings were given back, see `returned`."""
+        """Readable when there are rings that `returned` tells."""
         handle = lib.mv_watcher_new(self.fd)
         if handle == ffi.NULL:
             error = ffi.errno
@@ -43,7 +43,7 @@ class Watcher:
         lib.mv_watcher_stop(self._handle)
 
     def returned(self) -> list[int]:
-        """The keys of the rings given back, each once, in that order."""
+        """The keys of the rings given back or offered, each once, in that order."""
         keys: list[int] = []
         while True:
             n = lib.mv_watcher_returned(self._handle, self._keys, KEYS_AT_ONCE)
@@ -52,14 +52,14 @@ class Watcher:
                 return keys
 
     def close(self) -> None:
-        """Give it up; `run` has returned. Each `Watch` stays as good as it is."""
+        """Give it up; `run` has returned, no `Poller` helps. Each `Watch` stays as it is."""
         lib.mv_watcher_free(self._handle)
         os.close(self.fd)
 
 
 @attrs.frozen
 class Watched:
-    """Why a ring was given back, and what that leaves to do."""
+    """Why a ring was given back or offered, and what that leaves to do."""
 
     drained: Drained
     """Of the last drain, after which the ring is as after `Port.drain`."""
@@ -92,6 +92,8 @@ class Watch:
     def begin(self, kick: int, burst: int, seconds: float) -> None:
         """Have the ring drained when its driver kicks, until there is something for the caller.
 
+        Then it is given back. When it is kicked quickly it is offered, and drained on until `end`.
+
         Args:
             kick: the driver's eventfd, open until `end`.
             burst: how many kicks that bring frames are quick in less than so many `seconds`.
@@ -104,14 +106,14 @@ class Watch:
             raise OSError(-result, os.strerror(-result))
 
     def end(self) -> Watched | None:
-        """Take the ring back; None: it was not given back before.
+        """Take the ring back; None: it was neither given back nor offered before.
 
         May be called again, with the same result. At the return the watcher does not touch the port
         any more.
         """
         watched = ffi.new("struct mv_watched *")
         lib.mv_watch_end(self._handle, watched)
-        if not watched.given_back:
+        if not (watched.given_back or watched.quick):
             return None
         punts, woken = [], []
         if watched.drained != ffi.NULL:
