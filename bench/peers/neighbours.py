@@ -70,8 +70,8 @@ def neighbour_table(measured: Sequence[Beside]) -> Table:
         " floods: Mframes/s of the others together.",
         "The client is one thread and looks at the light pair after each burst of 32 frames of a"
         " flood, so that one or two bursts of its own are in the latency, of all backends alike.",
-        "All threads of a backend have one processor: one of ours that waits for the kicks of a"
-        " light pair gets it when the kernel takes it from the one that polls those that flood.",
+        "All threads of a backend have one processor; the one of ours that polls those that flood"
+        " looks for the kicks of others at most each 50 µs.",
     )
     columns = [*(f"{name} {kind}" for name in NAMES for kind in kinds), *STATE]
     title = "Side by side: a light pair beside floods"
