@@ -895,13 +895,6 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "r20",
         _WATCHER_C,
-        "watcher->wake_fd, EPOLLIN, NULL",
-        "watcher->wake_fd, EPOLLIN | EPOLLET, NULL",
-        (_WATCHER + "TestHelp::test_leaves_what_is_for_the_watcher_alone",),
-    ),
-    Mutant(
-        "r20",
-        _WATCHER_C,
         "	if (watch->kick_fd >= 0)\n		r = -EBUSY;\n",
         "	if (0)\n		r = -EBUSY;\n",
         (_WATCHER + "TestErrors::test_watched_twice",),
