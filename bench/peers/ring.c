@@ -1,11 +1,11 @@
 /*
- * As fast as a router can be: `ring EAL-OPTIONS -- GATEWAY SOCKET MAC SOCKET MAC`.
+ * As fast as a simple router can be: `ring EAL-OPTIONS -- GATEWAY SOCKET MAC SOCKET MAC`.
  *
  * One thread polls the TX rings of two vhost-user devices and copies each frame once, into a buffer
  * of the other device's RX ring, with the hop of a router: MAC addresses, TTL, checksum. DPDK's
  * librte_vhost does no more than agree with the driver on where everything is.
  *
- * It is a ceiling, not a backend. It believes whatever it reads in guest memory: that a frame is
+ * It is a measure, not a backend. It believes whatever it reads in guest memory: that a frame is
  * IPv4 and for the other port, that it is in one descriptor and fits, that the driver polls, that
  * the entries of a ring are a power of two. It says "ready" when it listens.
  */

@@ -79,7 +79,7 @@ void wait_asleep(int thread)
 """
 
 TWO_GUESTS = """
-import contextlib, ctypes, itertools, threading
+import contextlib, ctypes, itertools, os, threading
 from mvirt_net.ffi import Network
 from mvirt_net.model import MacAddress
 from tests.harness.memory import Region
@@ -191,6 +191,52 @@ with two_guests(network) as (a, b), open_rig(
     print(b.port.backlog, drained.woken, b.port.stats().rx_frames)
 """
     assert answers(tmp_path, program) == "0 [] 65\n"
+
+
+def test_all_cold_rings_together_have_a_turn_in_each_round(tmp_path: Path) -> None:
+    """By a clock in which each step takes 60 µs, and with it a turn 16 frames of the hot ring."""
+    program = """
+from mvirt_net.ffi import HotRing, Poller, Watch, Watcher
+DROPPED = udp_frame(MAC.packed, GATEWAY_MAC, IPV4, "239.1.1.1", 1, 2, b"")
+with contextlib.ExitStack() as stack:
+    hot = stack.enter_context(open_rig())
+    hot.start()
+    for _ in range(256):
+        hot.send(DROPPED)
+    watcher, cold = stack.enter_context(contextlib.closing(Watcher())), []
+    for key in range(10):
+        rig = stack.enter_context(open_rig())
+        rig.start()
+        rig.send(DROPPED)
+        kick = os.eventfd(1, os.EFD_NONBLOCK)
+        watch = stack.enter_context(contextlib.closing(Watch(watcher, rig.port, key, 0.0)))
+        watch.begin(kick, 1, 0.0)
+        cold.append(rig)
+    poller, done, at_last = Poller(1e6), threading.Event(), []
+    times = itertools.count(10**9, 60_000)
+
+    def clock():
+        if not at_last and all(rig.port.stats().tx_frames for rig in cold):
+            at_last.append(hot.port.stats().tx_frames)
+            done.set()
+        return next(times)
+
+    def run(clock=CLOCK(clock)):
+        SHIM.go_by(clock)
+        poller.run()
+        SHIM.go_by(None)
+
+    thread = threading.Thread(target=run)
+    ring = stack.enter_context(contextlib.closing(HotRing(poller, hot.port, 0.0, 1e6)))
+    poller.help(watcher)
+    thread.start()
+    done.wait()
+    poller.help(None)
+    poller.stop()
+    thread.join()
+    print(at_last)
+"""
+    assert answers(tmp_path, program) == f"[{10 * 16}]\n"
 
 
 def test_bytes_take_time(tmp_path: Path) -> None:

@@ -515,17 +515,21 @@ class TestHelp:
                 os.eventfd_write(kick, 1)
                 os.eventfd_read(kick)
 
-        with open_rig() as rig, busy_poller() as poller, helping(poller, watcher):
+        with (
+            open_rig() as rig,
+            busy_poller() as poller,
+            helping(poller, watcher),
+            contextlib.ExitStack() as stack,
+        ):
             rig.start()
             with watch(watcher, rig, kick) as ring:
                 thread = threading.Thread(target=flood)
                 thread.start()
+                stack.callback(thread.join)
+                stack.callback(ended.set)
                 for _ in range(200):
                     assert ring.end() is None
                     ring.begin(kick, *NEVER_QUICK)
-                ended.set()
-                thread.join(PATIENCE)
-                assert not thread.is_alive()
 
     def test_leaves_what_is_for_the_watcher_alone(self, kick: int) -> None:
         """That hears that it is to end though the poller, which has the processor, looks first."""

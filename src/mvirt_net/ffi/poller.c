@@ -19,12 +19,13 @@
  * whether something has come meanwhile (arm, re-check).
  *
  * A poller works under its lock. Between two turns it looks whether control wants it, and waits
- * until control has had it; so control waits for one turn at most. What goes on in the ring itself
+ * until control has had it; so control waits for one drain at most. What goes on in the ring itself
  * (a stop, another memory table) needs nothing of that, as it happens under the ring's own lock.
  *
  * A poller that is busy has the processor, and a COLD ring's watcher may not get it for milliseconds.
- * So it looks for kicks, too, after a turn, but not so often that its own rings would notice: a look is a
- * system call. As many kicked rings as it attends to then have a drain each, as its own have.
+ * So it looks for kicks, too, but not so often that its own rings would notice: a look is a system call.
+ * All kicked rings together have as much time as one that is polled, a turn in each round or one more
+ * drain: most need a microsecond, and one that is kicked again and again is not to have more than others.
  *
  * What a drain leaves to do goes to the task in two halves. The poller adds to one of them until the
  * task has nothing of the other one to do any more, and then hands it over. When there is no room left,
@@ -48,8 +49,7 @@ enum {
 	EARNS = 8,			/* one of so many nanoseconds in which packets come ... */
 	MOST_EARNED = 20,		/* ... up to so many times the usual patience */
 	MOST_EARNED_NS = 1000 * 1000,	/* ... and so much */
-	LOOK_NS = 50 * 1000,		/* between two looks for kicks */
-	MOST_KICKS = 16,		/* at one of them */
+	LOOK_NS = 50 * 1000,		/* between two looks for kicks, and for each of them */
 };
 
 /* What some drains have left to do. */
@@ -88,10 +88,12 @@ struct mv_poller {
 	_Alignas(MV_CACHE_LINE) struct mv_control control;	/* of what follows */
 	bool stopping;
 	mv_hot *turn;			/* whose turn is next; NULL: there is none */
+	unsigned int rings;		/* in the round */
 	uint64_t idle_ns;
 	mv_worker *worker;
 	mv_watcher *watcher;		/* whose kicks it looks for; NULL: nobody's */
 	uint64_t looked_at;
+	unsigned int turns;		/* since then */
 };
 
 mv_poller *mv_poller_new(uint64_t idle_ns)
@@ -249,6 +251,7 @@ static void leave_round(mv_hot *hot)
 {
 	mv_poller *poller = hot->poller;
 
+	poller->rings--;
 	if (poller->turn == hot)
 		poller->turn = hot->next == hot ? NULL : hot->next;
 	hot->previous->next = hot->next;
@@ -260,6 +263,7 @@ static void enter_round(mv_hot *hot)
 	mv_poller *poller = hot->poller;
 	mv_hot *first = poller->turn;
 
+	poller->rings++;
 	if (!first) {
 		hot->next = hot->previous = hot;
 		poller->turn = hot;
@@ -309,14 +313,21 @@ static bool poll_ring(mv_hot *hot, uint64_t now)
 	return false;
 }
 
+/* After a turn, which began at `now`. */
 static void look_for_kicks(mv_poller *poller, uint64_t now)
 {
-	if (!poller->watcher || now - poller->looked_at < LOOK_NS)
+	uint64_t end;
+
+	poller->turns++;
+	if (!poller->watcher || poller->turns < poller->rings || now - poller->looked_at < LOOK_NS)
 		return;
-	poller->looked_at = now;
-	for (unsigned int n = 0; n < MOST_KICKS && !mv_control_is_wanted(&poller->control); n++)
+	end = mv_now_ns() + LOOK_NS;
+	do {
 		if (!mv_watcher_help(poller->watcher, poller->worker))
-			return;
+			break;
+	} while (mv_now_ns() < end && !mv_control_is_wanted(&poller->control));
+	poller->looked_at = now;
+	poller->turns = 0;
 }
 
 static void next_turn(mv_poller *poller)

@@ -262,11 +262,20 @@ static void attend(mv_watch *watch, mv_worker *worker)
 
 /* ---- the thread ---- */
 
+/* Our own eventfd, non-blocking: nobody can make this slow, and it works everywhere (see event.c). */
+static void take_wake_up(const mv_watcher *watcher)
+{
+	uint64_t count;
+	ssize_t taken = read(watcher->wake_fd, &count, sizeof(count));
+
+	(void)taken;
+}
+
 static void attend_all(mv_watcher *watcher, const struct epoll_event *events, int n)
 {
 	for (int i = 0; i < n; i++) {
 		if (!events[i].data.ptr) {
-			(void)mv_event_read(watcher->wake_fd);
+			take_wake_up(watcher);
 			continue;
 		}
 		mv_control_begin_turn(&watcher->control);
@@ -356,12 +365,11 @@ mv_watch *mv_watch_new(mv_watcher *watcher, mv_port *port, unsigned int pair, in
 	return watch;
 }
 
-int mv_watch_begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t quick_ns)
+static int begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t quick_ns)
 {
 	mv_watcher *watcher = watch->watcher;
 	int r;
 
-	mv_control_begin(&watcher->control);
 	/* It is large, so that the allocator might ask the kernel each time. */
 	if (watcher->spare)
 		free(watch->left);
@@ -370,16 +378,26 @@ int mv_watch_begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t qu
 	watch->left = NULL;
 	atomic_store_explicit(&watch->given_back, false, memory_order_relaxed);
 	watch->next = MV_NEXT_KICK;
+	/* A burst goes on where one was looked for; after an offer it is another one. */
+	if (watch->quick)
+		watch->kicks = 0;
 	watch->quick = false;
 	watch->burst = burst;
 	watch->quick_ns = quick_ns;
-	if (watch->kick_fd >= 0)
-		r = -EBUSY;
-	else
-		r = watcher->stopping ? -ECANCELED :
-					add_to_epoll(watcher, kick_fd, EPOLLIN | EPOLLET, watch);
+	r = watcher->stopping ? -ECANCELED :
+				add_to_epoll(watcher, kick_fd, EPOLLIN | EPOLLET, watch);
 	if (r == 0)
 		watch->kick_fd = kick_fd;
+	return r;
+}
+
+int mv_watch_begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t quick_ns)
+{
+	mv_watcher *watcher = watch->watcher;
+	int r;
+
+	mv_control_begin(&watcher->control);
+	r = watch->kick_fd >= 0 ? -EBUSY : begin(watch, kick_fd, burst, quick_ns);
 	mv_control_end(&watcher->control);
 	return r;
 }
