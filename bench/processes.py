@@ -152,8 +152,10 @@ _STAY_AWAKE = """
 import os
 os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 while True:
-    pass
+    os.sched_yield()
 """
+"""It yields all the time, as one of several threads that have just run may otherwise have to wait for
+it until it has had its share, some milliseconds."""
 
 
 @contextmanager
