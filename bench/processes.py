@@ -152,10 +152,12 @@ _STAY_AWAKE = """
 import os
 os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 while True:
+    for _ in range(500):
+        pass
     os.sched_yield()
 """
-"""It yields all the time, as one of several threads that have just run may otherwise have to wait for
-it until it has had its share, some milliseconds."""
+"""It yields each 10 µs or so: else one of several threads that have just run may have to wait for
+it until it has had its share, some milliseconds. To yield all the time makes wake-ups slower."""
 
 
 @contextmanager

@@ -33,8 +33,8 @@ _STATE_NOTE = (
     " rounds: of which the figures are the medians. left out: turns that were not."
 )
 _RING_NOTE = (
-    f"{RING}: a router in C that checks nothing, looks nothing up and copies once, polling the rings"
-    " by itself."
+    f"{RING}: a router in C that checks nothing, looks nothing up and copies once, polling the"
+    " rings by itself."
 )
 
 
