@@ -100,7 +100,7 @@ demo: .make/package .make/tools .make/system-test
 bench: .make/package .make/tools
 	@$(BIN)/python -m bench
 
-# As root: huge pages and taps. Three quarters of an hour; two minutes, and no guests, with QUICK=--quick.
+# As root: huge pages and taps. 20 minutes, if the machine is quiet; two, and no guests, with QUICK=--quick.
 RESULTS ?= build/bench
 SIDE_BY_SIDE = instructions peers $(if $(QUICK),,guests)
 bench-peers: .make/package .make/tools .make/system-bench .make/system-test .make/bench-tools

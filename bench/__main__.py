@@ -53,7 +53,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], Sequence[Table]]] = {
     "peers": lambda scale: trio.run(peers, scale),
 }
 ASKED = ("instructions", "guests", "peers")
-"""They need Debian packages; real guests take five minutes, the peers forty, and root."""
+"""They need Debian packages; real guests take five minutes, the peers fifteen, and root."""
 UNASKED = [name for name in MEASUREMENTS if name not in ASKED]
 
 
@@ -65,7 +65,7 @@ UNASKED = [name for name in MEASUREMENTS if name not in ASKED]
     type=click.Choice(list(MEASUREMENTS)),
     help=f"Repeatable. Default: all but {', '.join(ASKED)}.",
 )
-@click.option("--all", "everything", is_flag=True, help="All there is; needs root. An hour.")
+@click.option("--all", "everything", is_flag=True, help="All there is; needs root. 20 minutes.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Write the figures here."
 )
