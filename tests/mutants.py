@@ -895,14 +895,14 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "r20",
         _WATCHER_C,
-        "	if (watch->kick_fd >= 0)\n		r = -EBUSY;\n",
-        "	if (0)\n		r = -EBUSY;\n",
+        "r = watch->kick_fd >= 0 ? -EBUSY : begin(",
+        "r = begin(",
         (_WATCHER + "TestErrors::test_watched_twice",),
     ),
     Mutant(
         "r20",
         _WATCHER_C,
-        "r = watcher->stopping ? -ECANCELED :\n					",
+        "r = watcher->stopping ? -ECANCELED :\n				",
         "r = ",
         (_WATCHER + "TestErrors::test_stopped",),
     ),

@@ -67,8 +67,9 @@ async def test_serves_a_guest_until_the_trigger(tmp_path: Path, nursery: trio.Nu
     with trio.fail_after(5):
         await client.connection.wait_hung_up()
         await client.aclose()
-        await trio.testing.wait_all_tasks_blocked()
-    assert not nursery.child_tasks
+        # Tasks that have a thread end with it, whenever that is.
+        while nursery.child_tasks:
+            await trio.lowlevel.checkpoint()
     assert not list(tmp_path.iterdir())
 
 
