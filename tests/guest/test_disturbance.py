@@ -68,6 +68,9 @@ async def test_tcp_outlives_a_killed_daemon(
 
         await a.run("kill -USR1 $(cat /run/udhcpc.pid)")
         await a.wait_until(f"[ $(grep -c 'lease of {pa.ipv4} obtained' /run/log) = 2 ]")
+        # Its script, for which it waits, takes address and route away for a moment.
+        await a.run("kill $(cat /run/udhcpc.pid)")
+        await a.wait_until("[ ! -e /run/udhcpc.pid ]")
         assert await ping(a, pa.ipv4, pb.ipv4) == 3
         assert await ping(b, pb.ipv4, pa.ipv4) == 3
 
