@@ -97,7 +97,6 @@ struct guest {
 	uint32_t buffer_size;
 	uint32_t cut;			/* where a receive buffer is cut in two; 0: nowhere */
 	unsigned int faulty;		/* which buffer is not for writing; n_buffers or more: none */
-	bool given_up;			/* a frame that was begun in buffers which others got then */
 	uint64_t n_received;
 	uint64_t n_expected;
 };
@@ -354,7 +353,6 @@ static void start(struct guest *guest, mv_network *network, uint32_t tag, struct
 	CHECK(mv_port_set_memory(guest->port, guest->table) == 0);
 	memset(guest->memory.bytes, 0, DATA);
 	guest->n_received = guest->n_expected = 0;
-	guest->given_up = false;
 	guest->seen_used = 0;
 	for (unsigned int queue = 0; queue < MV_QUEUES; queue++) {
 		guest->avail[queue] = 0;
@@ -510,6 +508,15 @@ static void append(struct frame *frame, const uint8_t *from, uint32_t length)
 	frame->length += length;
 }
 
+/* Whether a frame may have been begun in buffers that others got then. */
+static bool has_given_up_one(const struct guest *guest)
+{
+	struct mv_stats stats;
+
+	mv_port_stats(guest->port, &stats);
+	return lost_to_guest(&stats) > 0;
+}
+
 /* The next used buffer, which must be the next that was given; returns the bytes written to it. */
 static uint32_t take_used(struct guest *guest, unsigned int *i)
 {
@@ -523,7 +530,7 @@ static uint32_t take_used(struct guest *guest, unsigned int *i)
 	CHECK(id == 2 * *i && length <= (*i == guest->faulty ? 0 : guest->buffer_size));
 	/* Of a frame that was begun in vain, anything may have been written, and more than the next takes. */
 	for (uint32_t at = length; length > 0 && at < guest->buffer_size && at < length + MARGIN; at++)
-		CHECK(buffer(guest, *i)[at] == UNTOUCHED || guest->given_up);
+		CHECK(buffer(guest, *i)[at] == UNTOUCHED || has_given_up_one(guest));
 	guest->seen_used++;
 	return length;
 }
@@ -599,7 +606,6 @@ static void receive(struct guest *guest)
 		if (waiting < before)
 			continue;
 		mv_port_drop_first(guest->port, 0);
-		guest->given_up = true;
 		if (mv_port_backlog(guest->port) < waiting)
 			continue;
 		/* Frames wait as long as all buffers are too small for the header. */
