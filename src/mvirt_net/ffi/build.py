@@ -19,7 +19,8 @@ SOURCES = (
     *("memory.c", "sigbus.c", "event.c", "debt.c", "vring.c", "packed.c"),
     *("chain.c", "checksum.c", "nethdr.c", "packet.c", "offload.c", "route.c", "classify.c"),
     *("worker.c", "thread.c", "poller.c", "watcher.c"),
-    *("port.c", "limit.c", "tx.c", "express.c", "rx.c", "forward.c", "capture.c", "rights.c"),
+    *("port.c", "lock.c", "limit.c", "tx.c", "express.c", "rx.c", "forward.c"),
+    *("capture.c", "rights.c"),
 )
 HEADERS = ("mvirt.h", "core.h", "vring.h")
 

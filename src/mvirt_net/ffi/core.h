@@ -790,7 +790,7 @@ enum { MV_FLOW_BITS = 4, MV_FLOWS = 1 << MV_FLOW_BITS };
 
 /*
  * A lock that is held for a turn, again and again, by threads that do nothing else. All get it in the
- * order in which they come: see port.c. All of it is atomic.
+ * order in which they come: see lock.c. All of it is atomic.
  */
 struct mv_lock {
 	_Alignas(MV_CACHE_LINE) uint32_t next;	/* the ticket of who comes next */

@@ -298,6 +298,11 @@ mv_worker *mv_worker_new(void);
 /* Free it; its thread is in no call. NULL is allowed. */
 void mv_worker_free(mv_worker *worker);
 
+/* ---- limit.c: what the services' time is worth ---- */
+
+/* Nanoseconds of work that such a frame (enum mv_punt_kind) is to services at most. */
+uint64_t mv_punt_work(unsigned int kind, uint32_t length);
+
 /* ---- port.c, tx.c, rx.c: one NIC ---- */
 
 /*
@@ -596,9 +601,6 @@ void mv_capture_counts(const mv_capture *capture, unsigned int interface, uint64
 
 /* The same of all interfaces together. Control. */
 void mv_capture_totals(const mv_capture *capture, uint64_t *seen, uint64_t *lost);
-
-/* Nanoseconds of work that such a frame (enum mv_punt_kind) is to services at most. */
-uint64_t mv_punt_work(unsigned int kind, uint32_t length);
 
 /*
  * A frame that was punted has been dealt with: record it as transmitted, and as dropped for this reason
