@@ -7,7 +7,6 @@ traceroute, the DHCP clients.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -221,15 +220,6 @@ async def configure(guest: Guest, place: Place, *, mtu: int = 1500) -> None:
         f"echo 0 > /proc/sys/net/ipv4/conf/{place.device}/rp_filter\n"
         "echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter"
     )
-
-
-async def ping(guest: Guest, source: str, target: str, options: str = "-c 3 -i 0.2") -> int:
-    """Ping `target` from the address `source`; returns the number of answers."""
-    output = await guest.try_run(f"ping -n -W 5 -I {source} {options} {target}")
-    found = re.search(r" (\d+) received,", output.text)
-    if found is None:
-        raise GuestError(f"ping did not run:\n{output.text}")
-    return int(found[1])
 
 
 IPERF_PORT = 5201

@@ -11,6 +11,14 @@ from .qemu import Agent, GuestError
 
 GATEWAY = "169.254.0.1"
 
+THREE = "-c 3 -l 3 -i 5"
+"""Three echo requests at once, for whose answers ping waits five seconds.
+
+Once it has an answer, ping waits after its last request for as long as the interval or as two round
+trips, whichever is more, and not for what ``-W`` says. With ``-i 0.2``, an answer that a busy
+machine holds up for half a second would count as lost.
+"""
+
 _RECEIVED = re.compile(r" (\d+) received,")
 
 
@@ -71,9 +79,14 @@ async def forget(guest: Agent, nic: str = "eth0") -> None:
     )
 
 
-async def ping(guest: Agent, options: str = "-c 3 -i 0.2", nic: str = "eth0") -> int:
+async def ping(guest: Agent, options: str = THREE, nic: str = "eth0") -> int:
     """Ping the gateway through `nic`; returns the number of answers."""
-    output = await guest.try_run(f"ping -n -W 5 -I {nic} {options} {GATEWAY}")
+    return await ping_from(guest, nic, GATEWAY, options)
+
+
+async def ping_from(guest: Agent, source: str, target: str, options: str = THREE) -> int:
+    """Ping `target` from `source`, an address or a NIC; returns the number of answers."""
+    output = await guest.try_run(f"ping -n -W 5 -I {source} {options} {target}")
     found = _RECEIVED.search(output.text)
     if found is None:
         raise GuestError(f"ping did not run:\n{output.text}")

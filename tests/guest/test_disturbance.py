@@ -17,12 +17,11 @@ from .fabric import (
     finish_transfer,
     is_under_way,
     open_fabric,
-    ping,
     start_transfer,
     wait_received,
 )
 from .image import Image
-from .network import GATEWAY
+from .network import GATEWAY, ping_from
 from .qemu import Guest, GuestNic
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
@@ -71,8 +70,8 @@ async def test_tcp_outlives_a_killed_daemon(
         # Its script, for which it waits, takes address and route away for a moment.
         await a.run("kill $(cat /run/udhcpc.pid)")
         await a.wait_until("[ ! -e /run/udhcpc.pid ]")
-        assert await ping(a, pa.ipv4, pb.ipv4) == 3
-        assert await ping(b, pb.ipv4, pa.ipv4) == 3
+        assert await ping_from(a, pa.ipv4, pb.ipv4) == 3
+        assert await ping_from(b, pb.ipv4, pa.ipv4) == 3
 
 
 async def test_a_guest_is_paused_and_another_reset_and_killed(image: Image, folder: Path) -> None:
@@ -91,7 +90,7 @@ async def test_a_guest_is_paused_and_another_reset_and_killed(image: Image, fold
         await c.reset()
         await connect(c, pc)
         # vm1's rings are stopped: nothing moves there, and nobody else is held up.
-        assert await ping(c, pc.ipv4, pa.ipv4) == 3
+        assert await ping_from(c, pc.ipv4, pa.ipv4) == 3
         await b.resume()
         await c.run(flood)
         await wait_received(b, SENT // 2)
@@ -102,4 +101,4 @@ async def test_a_guest_is_paused_and_another_reset_and_killed(image: Image, fold
         with trio.fail_after(30):
             while fabric.daemon.mapped_memfds() != 2:  # noqa: ASYNC110 — no event comes from there
                 await trio.sleep(0.05)
-        assert await ping(a, pa.ipv4, pb.ipv4, "-f -c 1000") == 1000
+        assert await ping_from(a, pa.ipv4, pb.ipv4, "-f -c 1000") == 1000

@@ -14,6 +14,7 @@ from .daemon import Daemon, run_daemon
 from .image import Image
 from .network import (
     GATEWAY,
+    THREE,
     Configuration,
     configuration,
     features,
@@ -267,7 +268,7 @@ async def test_features_and_ring_sizes(image: Image, folder: Path) -> None:
             assert await configuration(guest, nic) == expected
             # More than each ring has entries, then frames as large as the MTU allows.
             assert await ping(guest, "-f -c 1100", nic) == 1100
-            assert await ping(guest, f"-f -c 20 -M do -s {MTU - 28}", nic) == 20
+            assert await ping(guest, f"{THREE} -M do -s {MTU - 28}", nic) == 3
             await forget(guest, nic)
 
 

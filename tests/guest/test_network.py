@@ -16,12 +16,11 @@ from .fabric import (
     configure,
     iperf,
     open_fabric,
-    ping,
     received_packets,
     serve_iperf,
 )
 from .image import Image
-from .network import GATEWAY, lease_by_dhclient, lease_by_udhcpc
+from .network import GATEWAY, THREE, lease_by_dhclient, lease_by_udhcpc, ping_from
 from .qemu import Guest, GuestNic
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
@@ -68,15 +67,15 @@ async def test_two_guests_reach_each_other_and_a_third_hears_nothing(
             await configure(guest, place)
         quiet = await received_packets(c)
 
-        assert await ping(a, pa.ipv4, pb.ipv4) == 3
-        assert await ping(b, pb.ipv4, pa.ipv4) == 3
-        assert await ping(a, pa.ipv6, pb.ipv6) == 3
-        assert await ping(b, pb.ipv6, pa.ipv6) == 3
+        assert await ping_from(a, pa.ipv4, pb.ipv4) == 3
+        assert await ping_from(b, pb.ipv4, pa.ipv4) == 3
+        assert await ping_from(a, pa.ipv6, pb.ipv6) == 3
+        assert await ping_from(b, pb.ipv6, pa.ipv6) == 3
         # Larger than a packet: fragments, put together by the other guest.
-        assert await ping(a, pa.ipv4, pb.ipv4, "-c 3 -i 0.2 -s 8000") == 3
-        assert await ping(a, pa.ipv6, pb.ipv6, "-c 3 -i 0.2 -s 8000") == 3
-        assert await ping(a, pa.ipv4, pb.ipv4, "-f -c 2000") == 2000
-        assert await ping(b, pb.ipv6, pa.ipv6, "-f -c 2000") == 2000
+        assert await ping_from(a, pa.ipv4, pb.ipv4, f"{THREE} -s 8000") == 3
+        assert await ping_from(a, pa.ipv6, pb.ipv6, f"{THREE} -s 8000") == 3
+        assert await ping_from(a, pa.ipv4, pb.ipv4, "-f -c 2000") == 2000
+        assert await ping_from(b, pb.ipv6, pa.ipv6, "-f -c 2000") == 2000
 
         hops = await a.run(f"traceroute.db -n -q 1 -w 5 -m 5 -s {pa.ipv4} {pb.ipv4}")
         assert [line.split()[1] for line in hops.splitlines()[1:]] == [GATEWAY, pb.ipv4]
@@ -96,16 +95,16 @@ async def test_two_guests_reach_each_other_and_a_third_hears_nothing(
         await a.run("ip addr add 10.0.1.99/32 dev eth0; ip rule add from 10.0.1.99 table 105")
         await a.run("ip -6 addr add fd00:0:0:1::1:99/128 dev eth0 nodad")
         await a.run("ip -6 rule add from fd00:0:0:1::1:99 table 105")
-        assert await ping(a, "10.0.1.99", pb.ipv4, "-c 3 -i 0.2 -W 1") == 0
-        assert await ping(a, "fd00:0:0:1::1:99", pb.ipv6, "-c 3 -i 0.2 -W 1") == 0
+        assert await ping_from(a, "10.0.1.99", pb.ipv4, "-c 3 -i 0.2 -W 1") == 0
+        assert await ping_from(a, "fd00:0:0:1::1:99", pb.ipv6, "-c 3 -i 0.2 -W 1") == 0
         # Three of each would be six more; its own gateway may advertise itself once meanwhile.
         assert await received_packets(b) - heard <= 1
 
         # vm2 has heard the first three advertisements of its own gateway, if anything.
         hears = await received_packets(c)
         assert hears - quiet <= 3
-        assert await ping(c, pc.ipv4, pa.ipv4, "-c 2 -i 0.2 -W 1") == 0
-        assert await ping(a, pa.ipv4, pb.ipv4) == 3
+        assert await ping_from(c, pc.ipv4, pa.ipv4, "-c 2 -i 0.2 -W 1") == 0
+        assert await ping_from(a, pa.ipv4, pb.ipv4) == 3
         for guest in fabric.guests:
             assert await checksum_errors(guest) == {}
 
@@ -127,7 +126,7 @@ async def test_ipv6_clients(image: Image, folder: Path) -> None:
         assert f"inet6 {place.ipv6}/128" in await guest.run("ip -6 addr show dev eth0")
         await settled(guest)
         assert "nameserver 2001:db8::53" in await guest.run("cat /etc/resolv.conf")
-        assert await ping(guest, place.ipv6, f"{GATEWAY6}%eth0") == 3
+        assert await ping_from(guest, place.ipv6, f"{GATEWAY6}%eth0") == 3
         said = await guest.run("dhclient -6 -r -v eth0")
         assert "Release" in said
         assert place.ipv6 not in await guest.run("ip -6 addr show dev eth0")
@@ -138,7 +137,7 @@ async def test_ipv6_clients(image: Image, folder: Path) -> None:
         await guest.wait_until(f"ip -6 addr show dev eth0 | grep -q 'inet6 {place.ipv6}/128'")
         await guest.wait_until("ip -6 route show default | grep -q .")
         await settled(guest)
-        assert await ping(guest, place.ipv6, f"{GATEWAY6}%eth0") == 3
+        assert await ping_from(guest, place.ipv6, f"{GATEWAY6}%eth0") == 3
         assert await checksum_errors(guest) == {}
 
 
@@ -189,11 +188,11 @@ async def test_jumbo_network(image: Image, folder: Path, host_mtu: int | None) -
         for guest in fabric.guests:
             await lease_by_dhclient(guest)
             assert "mtu 9000" in await guest.run("ip link show dev eth0")
-        assert await ping(a, pa.ipv4, pb.ipv4, "-c 3 -i 0.2 -M do -s 8972") == 3
+        assert await ping_from(a, pa.ipv4, pb.ipv4, f"{THREE} -M do -s 8972") == 3
         for guest, place in ((a, pa), (b, pb)):
             await guest.run("dhclient -r eth0")
             await configure(guest, place, mtu=9000)
-        assert await ping(a, pa.ipv6, pb.ipv6, "-c 3 -i 0.2 -M do -s 8952") == 3
+        assert await ping_from(a, pa.ipv6, pb.ipv6, f"{THREE} -M do -s 8952") == 3
         await serve_iperf(b)
         for source, target in ((pa.ipv4, pb.ipv4), (pa.ipv6, pb.ipv6)):
             assert (await iperf(a, source, target, "-n 4M")).bytes_sent >= 4 << 20
@@ -211,7 +210,7 @@ async def test_path_mtu(image: Image, folder: Path) -> None:
         said = (await a.try_run(f"ping -n -c 2 -M do -s 1472 -I {pa.ipv4} {pb.ipv4}")).text
         assert f"From {GATEWAY} icmp_seq=1 Frag needed and DF set (mtu = 1400)" in said
         assert "mtu=1400" in said or "mtu = 1400" in said
-        assert await ping(a, pa.ipv4, pb.ipv4, "-c 3 -i 0.2 -M dont -s 3000") == 3
+        assert await ping_from(a, pa.ipv4, pb.ipv4, f"{THREE} -M dont -s 3000") == 3
         await serve_iperf(b)
         for source, target in ((pa.ipv4, pb.ipv4), (pa.ipv6, pb.ipv6)):
             assert (await iperf(a, source, target, "-n 1M")).bytes_sent >= 1 << 20
