@@ -20,6 +20,7 @@ _CORE = "tests/unit/test_ffi_rings.py::"
 _LIMIT = "tests/unit/test_ffi_limit.py::"
 _WATCHER = "tests/unit/test_ffi_watcher.py::"
 _POLLER = "tests/unit/test_ffi_poller.py::"
+_TURNS = "tests/unit/test_ffi_turns.py::"
 _BACKEND = "tests/unit/test_backend.py"
 _NIC = "tests/unit/test_nic.py"
 _REFUSED = _M + "test_refused_with_an_answer"
@@ -88,6 +89,7 @@ _PORT_C = _in("ffi/port.c")
 _CAPTURE_C = _in("ffi/capture.c")
 _WATCHER_C = _in("ffi/watcher.c")
 _POLLER_C = _in("ffi/poller.c")
+_THREAD_C = _in("ffi/thread.c")
 
 MUTANTS: tuple[Mutant, ...] = (
     # The conversation
@@ -934,6 +936,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "	look_for_kicks(poller, now);\n",
         "	(void)look_for_kicks;\n",
         (_WATCHER + "TestHelp::test_drains_at_each_kick",),
+    ),
+    Mutant(
+        "r20",
+        _THREAD_C,
+        "return !mv_control_is_wanted(control) && pthread",
+        "return pthread",
+        (_TURNS + "test_a_poller_leaves_the_watcher_to_who_waits_for_it",),
+    ),
+    Mutant(
+        "r20",
+        _WATCHER_C,
+        "watcher->wake_fd, EPOLLIN, NULL",
+        "watcher->wake_fd, EPOLLIN | EPOLLET, NULL",
+        (_TURNS + "test_a_poller_takes_no_wake_up_from_the_watcher",),
     ),
     # Packets
     Mutant(

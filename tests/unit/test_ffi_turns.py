@@ -1,7 +1,8 @@
-"""How long one drain may take, by a clock that says what a test wants.
+"""How long one drain may take, and who comes before whom.
 
 A turn is over by the clock, so who wants to see when a drain looks at it, and what the drivers and
-other threads can see by then, has to be asked for the time.
+other threads can see by then, has to be asked for the time. Which thread comes first is up to the
+kernel, unless one of them is stopped in front of what it calls next.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from pathlib import Path
 
 from .test_ffi_event import run
 
-ASKS_FOR_THE_TIME = """
+IN_FRONT_OF_LIBC = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <execinfo.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -58,6 +61,58 @@ int clock_gettime(clockid_t clock, struct timespec *now)
     clock_of_thread = ask;
     *now = (struct timespec){ ns / 1000000000, ns % 1000000000 };
     return 0;
+}
+
+static __thread const char *stops_at;
+static _Atomic bool has_stopped, goes_on;
+
+/* This thread stops in front of the next call of this function by the core, until go_on(). */
+void stop_at(const char *function)
+{
+    stops_at = function;
+}
+
+void wait_stopped(void)
+{
+    while (!has_stopped)
+        usleep(100);
+}
+
+void go_on(void)
+{
+    goes_on = true;
+}
+
+static void may_stop(const char *function)
+{
+    const char *at = stops_at;
+
+    if (!at || strcmp(at, function))
+        return;
+    stops_at = NULL;
+    if (!is_asked_by_core()) {
+        stops_at = at;
+        return;
+    }
+    has_stopped = true;
+    while (!goes_on)
+        usleep(100);
+}
+
+int pthread_mutex_lock(pthread_mutex_t *lock)
+{
+    static _Atomic(int (*)(pthread_mutex_t *)) real;
+
+    if (!real)
+        real = (int (*)(pthread_mutex_t *))dlsym(RTLD_NEXT, "pthread_mutex_lock");
+    may_stop("pthread_mutex_lock");
+    return real(lock);
+}
+
+int epoll_wait(int fd, struct epoll_event *events, int most, int timeout)
+{
+    may_stop("epoll_wait");
+    return (int)syscall(SYS_epoll_wait, fd, events, most, timeout);
 }
 
 /* Until another thread sleeps, or is gone. */
@@ -122,7 +177,7 @@ def drain(rig, clock):
 
 def answers(folder: Path, program: str) -> str:
     """What a program prints that has two guests and such a clock."""
-    ended = run(folder, ASKS_FOR_THE_TIME, TWO_GUESTS + program)
+    ended = run(folder, IN_FRONT_OF_LIBC, TWO_GUESTS + program)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -237,6 +292,89 @@ with contextlib.ExitStack() as stack:
     print(at_last)
 """
     assert answers(tmp_path, program) == f"[{10 * 16}]\n"
+
+
+HELP = """
+from mvirt_net.ffi import HotRing, Poller, Watch, Watcher
+DROPPED = udp_frame(MAC.packed, GATEWAY_MAC, IPV4, "239.1.1.1", 1, 2, b"")
+
+@contextlib.contextmanager
+def helper(watcher):
+    '''A poller that attends to the watcher's kicks; how to wait until it has.'''
+    with contextlib.ExitStack() as stack:
+        hot = stack.enter_context(open_rig())
+        hot.start()
+        poller, frames = Poller(1e6), itertools.count(1)
+        stack.enter_context(contextlib.closing(HotRing(poller, hot.port, 0.0, 1e6)))
+        poller.help(watcher)
+        thread = threading.Thread(target=poller.run)
+        thread.start()
+
+        def look():
+            # A round of its own lies between any two of them.
+            for number in itertools.islice(frames, 3):
+                hot.send(DROPPED)
+                wait_taken(hot, number)
+
+        yield look
+        poller.help(None)
+        poller.stop()
+        thread.join()
+
+def wait_taken(rig, frames):
+    while rig.port.stats().tx_frames < frames:
+        pass
+
+def stopped_at(function, work):
+    '''A thread that has come as far as there.'''
+    def run():
+        SHIM.stop_at(function)
+        work()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    SHIM.wait_stopped()
+    return thread
+"""
+
+
+def test_a_poller_leaves_the_watcher_to_who_waits_for_it(tmp_path: Path) -> None:
+    """Who wants control, and has not got the lock yet, comes before the next kick."""
+    program = """
+with contextlib.ExitStack() as stack:
+    cold = stack.enter_context(open_rig())
+    cold.start()
+    watcher = stack.enter_context(contextlib.closing(Watcher()))
+    kick = os.eventfd(0, os.EFD_NONBLOCK)
+    watch = stack.enter_context(contextlib.closing(Watch(watcher, cold.port, 7, 0.0)))
+    watch.begin(kick, 1, 0.0)
+    controller = stopped_at(b"pthread_mutex_lock", watcher.returned)
+    look = stack.enter_context(helper(watcher))
+    cold.send(DROPPED)
+    os.eventfd_write(kick, 1)
+    look()
+    print(cold.port.stats().tx_frames)
+    SHIM.go_on()
+    controller.join()
+    wait_taken(cold, 1)
+"""
+    assert answers(tmp_path, HELP + program) == "0\n"
+
+
+def test_a_poller_takes_no_wake_up_from_the_watcher(tmp_path: Path) -> None:
+    """Its thread, which has found nothing to do and is about to sleep, hears that it is to end."""
+    program = """
+watcher = Watcher()
+thread = stopped_at(b"epoll_wait", watcher.run)
+with helper(watcher) as look:
+    watcher.stop()
+    look()
+SHIM.go_on()
+thread.join(5)
+print(thread.is_alive(), flush=True)
+os._exit(0)
+"""
+    assert answers(tmp_path, HELP + program) == "False\n"
 
 
 def test_bytes_take_time(tmp_path: Path) -> None:
