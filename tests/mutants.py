@@ -820,8 +820,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "r20",
         _WATCHER_C,
-        "kick_fd, EPOLLIN | EPOLLET, watch",
-        "kick_fd, EPOLLIN, watch",
+        ".events = EPOLLIN | EPOLLET, .data",
+        ".events = EPOLLIN, .data",
         (_WATCHER + "TestOffered::test_not_for_a_kick_that_nobody_reads",),
     ),
     Mutant(
@@ -904,8 +904,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "r20",
         _WATCHER_C,
-        "r = watcher->stopping ? -ECANCELED :\n				",
-        "r = ",
+        "	if (watcher->stopping)\n		return -ECANCELED;\n",
+        "",
         (_WATCHER + "TestErrors::test_stopped",),
     ),
     Mutant(
@@ -918,8 +918,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "r20",
         _WATCHER_C,
-        "	take_from_list(watch);\n	watch->next_in_list = watcher->to_free;",
-        "	watch->next_in_list = watcher->to_free;",
+        "	take_from_list(watch);\n	mv_control_end(&watcher->control);\n	free(watch->left);",
+        "	mv_control_end(&watcher->control);\n	free(watch->left);",
         (_WATCHER + "TestEnd::test_a_closed_ring_is_not_named",),
     ),
     # Kicks that nobody has to wait for
@@ -947,9 +947,13 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "r20",
         _WATCHER_C,
-        "watcher->wake_fd, EPOLLIN, NULL",
-        "watcher->wake_fd, EPOLLIN | EPOLLET, NULL",
-        (_TURNS + "test_a_poller_takes_no_wake_up_from_the_watcher",),
+        "	mv_control_begin_turn(&watcher->control);\n	stopping = watcher->stopping;\n"
+        "	if (!stopping)\n		attend_next(watcher, ",
+        "	struct epoll_event event;\n"
+        "	bool found = epoll_wait(watcher->epoll_fd, &event, 1, 0) > 0;\n\n"
+        "	mv_control_begin_turn(&watcher->control);\n	stopping = watcher->stopping;\n"
+        "	(void)attend_next;\n	if (!stopping && found)\n		attend(event.data.ptr, ",
+        (_TURNS + "test_a_poller_has_what_the_watcher_was_woken_for",),
     ),
     # Packets
     Mutant(

@@ -15,12 +15,12 @@ IN_FRONT_OF_LIBC = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <execinfo.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -109,10 +109,27 @@ int pthread_mutex_lock(pthread_mutex_t *lock)
     return real(lock);
 }
 
-int epoll_wait(int fd, struct epoll_event *events, int most, int timeout)
+static _Atomic bool is_about_to_sleep;
+
+/* Until a thread that is to stop at "poll and lock" has come to poll(). */
+void wait_about_to_sleep(void)
 {
-    may_stop("epoll_wait");
-    return (int)syscall(SYS_epoll_wait, fd, events, most, timeout);
+    while (!is_about_to_sleep)
+        usleep(100);
+}
+
+/* "poll and lock" stops in front of the first lock after it. */
+int poll(struct pollfd *fds, nfds_t count, int timeout)
+{
+    struct timespec time = { timeout / 1000, timeout % 1000 * 1000000L };
+    int found;
+
+    if (!stops_at || strcmp(stops_at, "poll and lock") || !is_asked_by_core())
+        return (int)syscall(SYS_ppoll, fds, count, timeout < 0 ? NULL : &time, NULL, 8);
+    is_about_to_sleep = true;
+    found = (int)syscall(SYS_ppoll, fds, count, NULL, NULL, 8);
+    stops_at = "pthread_mutex_lock";
+    return found;
 }
 
 /* Until another thread sleeps, or is gone. */
@@ -325,15 +342,14 @@ def wait_taken(rig, frames):
     while rig.port.stats().tx_frames < frames:
         pass
 
-def stopped_at(function, work):
-    '''A thread that has come as far as there.'''
+def stopping_at(function, work):
+    '''A thread that goes as far as there.'''
     def run():
         SHIM.stop_at(function)
         work()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    SHIM.wait_stopped()
     return thread
 """
 
@@ -348,7 +364,8 @@ with contextlib.ExitStack() as stack:
     kick = os.eventfd(0, os.EFD_NONBLOCK)
     watch = stack.enter_context(contextlib.closing(Watch(watcher, cold.port, 7, 0.0)))
     watch.begin(kick, 1, 0.0)
-    controller = stopped_at(b"pthread_mutex_lock", watcher.returned)
+    controller = stopping_at(b"pthread_mutex_lock", watcher.returned)
+    SHIM.wait_stopped()
     look = stack.enter_context(helper(watcher))
     cold.send(DROPPED)
     os.eventfd_write(kick, 1)
@@ -361,20 +378,29 @@ with contextlib.ExitStack() as stack:
     assert answers(tmp_path, HELP + program) == "0\n"
 
 
-def test_a_poller_takes_no_wake_up_from_the_watcher(tmp_path: Path) -> None:
-    """Its thread, which has found nothing to do and is about to sleep, hears that it is to end."""
+def test_a_poller_has_what_the_watcher_was_woken_for(tmp_path: Path) -> None:
+    """The watcher's thread was, and waits for the lock."""
     program = """
-watcher = Watcher()
-thread = stopped_at(b"epoll_wait", watcher.run)
-with helper(watcher) as look:
-    watcher.stop()
+with contextlib.ExitStack() as stack:
+    cold = stack.enter_context(open_rig())
+    cold.start()
+    watcher = stack.enter_context(contextlib.closing(Watcher()))
+    kick = os.eventfd(0, os.EFD_NONBLOCK)
+    watch = stack.enter_context(contextlib.closing(Watch(watcher, cold.port, 7, 0.0)))
+    watch.begin(kick, 1, 0.0)
+    thread = stopping_at(b"poll and lock", watcher.run)
+    SHIM.wait_about_to_sleep()
+    cold.send(DROPPED)
+    os.eventfd_write(kick, 1)
+    SHIM.wait_stopped()
+    look = stack.enter_context(helper(watcher))
     look()
-SHIM.go_on()
-thread.join(5)
-print(thread.is_alive(), flush=True)
-os._exit(0)
+    print(cold.port.stats().tx_frames)
+    SHIM.go_on()
+    watcher.stop()
+    thread.join()
 """
-    assert answers(tmp_path, HELP + program) == "False\n"
+    assert answers(tmp_path, HELP + program) == "1\n"
 
 
 def test_bytes_take_time(tmp_path: Path) -> None:

@@ -658,9 +658,9 @@ mv_watch *mv_watch_new(mv_watcher *watcher, mv_port *port, unsigned int pair, in
  * do, or another result than MV_NEXT_KICK. Then the ring is given back. After `burst` kicks that bring
  * frames in less than quick_ns nanoseconds it is offered, once, and drained on. Control.
  *
- * kick_fd: the driver's eventfd, which must stay open until mv_watch_end(). What it counts is taken
- * before a drain and at no other time. -ECANCELED: the watcher was stopped; -EBUSY: it is watched; or as
- * epoll_ctl(). The ring is not watched then.
+ * kick_fd: the driver's eventfd, which must stay open until mv_watch_end(). What it counts is left to
+ * the caller. -ECANCELED: the watcher was stopped; -EBUSY: it is watched; or as epoll_ctl(). The ring is
+ * not watched then.
  */
 int mv_watch_begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t quick_ns);
 

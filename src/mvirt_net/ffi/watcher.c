@@ -2,23 +2,21 @@
  * A thread that waits for the kicks of COLD TX rings.
  *
  * Theory of operation. A packet that comes alone waits for whoever is to wake up for it, and a task of
- * the event loop needs several times as long for that as a thread in epoll_wait(). So while a task has
+ * the event loop needs several times as long for that as a thread that sleeps in the kernel. So while a task has
  * nothing to do but wait for a kick, the watcher waits in its place, drains the ring and asks for the
  * next kick. Whatever is not as simple as that it gives back: work for services or for other tasks, a
  * ring with more in it than one drain takes, a ring that is down. One that is kicked so quickly that it
  * is for a poller it offers, and goes on with it until the task comes, which may take a while.
  *
- * The watcher sleeps in the kernel and works under its lock, one drain a turn, with control getting the
- * lock in between. epoll_wait() itself is outside of it, so an event may be about a ring that is not
- * watched any more, or again: then a drain finds nothing, which is harmless. But a watch is freed only
- * by the thread, after the last event that it can have fetched.
+ * The watcher sleeps in poll() until its epoll descriptor has an event, and fetches that under its lock,
+ * one drain a turn, with control getting the lock in between. So whoever has the lock knows that no event
+ * is on its way: one that was fetched is dealt with, and those of a descriptor that is taken out are gone.
  *
  * Where the processor belongs to a poller that spins, the kernel may take milliseconds until the
- * watcher gets it. So a poller attends to kicks, too, between its turns (mv_watcher_help()): it fetches
- * an event and deals with it under the lock, and has none when it lets go of that. An edge is for one of
- * the two. What wakes the thread for control's sake is for the thread alone, and therefore no edge: it
- * stays until the thread has read it. (A guest that sends 1,000 frames/s beside others that flood, all
- * threads on one processor: the 99th percentile was 1.4 to 2.4 ms without that.)
+ * watcher gets it. So a poller attends to kicks, too, between its turns (mv_watcher_help()), and an event
+ * is for whoever comes first: the watcher holds none while it waits for the lock, or for the processor.
+ * (A guest that sends 1,000 frames/s beside others that flood, all threads on one processor: the 99th
+ * percentile was 1.4 to 2.4 ms without that.)
  *
  * Kicks are edges: each write to an eventfd is one event, whether or not its count was taken before.
  * So the count is left to whoever takes the ring back, and reading it, which can be made slow by who
@@ -35,12 +33,11 @@
 #include "core.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
-
-enum { EVENTS = 32 };			/* of one epoll_wait() */
 
 /* What a drain has left to do. */
 struct left {
@@ -65,30 +62,21 @@ struct mv_watch {
 	bool quick;			/* it was offered */
 	struct left *left;		/* NULL: nothing is left; the caller's after mv_watch_end() */
 	bool listed;
-	mv_watch *next_in_list;		/* of those for the caller, or of those to be freed */
+	mv_watch *next_in_list;		/* of those for the caller */
 };
 
 struct mv_watcher {
 	struct mv_control control;	/* of what follows, but for what never changes */
 	int event_fd;
 	int epoll_fd;
-	int wake_fd;			/* in epoll_fd; wakes the thread for what control has done */
+	int wake_fd;			/* readable once it is stopping */
 	bool stopping;
-	bool running;			/* the thread may have fetched events */
 	unsigned int users;		/* its owner and its watches; control's alone */
 	struct left *spare;		/* for the next drain; NULL: it is made then */
 	mv_watch *returned;		/* the first given back or offered comes first ... */
 	mv_watch **end;			/* ... and here goes the next */
-	mv_watch *to_free;
 	mv_worker *worker;
 };
-
-static int add_to_epoll(const mv_watcher *watcher, int fd, uint32_t events, void *data)
-{
-	struct epoll_event event = { .events = events, .data.ptr = data };
-
-	return epoll_ctl(watcher->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
-}
 
 static void add_one(int fd)
 {
@@ -99,22 +87,10 @@ static void add_one(int fd)
 	(void)written;
 }
 
-static void free_all(mv_watch **list)
-{
-	mv_watch *watch;
-
-	while ((watch = *list)) {
-		*list = watch->next_in_list;
-		free(watch->left);
-		free(watch);
-	}
-}
-
 static void put(mv_watcher *watcher)
 {
 	if (--watcher->users > 0)
 		return;
-	free_all(&watcher->to_free);
 	mv_worker_free(watcher->worker);
 	free(watcher->spare);
 	if (watcher->wake_fd >= 0)
@@ -139,8 +115,7 @@ mv_watcher *mv_watcher_new(int event_fd)
 	watcher->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	watcher->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	watcher->worker = mv_worker_new();
-	if (watcher->epoll_fd >= 0 && watcher->wake_fd >= 0 && watcher->worker &&
-	    add_to_epoll(watcher, watcher->wake_fd, EPOLLIN, NULL) == 0)
+	if (watcher->epoll_fd >= 0 && watcher->wake_fd >= 0 && watcher->worker)
 		return watcher;
 	error = errno;
 	put(watcher);
@@ -237,7 +212,7 @@ static void attend(mv_watch *watch, mv_worker *worker)
 	uint64_t now = mv_now_ns(), before;
 	int next;
 
-	if (watch->kick_fd < 0 || watcher->stopping)
+	if (watcher->stopping)
 		return;
 	if (!watcher->spare)
 		watcher->spare = malloc(sizeof(*watcher->spare));
@@ -260,52 +235,43 @@ static void attend(mv_watch *watch, mv_worker *worker)
 	give_back(watch, next);
 }
 
+/* Deal with one event. Whether there was one. */
+static bool attend_next(mv_watcher *watcher, mv_worker *worker)
+{
+	struct epoll_event event;
+	bool found = epoll_wait(watcher->epoll_fd, &event, 1, 0) > 0;
+
+	if (found)
+		attend(event.data.ptr, worker);
+	return found;
+}
+
 /* ---- the thread ---- */
 
-/* Our own eventfd, non-blocking: nobody can make this slow, and it works everywhere (see event.c). */
-static void take_wake_up(const mv_watcher *watcher)
+/* Whether to go on. */
+static bool take_turn(mv_watcher *watcher)
 {
-	uint64_t count;
-	ssize_t taken = read(watcher->wake_fd, &count, sizeof(count));
+	bool stopping;
 
-	(void)taken;
-}
-
-static void attend_all(mv_watcher *watcher, const struct epoll_event *events, int n)
-{
-	for (int i = 0; i < n; i++) {
-		if (!events[i].data.ptr) {
-			take_wake_up(watcher);
-			continue;
-		}
-		mv_control_begin_turn(&watcher->control);
-		attend(events[i].data.ptr, watcher->worker);
-		mv_control_end_turn(&watcher->control);
-	}
-}
-
-/* All that was fetched is dealt with. Whether to go on. */
-static bool clean_up(mv_watcher *watcher)
-{
 	mv_control_begin_turn(&watcher->control);
-	free_all(&watcher->to_free);
-	watcher->running = !watcher->stopping;
+	stopping = watcher->stopping;
+	if (!stopping)
+		attend_next(watcher, watcher->worker);
 	mv_control_end_turn(&watcher->control);
-	return watcher->running;
+	return !stopping;
 }
 
 void mv_watcher_run(mv_watcher *watcher)
 {
-	struct epoll_event events[EVENTS];
+	struct pollfd events[] = {
+		{ .fd = watcher->epoll_fd, .events = POLLIN },
+		{ .fd = watcher->wake_fd, .events = POLLIN },
+	};
 	sigset_t before;
-	int n;
 
 	mv_block_signals(&before);
-	while (clean_up(watcher)) {
-		/* Only a signal can be in the way, which means: once more. */
-		n = epoll_wait(watcher->epoll_fd, events, EVENTS, -1);
-		attend_all(watcher, events, n);
-	}
+	while (take_turn(watcher))
+		poll(events, 2, -1);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
@@ -313,14 +279,11 @@ void mv_watcher_run(mv_watcher *watcher)
 
 bool mv_watcher_help(mv_watcher *watcher, mv_worker *worker)
 {
-	struct epoll_event event;
 	bool found;
 
 	if (!mv_control_try_turn(&watcher->control))
 		return false;
-	found = epoll_wait(watcher->epoll_fd, &event, 1, 0) > 0 && event.data.ptr;
-	if (found)
-		attend(event.data.ptr, worker);
+	found = attend_next(watcher, worker);
 	mv_control_end_turn(&watcher->control);
 	return found;
 }
@@ -367,8 +330,8 @@ mv_watch *mv_watch_new(mv_watcher *watcher, mv_port *port, unsigned int pair, in
 
 static int begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t quick_ns)
 {
+	struct epoll_event event = { .events = EPOLLIN | EPOLLET, .data.ptr = watch };
 	mv_watcher *watcher = watch->watcher;
-	int r;
 
 	/* It is large, so that the allocator might ask the kernel each time. */
 	if (watcher->spare)
@@ -384,11 +347,12 @@ static int begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t quic
 	watch->quick = false;
 	watch->burst = burst;
 	watch->quick_ns = quick_ns;
-	r = watcher->stopping ? -ECANCELED :
-				add_to_epoll(watcher, kick_fd, EPOLLIN | EPOLLET, watch);
-	if (r == 0)
-		watch->kick_fd = kick_fd;
-	return r;
+	if (watcher->stopping)
+		return -ECANCELED;
+	if (epoll_ctl(watcher->epoll_fd, EPOLL_CTL_ADD, kick_fd, &event) < 0)
+		return -errno;
+	watch->kick_fd = kick_fd;
+	return 0;
 }
 
 int mv_watch_begin(mv_watch *watch, int kick_fd, unsigned int burst, uint64_t quick_ns)
@@ -434,7 +398,6 @@ void mv_watch_end(mv_watch *watch, struct mv_watched *watched)
 void mv_watch_free(mv_watch *watch)
 {
 	mv_watcher *watcher;
-	bool running;
 
 	if (!watch)
 		return;
@@ -443,13 +406,8 @@ void mv_watch_free(mv_watch *watch)
 	if (watch->kick_fd >= 0)
 		forget_fd(watch);
 	take_from_list(watch);
-	watch->next_in_list = watcher->to_free;
-	watcher->to_free = watch;
-	running = watcher->running;
-	if (!running)
-		free_all(&watcher->to_free);
 	mv_control_end(&watcher->control);
-	if (running)
-		add_one(watcher->wake_fd);
+	free(watch->left);
+	free(watch);
 	put(watcher);
 }
