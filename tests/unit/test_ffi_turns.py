@@ -63,13 +63,25 @@ int clock_gettime(clockid_t clock, struct timespec *now)
     return 0;
 }
 
-static __thread const char *stops_at;
-static _Atomic bool has_stopped, goes_on;
+static __thread enum { NOWHERE, AFTER_SLEEP, AT_LOCK } stops;
+static _Atomic bool is_about_to_sleep, has_stopped, goes_on;
 
-/* This thread stops in front of the next call of this function by the core, until go_on(). */
-void stop_at(const char *function)
+/* This thread stops in front of the next lock that the core takes, until go_on(). */
+void stop_at_lock(void)
 {
-    stops_at = function;
+    stops = AT_LOCK;
+}
+
+/* The same, but in front of the first lock after it has slept in poll(). */
+void stop_at_lock_after_sleep(void)
+{
+    stops = AFTER_SLEEP;
+}
+
+void wait_about_to_sleep(void)
+{
+    while (!is_about_to_sleep)
+        usleep(100);
 }
 
 void wait_stopped(void)
@@ -83,52 +95,37 @@ void go_on(void)
     goes_on = true;
 }
 
-static void may_stop(const char *function)
-{
-    const char *at = stops_at;
-
-    if (!at || strcmp(at, function))
-        return;
-    stops_at = NULL;
-    if (!is_asked_by_core()) {
-        stops_at = at;
-        return;
-    }
-    has_stopped = true;
-    while (!goes_on)
-        usleep(100);
-}
-
 int pthread_mutex_lock(pthread_mutex_t *lock)
 {
     static _Atomic(int (*)(pthread_mutex_t *)) real;
 
     if (!real)
         real = (int (*)(pthread_mutex_t *))dlsym(RTLD_NEXT, "pthread_mutex_lock");
-    may_stop("pthread_mutex_lock");
+    if (stops == AT_LOCK) {
+        /* Whoever finds out may take locks, too. */
+        stops = NOWHERE;
+        if (is_asked_by_core()) {
+            has_stopped = true;
+            while (!goes_on)
+                usleep(100);
+        } else {
+            stops = AT_LOCK;
+        }
+    }
     return real(lock);
 }
 
-static _Atomic bool is_about_to_sleep;
-
-/* Until a thread that is to stop at "poll and lock" has come to poll(). */
-void wait_about_to_sleep(void)
-{
-    while (!is_about_to_sleep)
-        usleep(100);
-}
-
-/* "poll and lock" stops in front of the first lock after it. */
 int poll(struct pollfd *fds, nfds_t count, int timeout)
 {
     struct timespec time = { timeout / 1000, timeout % 1000 * 1000000L };
+    bool is_core = stops == AFTER_SLEEP && is_asked_by_core();
     int found;
 
-    if (!stops_at || strcmp(stops_at, "poll and lock") || !is_asked_by_core())
-        return (int)syscall(SYS_ppoll, fds, count, timeout < 0 ? NULL : &time, NULL, 8);
-    is_about_to_sleep = true;
-    found = (int)syscall(SYS_ppoll, fds, count, NULL, NULL, 8);
-    stops_at = "pthread_mutex_lock";
+    if (is_core)
+        is_about_to_sleep = true;
+    found = (int)syscall(SYS_ppoll, fds, count, timeout < 0 ? NULL : &time, NULL, 8);
+    if (is_core)
+        stops = AT_LOCK;
     return found;
 }
 
@@ -312,12 +309,13 @@ with contextlib.ExitStack() as stack:
 
 
 HELP = """
+import time
 from mvirt_net.ffi import HotRing, Poller, Watch, Watcher
 DROPPED = udp_frame(MAC.packed, GATEWAY_MAC, IPV4, "239.1.1.1", 1, 2, b"")
 
 @contextlib.contextmanager
 def helper(watcher):
-    '''A poller that attends to the watcher's kicks; how to wait until it has.'''
+    '''A poller that attends to the watcher's kicks; how to wait until it has looked for them.'''
     with contextlib.ExitStack() as stack:
         hot = stack.enter_context(open_rig())
         hot.start()
@@ -328,10 +326,11 @@ def helper(watcher):
         thread.start()
 
         def look():
-            # A round of its own lies between any two of them.
-            for number in itertools.islice(frames, 3):
+            # Twenty times as long as it is between two of its looks, and rounds of it meanwhile.
+            until = time.monotonic() + 0.001
+            while time.monotonic() < until:
                 hot.send(DROPPED)
-                wait_taken(hot, number)
+                wait_taken(hot, next(frames))
 
         yield look
         poller.help(None)
@@ -342,10 +341,27 @@ def wait_taken(rig, frames):
     while rig.port.stats().tx_frames < frames:
         pass
 
-def stopping_at(function, work):
-    '''A thread that goes as far as there.'''
+@contextlib.contextmanager
+def cold_ring():
+    '''One that a watcher waits for; how to send on it, and how many frames it has sent.'''
+    with contextlib.ExitStack() as stack:
+        rig = stack.enter_context(open_rig())
+        rig.start()
+        watcher = stack.enter_context(contextlib.closing(Watcher()))
+        kick = os.eventfd(0, os.EFD_NONBLOCK)
+        watch = stack.enter_context(contextlib.closing(Watch(watcher, rig.port, 7, 0.0)))
+        watch.begin(kick, 1, 0.0)
+
+        def send():
+            rig.send(DROPPED)
+            os.eventfd_write(kick, 1)
+
+        yield watcher, rig, send
+
+def stopping(where, work):
+    '''A thread that works until it comes there.'''
     def run():
-        SHIM.stop_at(function)
+        where()
         work()
 
     thread = threading.Thread(target=run, daemon=True)
@@ -357,23 +373,16 @@ def stopping_at(function, work):
 def test_a_poller_leaves_the_watcher_to_who_waits_for_it(tmp_path: Path) -> None:
     """Who wants control, and has not got the lock yet, comes before the next kick."""
     program = """
-with contextlib.ExitStack() as stack:
-    cold = stack.enter_context(open_rig())
-    cold.start()
-    watcher = stack.enter_context(contextlib.closing(Watcher()))
-    kick = os.eventfd(0, os.EFD_NONBLOCK)
-    watch = stack.enter_context(contextlib.closing(Watch(watcher, cold.port, 7, 0.0)))
-    watch.begin(kick, 1, 0.0)
-    controller = stopping_at(b"pthread_mutex_lock", watcher.returned)
+with cold_ring() as (watcher, cold, send):
+    controller = stopping(SHIM.stop_at_lock, watcher.returned)
     SHIM.wait_stopped()
-    look = stack.enter_context(helper(watcher))
-    cold.send(DROPPED)
-    os.eventfd_write(kick, 1)
-    look()
-    print(cold.port.stats().tx_frames)
-    SHIM.go_on()
-    controller.join()
-    wait_taken(cold, 1)
+    with helper(watcher) as look:
+        send()
+        look()
+        print(cold.port.stats().tx_frames)
+        SHIM.go_on()
+        controller.join()
+        wait_taken(cold, 1)
 """
     assert answers(tmp_path, HELP + program) == "0\n"
 
@@ -381,21 +390,14 @@ with contextlib.ExitStack() as stack:
 def test_a_poller_has_what_the_watcher_was_woken_for(tmp_path: Path) -> None:
     """The watcher's thread was, and waits for the lock."""
     program = """
-with contextlib.ExitStack() as stack:
-    cold = stack.enter_context(open_rig())
-    cold.start()
-    watcher = stack.enter_context(contextlib.closing(Watcher()))
-    kick = os.eventfd(0, os.EFD_NONBLOCK)
-    watch = stack.enter_context(contextlib.closing(Watch(watcher, cold.port, 7, 0.0)))
-    watch.begin(kick, 1, 0.0)
-    thread = stopping_at(b"poll and lock", watcher.run)
+with cold_ring() as (watcher, cold, send):
+    thread = stopping(SHIM.stop_at_lock_after_sleep, watcher.run)
     SHIM.wait_about_to_sleep()
-    cold.send(DROPPED)
-    os.eventfd_write(kick, 1)
+    send()
     SHIM.wait_stopped()
-    look = stack.enter_context(helper(watcher))
-    look()
-    print(cold.port.stats().tx_frames)
+    with helper(watcher) as look:
+        look()
+        print(cold.port.stats().tx_frames)
     SHIM.go_on()
     watcher.stop()
     thread.join()

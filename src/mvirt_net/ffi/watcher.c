@@ -2,9 +2,9 @@
  * A thread that waits for the kicks of COLD TX rings.
  *
  * Theory of operation. A packet that comes alone waits for whoever is to wake up for it, and a task of
- * the event loop needs several times as long for that as a thread that sleeps in the kernel. So while a task has
- * nothing to do but wait for a kick, the watcher waits in its place, drains the ring and asks for the
- * next kick. Whatever is not as simple as that it gives back: work for services or for other tasks, a
+ * the event loop needs several times as long for that as a thread that sleeps in the kernel. So while a
+ * task has nothing to do but wait for a kick, the watcher waits in its place, drains the ring and asks for
+ * the next kick. Whatever is not as simple as that it gives back: work for services or for other tasks, a
  * ring with more in it than one drain takes, a ring that is down. One that is kicked so quickly that it
  * is for a poller it offers, and goes on with it until the task comes, which may take a while.
  *
@@ -270,8 +270,10 @@ void mv_watcher_run(mv_watcher *watcher)
 	sigset_t before;
 
 	mv_block_signals(&before);
-	while (take_turn(watcher))
-		poll(events, 2, -1);
+	while (take_turn(watcher)) {
+		/* Whatever it returns: the next turn finds out, and one in vain is harmless. */
+		(void)poll(events, 2, -1);
+	}
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
