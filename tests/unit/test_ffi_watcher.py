@@ -82,14 +82,29 @@ def send(rig: Rig, kick: int, frame: bytes = DROPPED) -> None:
         os.eventfd_write(kick, 1)
 
 
-def wait_drained(rig: Rig, count: int) -> None:
-    """Until the device has returned so many buffers and, too, asked for the next kick.
+def watch_again(ring: Watch, kick: int) -> None:
+    """As a task does, which takes the kick's count first: with it the watcher would drain at once.
 
-    A frame that comes between the two goes without a kick, and the ring is given back for it. The
-    drain has the ring's lock for all of that, and whatever sets its descriptors waits for it.
+    A frame sent meanwhile might come between that drain and its asking for a kick (wait_over()).
     """
-    wait_taken(rig, count)
+    os.eventfd_read(kick)
+    ring.begin(kick, *NEVER_QUICK)
+
+
+def wait_over(rig: Rig) -> None:
+    """Until the drain that has begun has asked for the next kick, too.
+
+    A frame that comes between its last buffer and that goes without a kick, and the ring is given
+    back for it. The drain has the ring's lock for all of that, and whatever sets its descriptors
+    waits for it.
+    """
     rig.port.set_err(TX_QUEUE, rig.errs[TX_QUEUE])
+
+
+def wait_drained(rig: Rig, count: int) -> None:
+    """Until the device has returned so many buffers, and the drain is over."""
+    wait_taken(rig, count)
+    wait_over(rig)
 
 
 def wait_returned(watcher: Watcher, ring: Watch) -> Watched:
@@ -107,6 +122,7 @@ def wait_kicked(rig: Rig, watcher: Watcher, count: int) -> None:
     while rig.port.stats().kicks < count:
         assert not select.select([watcher.fd], [], [], 0)[0]
         assert time.monotonic() < deadline
+    wait_over(rig)
 
 
 class TestWatching:
@@ -179,7 +195,7 @@ class TestGivenBack:
                     assert [punt.frame for punt in watched.drained.punts] == [numbered_arp(number)]
                     assert watched.drained.next is NextStep.KICK
                     assert not watched.quick
-                    ring.begin(kick, *NEVER_QUICK)
+                    watch_again(ring, kick)
 
     def test_with_another_port_to_wake(self, kick: int) -> None:
         """What has no buffer of its receiver waits in its backlog, for that one's task."""
@@ -247,7 +263,7 @@ class TestGivenBack:
                     send(rig, kick, ARP)
                     wait_taken(rig, count)
                     assert ring.end() is not None
-                    ring.begin(kick, *NEVER_QUICK)
+                    watch_again(ring, kick)
                 assert watcher.returned() == [KEY]
 
     def test_in_their_order(self, kick: int) -> None:
@@ -449,7 +465,7 @@ class TestHelp:
                     send(rig, kick, numbered_arp(number))
                     watched = wait_returned(watcher, ring)
                     assert [punt.frame for punt in watched.drained.punts] == [numbered_arp(number)]
-                    ring.begin(kick, *NEVER_QUICK)
+                    watch_again(ring, kick)
 
     def test_offers(self, watcher: Watcher, kick: int) -> None:
         with open_rig() as rig, busy_poller() as poller, helping(poller, watcher):
@@ -544,6 +560,7 @@ class TestHelp:
                     with watch(watcher, rig, kick):
                         send(rig, kick)
                         wait_drained(rig, count)
+                    os.eventfd_read(kick)
                     stack.enter_context(helping(poller, watcher))
 
 
