@@ -27,6 +27,13 @@ def shared_mappings() -> int:
     return sum("/memfd:" in line for line in Path("/proc/self/maps").read_text().splitlines())
 
 
+def mappings_of(fd: int) -> int:
+    """Mappings of one memfd, by its inode: those of other tests may still be under way out."""
+    inode = str(os.fstat(fd).st_ino)
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sum("/memfd:" in line and line.split()[4] == inode for line in lines)
+
+
 def allocated_memory() -> int:
     """Bytes of resident memory that is no file's: the heaps of Python and of the C core."""
     for line in Path("/proc/self/status").read_text().splitlines():

@@ -20,6 +20,7 @@ from mvirt_net.errors import CoreError
 from mvirt_net.ffi import MAX_REGIONS, GuestMemory, Network, NextStep, Port
 from mvirt_net.model import TX_QUEUE, MacAddress, MemoryRegion
 from tests.harness import GATEWAY_MAC, memory
+from tests.harness.footprint import mappings_of
 from tests.harness.memory import Region
 from tests.harness.packets import udp_frame
 
@@ -57,10 +58,6 @@ def refusal(table: GuestMemory, wanted: MemoryRegion, fd: int) -> int:
     return caught.value.errno
 
 
-def mappings() -> int:
-    return Path("/proc/self/maps").read_text().count("memfd:guest")
-
-
 @pytest.mark.parametrize(
     "wanted",
     [
@@ -81,7 +78,7 @@ def test_m25_m27_region_that_contradicts_itself_or_its_file(
     empty: GuestMemory, memfd: int, wanted: MemoryRegion
 ) -> None:
     assert refusal(empty, wanted, memfd) == errno.EINVAL
-    assert mappings() == 0
+    assert mappings_of(memfd) == 0
 
 
 @pytest.mark.parametrize(
@@ -196,7 +193,7 @@ def test_m33_table_is_full(empty: GuestMemory, memfd: int) -> None:
     one_more = region(guest_addr=1 << 50, user_addr=1 << 50, size=PAGE)
     assert refusal(table, one_more, memfd) == errno.ENOSPC
     table.close()
-    assert mappings() == 0
+    assert mappings_of(memfd) == 0
 
 
 def test_m33_removing_what_is_not_there(empty: GuestMemory, memfd: int) -> None:
@@ -206,9 +203,9 @@ def test_m33_removing_what_is_not_there(empty: GuestMemory, memfd: int) -> None:
             table.without_region(other)
         assert caught.value.errno == errno.ENOENT
     rest = table.without_region(region())
-    assert mappings() == 1, "the first table still has it"
+    assert mappings_of(memfd) == 1, "the first table still has it"
     table.close()
-    assert mappings() == 0
+    assert mappings_of(memfd) == 0
     rest.close()
 
 
@@ -428,11 +425,11 @@ def test_large_region_is_unmapped_all_the_same(empty: GuestMemory) -> None:
     fd = os.memfd_create("guest", os.MFD_CLOEXEC)
     os.ftruncate(fd, 64 * MIB)
     table = empty.with_region(region(size=64 * MIB), fd)
-    assert mappings() == 1
+    assert mappings_of(fd) == 1
     table.close()
-    os.close(fd)
-    while mappings():
+    while mappings_of(fd):
         pass
+    os.close(fd)
 
 
 def test_no_ring_without_memory() -> None:

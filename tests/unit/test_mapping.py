@@ -20,7 +20,7 @@ from mvirt_net.errors import ConnectionBroken, CoreError
 from mvirt_net.ffi import GuestMemory, Mapping, unmap_aside
 from mvirt_net.model import MemoryRegion
 from tests.harness.clock import virtual_time
-from tests.harness.footprint import shared_mappings
+from tests.harness.footprint import mappings_of
 
 from .rig import Rig, open_rig
 
@@ -113,7 +113,6 @@ async def test_in_the_loop_where_nothing_can_wait(
 
 async def test_order_is_kept_up_to_one_that_cannot_be(rig: Rig, memfd: int) -> None:
     spec = MemoryRegion(0, SIZE, 0, 0)
-    before = shared_mappings()
     with contextlib.ExitStack() as stack:
         table = stack.enter_context(contextlib.closing(GuestMemory.empty(rig.fault_fd)))
         pipe, other_end = os.pipe()
@@ -122,13 +121,13 @@ async def test_order_is_kept_up_to_one_that_cannot_be(rig: Rig, memfd: int) -> N
         prepared = [(table.prepare(spec, fd), fd) for fd in (memfd, pipe, memfd)]
         for one, _ in prepared:
             stack.enter_context(contextlib.closing(one))
-        assert shared_mappings() == before
+        assert mappings_of(memfd) == 0
         await map_prepared(prepared, rig.port)
-        assert shared_mappings() == before + 1
+        assert mappings_of(memfd) == 1
         with pytest.raises(CoreError):
             table.with_mapping(prepared[1][0])
         table.with_mapping(prepared[0][0]).close()
-    assert shared_mappings() == before
+    assert mappings_of(memfd) == 0
 
 
 async def test_loop_goes_on_meanwhile(rig: Rig, memfd: int) -> None:
@@ -259,12 +258,11 @@ async def test_port_pays_for_what_it_has_waited_for(rig: Rig, memfd: int) -> Non
 
 async def test_unmapped_by_another_thread(rig: Rig, memfd: int) -> None:
     """Which is how nobody waits for it while a mapping is under way."""
-    before = shared_mappings()
     empty = GuestMemory.empty(rig.fault_fd)
     table = empty.with_region(MemoryRegion(0, SIZE, 0, 0), memfd)
     unmap_aside(True)
     table.close()
     empty.close()
     unmap_aside(False)
-    while shared_mappings() != before:
+    while mappings_of(memfd):
         pass
