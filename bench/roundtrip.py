@@ -49,7 +49,8 @@ class End:
         process: what it runs in.
         kick, call: its eventfds.
         begin_turn: called before a turn.
-        give: called before each kick, outside the time that is measured.
+        give: called right before each kick, outside the time that is measured. Not before the pause:
+            an end that is not asleep yet would take the frame without the kick.
     """
 
     process: Process
@@ -86,9 +87,9 @@ def measure(end: End, count: int) -> Turn:
 
 def _round_trip(end: End, ready: select.poll) -> float:
     pause_over = time.perf_counter_ns() + PAUSE_NS
-    end.give()
     while time.perf_counter_ns() < pause_over:
         pass
+    end.give()
     begin = time.perf_counter_ns()
     os.eventfd_write(end.kick, 1)
     # Two system calls, for the daemon has made the call eventfd non-blocking.
