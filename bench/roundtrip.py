@@ -49,8 +49,8 @@ class End:
         process: what it runs in.
         kick, call: its eventfds.
         begin_turn: called before a turn.
-        give: called right before each kick, outside the time that is measured. Not before the pause:
-            an end that is not asleep yet would take the frame without the kick.
+        give: called right before each kick, outside the time that is measured. Not before the
+            pause: an end that is not asleep yet would take the frame without the kick.
     """
 
     process: Process
