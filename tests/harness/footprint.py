@@ -28,7 +28,7 @@ def shared_mappings() -> int:
 
 
 def mappings_of(fd: int) -> int:
-    """Mappings of one memfd, by its inode: those of other tests may still be under way out."""
+    """Mappings of one memfd, by its inode: those of other tests may not have been unmapped yet."""
     inode = str(os.fstat(fd).st_ino)
     lines = Path("/proc/self/maps").read_text().splitlines()
     return sum("/memfd:" in line and line.split()[4] == inode for line in lines)
