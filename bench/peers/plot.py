@@ -28,6 +28,11 @@ def draw(tables: Mapping[str, Table], path: Path) -> None:
     figure.savefig(path)
 
 
+def _add_legend(axes: Any) -> None:
+    """Beside the axes, where it covers nothing."""
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
 def _column(table: Table, name: str) -> list[float]:
     """A column with NaN for what is not known, which is not drawn."""
     return [_float(row.cells.get(name)) for row in table.rows]
@@ -52,7 +57,7 @@ def _draw_rates(axes: Any, table: Table) -> None:
     axes.set_yticks(rows, [row.name for row in table.rows])
     axes.invert_yaxis()
     axes.set_title(table.title)
-    axes.legend()
+    _add_legend(axes)
 
 
 def _draw_loads(axes: Any, table: Table) -> None:
@@ -63,7 +68,7 @@ def _draw_loads(axes: Any, table: Table) -> None:
     axes.set_xlabel("load, Mframes/s of 64 bytes")
     axes.set_ylabel("p50, µs")
     axes.set_title(table.title)
-    axes.legend()
+    _add_legend(axes)
 
 
 def _draw_nics(axes: Any, table: Table) -> None:
@@ -74,4 +79,4 @@ def _draw_nics(axes: Any, table: Table) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("connected NICs")
     axes.set_title(table.title)
-    axes.legend()
+    _add_legend(axes)
